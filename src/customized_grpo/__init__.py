@@ -1,0 +1,1 @@
+"""Customized-GRPO: reinforcement learning for subject-driven image generation."""
