@@ -1,0 +1,75 @@
+"""Customized-GRPO (arXiv 2510.18263) as pure functions on tensors; imports torch and nothing else of ours.
+
+Conventions, everywhere in the package:
+    sigma      1 is noise, 0 is the image; x_sigma = (1 - sigma) x_0 + sigma eps; grids go down from 1 to 0
+    velocity   v = eps - x_0, so x0^ = x - sigma v, x1^ = x + (1 - sigma) v, and dt = sigma' - sigma < 0
+    step       the true index t of a denoising step, 0 at pure noise; never a position in a loop or tensor
+    log_prob   the full Gaussian log-density, mean (not sum) over all non-batch dimensions
+    advantage  relative to the group: the images made for one prompt, from one initial noise
+    NaN        could not be scored: the image leaves the statistics of its group, and the loss
+
+Ours, where the paper is silent or its release differs: weights belong to the true step, for any number of
+steps; an unscored image is masked for all rewards; groups without spread give zeros; every rule works.
+"""
+
+from .objective import clipped_objective, kl_to_base
+from .schedule import (
+    ProgressReading,
+    WindowStrategy,
+    progress,
+    progress_from_sigma,
+    sigma_schedule,
+    step_progress,
+    stochastic_steps,
+)
+from .sde import Dynamics, StepScaleMode, log_prob, step_distribution, step_gradient_factor, step_scales
+from .shaping import (
+    SHAPING_RULES,
+    STATIC_WEIGHTS,
+    USES_BONUS,
+    USES_WEIGHTS,
+    ScoredGroups,
+    combine_advantages,
+    conflict_diagnostics,
+    group_advantages,
+    mask_unscored,
+    role_advantages,
+    step_advantages,
+    synergy_bonus,
+    weighted_sum,
+)
+from .weighting import WEIGHTINGS, ConstantWeights, TimeAwareWeights
+
+__all__ = [
+    "SHAPING_RULES",
+    "STATIC_WEIGHTS",
+    "USES_BONUS",
+    "USES_WEIGHTS",
+    "WEIGHTINGS",
+    "ConstantWeights",
+    "Dynamics",
+    "ProgressReading",
+    "ScoredGroups",
+    "StepScaleMode",
+    "TimeAwareWeights",
+    "WindowStrategy",
+    "clipped_objective",
+    "combine_advantages",
+    "conflict_diagnostics",
+    "group_advantages",
+    "kl_to_base",
+    "log_prob",
+    "mask_unscored",
+    "progress",
+    "progress_from_sigma",
+    "role_advantages",
+    "sigma_schedule",
+    "step_advantages",
+    "step_distribution",
+    "step_gradient_factor",
+    "step_progress",
+    "step_scales",
+    "stochastic_steps",
+    "synergy_bonus",
+    "weighted_sum",
+]

@@ -1,0 +1,12 @@
+"""Reference values of the method, worked out apart from this code (float32 accuracy)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def reference() -> dict[str, Any]:
+    return json.loads((Path(__file__).parent / "reference_values.json").read_text())

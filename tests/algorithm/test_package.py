@@ -1,0 +1,49 @@
+"""The algorithm imports torch and nothing else of ours, and keeps the signatures that others call."""
+
+import ast
+import inspect
+import sys
+from pathlib import Path
+
+import pytest
+
+from customized_grpo import algorithm
+
+SOURCES = sorted(Path(algorithm.__file__).parent.glob("*.py"))
+SIGNATURES = {
+    "sigma_schedule": "num_steps shift",
+    "progress": "step num_steps",
+    "progress_from_sigma": "sigma",
+    "step_distribution": "dynamics latents velocity sigma sigma_next noise_level sigma_max",
+    "step_gradient_factor": "dynamics sigma sigma_next noise_level sigma_max",
+    "log_prob": "sample mean std",
+    "group_advantages": "rewards",
+    "synergy_bonus": "prompt_advantage identity_advantage gamma",
+    "TimeAwareWeights": "high low final start centre end rate",
+    "combine_advantages": "advantages_by_role weights bonus clip",
+    "clipped_objective": "log_prob old_log_prob advantage clip_range",
+    "kl_to_base": "mean base_mean std",
+}
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
+def test_imports_torch_and_the_standard_library_only(source: Path):
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            modules = [node.module or ""]
+        else:
+            # One dot stays in this package; two would reach the rest of ours.
+            assert not isinstance(node, ast.ImportFrom) or node.level == 1
+            continue
+        for module in modules:
+            root = module.partition(".")[0]
+            assert root == "torch" or root in sys.stdlib_module_names, f"{source.name} imports {module}"
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signatures_that_are_called_from_outside(name: str):
+    parameters = inspect.signature(getattr(algorithm, name)).parameters.values()
+    assert [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD] == SIGNATURES[name].split()
+    assert name in algorithm.__all__
