@@ -1,0 +1,62 @@
+"""One sample: a subject seen in reference pictures, and the prompt it has to follow."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from customized_grpo.data.images import Source, load_image, load_mask
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a policy is conditioned on and a reward may look at. Groups are keyed by `id`: keep it unique.
+
+    Pictures are files or pictures in memory; files are opened at each call and never kept.
+
+    Raises:
+        ValueError: no id, or no reference.
+    """
+
+    id: str
+    subject: str  # samples of one subject are never divided between training and held-out
+    prompt: str
+    references: tuple[Source, ...]  # what the policy is shown
+    other_views: tuple[Source, ...] = ()  # the same subject in other pictures, for identity without copying
+    mask: Source | None = None  # where the subject is in the first reference, white on black
+    class_word: str | None = None  # "dog" for a subject named "dog6"
+    extra: Mapping[str, Any] = field(default_factory=dict)  # whatever else the list said
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            raise ValueError(f"the sample with prompt {self.prompt!r} has no id; give each sample its own")
+        if not self.references:
+            raise ValueError(f"sample {self.id!r} has no reference; give at least one picture of its subject")
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def reference_images(self) -> list[Image.Image]:
+        """The references as RGB at original resolution.
+
+        Raises:
+            ValueError: a picture cannot be read.
+        """
+        return [load_image(source) for source in self.references]
+
+    def other_view_images(self) -> list[Image.Image]:
+        """The other views as RGB at original resolution.
+
+        Raises:
+            ValueError: a picture cannot be read.
+        """
+        return [load_image(source) for source in self.other_views]
+
+    def mask_image(self) -> Image.Image | None:
+        """The mask in grey, the subject white.
+
+        Raises:
+            ValueError: the mask cannot be read.
+        """
+        return None if self.mask is None else load_mask(self.mask)
