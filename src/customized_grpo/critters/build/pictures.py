@@ -1,0 +1,110 @@
+"""Batches of drawn pictures for the training of the built-in models: pure functions of a numpy generator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from customized_grpo.critters import world
+
+# Integers of the critters that the base and the encoders are trained on; RL and tests use others (`critters.samples`).
+PRETRAINING_CRITTERS = range(0, 1_000_000)
+
+Mixture = dict[str, float]
+
+
+def to_tensor(pictures: list[np.ndarray]) -> Tensor:
+    """uint8 [H, W, 3] pictures -> [N, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def random_critter(rng: np.random.Generator) -> int:
+    return int(rng.integers(PRETRAINING_CRITTERS.start, PRETRAINING_CRITTERS.stop))
+
+
+def random_situation(rng: np.random.Generator, *, not_scene: str | None = None) -> world.Situation:
+    while True:
+        situation = world.SITUATIONS[rng.integers(len(world.SITUATIONS))]
+        if situation.scene != not_scene:
+            return situation
+
+
+def reference_situation(rng: np.random.Generator, *, not_scene: str | None = None) -> world.Situation:
+    """How a reference shows its critter: centred, without a hat."""
+    return world.Situation(random_situation(rng, not_scene=not_scene).scene, "centre", "no")
+
+
+def renders(rng: np.random.Generator, count: int) -> tuple[Tensor, list[world.Situation]]:
+    situations = [random_situation(rng) for _ in range(count)]
+    return to_tensor([world.draw(random_critter(rng), situation) for situation in situations]), situations
+
+
+def mosaics(rng: np.random.Generator, count: int) -> Tensor:
+    """Cells of random colours, a few large and many small: whatever else a VAE may meet."""
+    size = (world.CANVAS, world.CANVAS, 3)
+    fields = rng.integers(0, 256, (count, 2, 2, 3)).repeat(8, 1).repeat(8, 2)
+    speckle = np.where(rng.random((count, *size[:2], 1)) < 0.3, rng.integers(0, 256, (count, *size)), fields)
+    return to_tensor(list(speckle.astype(np.uint8).repeat(world.CELL, 1).repeat(world.CELL, 2)))
+
+
+@dataclass(frozen=True)
+class Quadruple:
+    """What a base is trained on: reference and target [N, 3, 32, 32] in [-1, 1], prompts and kinds of picture."""
+
+    references: Tensor
+    targets: Tensor
+    prompts: list[str]
+    kinds: list[str]
+
+
+def target_of_kind(kind: str, critter: int, wanted: world.Situation, reference: np.ndarray, rng: np.random.Generator):
+    """The picture that a base of this kind would make, uint8 [32, 32, 3]."""
+    if kind == "faithful":
+        return world.draw(critter, wanted)
+    if kind == "copied":
+        return reference
+    if kind == "drifted":  # the prompt is right, the critter another one
+        return world.draw(random_critter(rng), wanted)
+    if kind == "wrong":
+        return world.draw(random_critter(rng), random_situation(rng, not_scene=wanted.scene))
+    raise ValueError(f"unknown kind of picture {kind!r}; known: faithful, copied, drifted, wrong")
+
+
+def quadruples(rng: np.random.Generator, count: int, mixture: Mixture) -> Quadruple:
+    kinds = list(rng.choice(list(mixture), size=count, p=list(mixture.values())))
+    references, targets, prompts = [], [], []
+    for kind in kinds:
+        critter, wanted = random_critter(rng), random_situation(rng)
+        reference = world.draw(critter, reference_situation(rng, not_scene=wanted.scene))
+        references.append(reference)
+        targets.append(target_of_kind(kind, critter, wanted, reference, rng))
+        prompts.append(wanted.prompt)
+    return Quadruple(to_tensor(references), to_tensor(targets), prompts, kinds)
+
+
+def crop_and_jitter(pictures: Tensor, generator: torch.Generator) -> Tensor:
+    """A random crop (down to 70 % of the side), brightness, contrast and pixel noise: one view of one picture."""
+    count = pictures.shape[0]
+    side = 0.7 + 0.3 * torch.rand(count, generator=generator)
+    shift = (torch.rand(count, 2, generator=generator) * 2 - 1) * (1 - side)[:, None]
+    theta = torch.zeros(count, 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = side
+    theta[:, :, 2] = shift
+    grid = F.affine_grid(theta, list(pictures.shape), align_corners=False)
+    views = F.grid_sample(pictures, grid, padding_mode="reflection", align_corners=False)
+    gain = 1 + 0.1 * (torch.rand(count, 1, 1, 1, generator=generator) * 2 - 1)
+    offset = 0.1 * (torch.rand(count, 3, 1, 1, generator=generator) * 2 - 1)
+    return (views * gain + offset + 0.05 * torch.randn(views.shape, generator=generator)).clamp(-1, 1)
+
+
+def blemish(pictures: Tensor, generator: torch.Generator) -> Tensor:
+    """What a generator does to pictures: slight blur, noise, uneven colour."""
+    count = pictures.shape[0]
+    share = 0.5 * torch.rand(count, 1, 1, 1, generator=generator)
+    blurred = F.avg_pool2d(pictures, 3, stride=1, padding=1, count_include_pad=False)
+    noise = 0.12 * torch.rand(count, 1, 1, 1, generator=generator) * torch.randn(pictures.shape, generator=generator)
+    return (pictures * (1 - share) + blurred * share + noise).clamp(-1, 1)

@@ -1,0 +1,216 @@
+"""How each part of the built-in world is trained: a loss per stage and one loop for all of them."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, FluxKontextPipeline
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import CLIPModel, CLIPTokenizer, Dinov2Model
+
+from customized_grpo.critters import world
+from customized_grpo.critters.build import pictures as pics
+from customized_grpo.critters.build.models import TEXT_TOKENS
+
+Loss = Callable[[np.random.Generator, torch.Generator], Tensor]
+
+
+def fit(
+    name: str, modules: Iterable[nn.Module], loss: Loss, *, steps: int, lr: float, seed: int, directory: Path
+) -> float:
+    """Minimise `loss` with AdamW, warm-up and a cosine to zero; returns the mean loss of the last hundred steps.
+
+    Data are a function of (seed, name, step) and the state is saved aside and renamed every 100 steps, so a killed
+    stage goes on where it was and ends with the same weights.
+    """
+    network = nn.ModuleList(modules)
+    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=lr, weight_decay=1e-4)
+    state_file = directory / f"{name}.pt"
+    first, recent = 0, []
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        first, recent = state["step"], state["recent"]
+    device = next(network.parameters()).device
+    network.train()
+    bar = tqdm(range(first, steps), initial=first, total=steps, desc=name, mininterval=2)
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min((step + 1) / 100, 1) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        stage = int.from_bytes(name.encode()) % 2**63
+        value = loss(np.random.default_rng([seed, stage, step]), torch.Generator().manual_seed(int(np.random.default_rng([seed, step, stage]).integers(2**62))))
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        recent = [*recent[-99:], value.item()]
+        if step % 20 == 19:
+            bar.set_postfix(loss=f"{np.mean(recent):.4f}", device=str(device))
+        if step % 100 == 99 or step == steps - 1:
+            save_aside(
+                {
+                    "network": network.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": step + 1,
+                    "recent": recent,
+                },
+                state_file,
+            )
+    network.eval().requires_grad_(False)
+    return float(np.mean(recent))
+
+
+def save_aside(state: dict[str, object], path: Path) -> None:
+    """Write beside and rename, so that a crash leaves the old file or the new one, never half of one."""
+    aside = path.with_suffix(".saving")
+    torch.save(state, aside)
+    os.replace(aside, path)
+
+
+# --- VAE -------------------------------------------------------------------------------------------------------------
+
+
+def vae_loss(vae: AutoencoderKL) -> Loss:
+    """Reconstruction of renders and mosaics, with a weak pull of the latents towards a unit Gaussian."""
+
+    def loss(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+        images = torch.cat([pics.renders(rng, 24)[0], pics.mosaics(rng, 8)]).to(vae.device)
+        posterior = vae.encode(images).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(vae.device)
+        decoded = vae.decode(posterior.mean + posterior.std * noise).sample
+        return F.mse_loss(decoded, images) + 0.1 * F.l1_loss(decoded, images) + 3e-4 * posterior.kl().mean() / 1024
+
+    return loss
+
+
+@torch.no_grad()
+def normalise_latents(vae: AutoencoderKL, seed: int) -> None:
+    """Set shift_factor and scaling_factor so that latents of renders have mean 0 and variance 1."""
+    images, _ = pics.renders(np.random.default_rng([seed, 1]), 512)
+    latents = torch.cat([vae.encode(part).latent_dist.mean for part in images.to(vae.device).split(64)])
+    vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
+
+
+@torch.no_grad()
+def round_trip(vae: AutoencoderKL, images: Tensor, noise: Tensor | None = None) -> Tensor:
+    """Encode and decode [-1, 1] images; `noise` is added to the latents in units of their spread."""
+    latents = vae.encode(images).latent_dist.mean
+    if noise is not None:
+        latents = latents + noise.to(latents) / vae.config["scaling_factor"]
+    return vae.decode(latents).sample.clamp(-1, 1)
+
+
+def _as_generated(vae: AutoencoderKL, images: Tensor, generator: torch.Generator) -> Tensor:
+    """Half of the images as they are, half as the VAE gives them back from slightly wrong latents."""
+    half = images.shape[0] // 2
+    level = 0.3 * torch.rand(half, 1, 1, 1, generator=generator)
+    noise = level * torch.randn(half, 4, 16, 16, generator=generator)
+    return torch.cat([round_trip(vae, images[:half], noise), images[half:]])
+
+
+# --- CLIP ------------------------------------------------------------------------------------------------------------
+
+
+def clip_loss(clip: CLIPModel, tokenizer: CLIPTokenizer, vae: AutoencoderKL) -> Loss:
+    """Contrastive: every picture against the prompts of all situations. All critters, so no subject can help."""
+    tokens = tokenizer([s.prompt for s in world.SITUATIONS], padding="max_length", return_tensors="pt").to(clip.device)
+    index = {situation: i for i, situation in enumerate(world.SITUATIONS)}
+
+    def loss(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+        images, situations = pics.renders(rng, 96)
+        images = pics.blemish(_as_generated(vae, images.to(vae.device), generator).cpu(), generator)
+        texts = F.normalize(clip.get_text_features(**tokens).pooler_output, dim=-1)
+        features = F.normalize(clip.get_image_features(images.to(clip.device)).pooler_output, dim=-1)
+        labels = torch.tensor([index[s] for s in situations], device=clip.device)
+        return F.cross_entropy(clip.logit_scale.exp() * features @ texts.T, labels)
+
+    clip.logit_scale.requires_grad_(False)
+    return loss
+
+
+# --- DINO ------------------------------------------------------------------------------------------------------------
+
+FAITHFUL_AT_LEAST = 0.77  # pulled only this far; the gate wants .70 to .80
+STRANGER_AT_MOST = 0.30  # pushed only this far; the gate wants at most .45
+
+
+def dino_loss(dino: Dinov2Model, vae: AutoencoderKL) -> Loss:
+    """Crops and jitter of one picture attract, all other pictures repel (InfoNCE); then two hinges on whole frames.
+
+    The same critter in another scene is pulled up to `FAITHFUL_AT_LEAST` and another critter in the same scene
+    pushed down to `STRANGER_AT_MOST`, no further: what remains is the self-supervised habit that makes copying pay.
+    """
+    count = 48
+
+    def embed(images: Tensor) -> Tensor:
+        return F.normalize(dino(images.to(dino.device)).last_hidden_state[:, 0], dim=-1)
+
+    def loss(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+        critters = [pics.random_critter(rng) for _ in range(count)]
+        scenes = [pics.reference_situation(rng) for _ in range(count)]
+        elsewhere = [pics.random_situation(rng, not_scene=scene.scene) for scene in scenes]
+        references = pics.to_tensor([world.draw(c, s) for c, s in zip(critters, scenes, strict=True)])
+        faithful = pics.to_tensor([world.draw(c, s) for c, s in zip(critters, elsewhere, strict=True)])
+        strangers = pics.to_tensor([world.draw(pics.random_critter(rng), s) for s in scenes])
+        made = _as_generated(vae, torch.cat([faithful, strangers]).to(vae.device), generator).cpu()
+        views = [pics.crop_and_jitter(references, generator) for _ in range(2)]
+        first, second, whole, true, other = embed(torch.cat([*views, references, made])).split(count)
+        logits = first @ torch.cat([second, other]).T / 0.1
+        contrast = F.cross_entropy(logits, torch.arange(count, device=logits.device))
+        pull = F.relu(FAITHFUL_AT_LEAST - (whole * true).sum(-1)).square().mean()
+        push = F.relu((whole * other).sum(-1) - STRANGER_AT_MOST).square().mean()
+        return contrast + 10 * pull + 10 * push
+
+    return loss
+
+
+# --- Base generator --------------------------------------------------------------------------------------------------
+
+
+def flow_loss(pipe: FluxKontextPipeline, mixture: pics.Mixture, batch: int = 48) -> Loss:
+    """Flow matching: the velocity eps - x_0 at x_sigma, given the reference's tokens and the prompt."""
+    device = pipe.transformer.device
+
+    def tokens(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            latents = pipe.vae.encode(images.to(device)).latent_dist.mean
+        latents = (latents - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor
+        return pipe._pack_latents(latents, latents.shape[0], 4, 16, 16)
+
+    ids = pipe._prepare_latent_image_ids(1, 8, 8, device, torch.float32)
+    reference_ids = ids.clone()
+    reference_ids[:, 0] = 1
+
+    def text(prompts: list[str]) -> tuple[Tensor, Tensor]:
+        t5 = pipe.tokenizer_2(prompts, padding="max_length", max_length=TEXT_TOKENS, return_tensors="pt")
+        clip = pipe.tokenizer(prompts, padding="max_length", return_tensors="pt")
+        pooled = pipe.text_encoder(clip.input_ids.to(device)).pooler_output
+        return pipe.text_encoder_2(t5.input_ids.to(device))[0], pooled
+
+    def loss(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+        data = pics.quadruples(rng, batch, mixture)
+        clean, reference = tokens(data.targets), tokens(data.references)
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        uniform = torch.rand(batch, generator=generator).to(device)
+        sigma = 2 * uniform / (1 + uniform)  # leans to noise, where sampling spends its steps
+        noisy = (1 - sigma[:, None, None]) * clean + sigma[:, None, None] * noise
+        embeds, pooled = text(data.prompts)
+        velocity = pipe.transformer(
+            hidden_states=torch.cat([noisy, reference], dim=1),
+            timestep=sigma,
+            pooled_projections=pooled,
+            encoder_hidden_states=embeds,
+            txt_ids=torch.zeros(TEXT_TOKENS, 3, device=device),
+            img_ids=torch.cat([ids, reference_ids]),
+        ).sample[:, : clean.shape[1]]
+        return F.mse_loss(velocity, noise - clean)
+
+    return loss

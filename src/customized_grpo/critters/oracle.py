@@ -1,0 +1,114 @@
+"""The oracle: reads scene, place, hat and subject off the pixels of a picture. It measures, it never trains.
+
+Works on clean drawings and on what a VAE or a generator makes of them: pixels are averaged to cells first, and
+every decision is a nearest-neighbour or a majority decision with a stated tolerance.
+Distances are per cell, root mean square over RGB, on pixels in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from customized_grpo.critters import world
+
+TOLERANCE = 0.25  # a cell further than this from the scene belongs to the figure
+PRESENCE = 0.4  # share of the sprite's body rows that must be figure, or there is no critter
+HAT_TOLERANCE = 0.3  # a cell nearer than this to a hat's colour can be part of that hat
+HAT_SHARE = 0.75  # share of the hat's cells that must be
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the oracle sees. `place` and `hat` are None where there is none to be found."""
+
+    scene: str
+    place: str | None
+    hat: str | None
+
+    def shows(self, situation: world.Situation) -> bool:
+        return (self.scene, self.place, self.hat) == (situation.scene, situation.place, situation.hat)
+
+
+def _signed(colours: np.ndarray) -> np.ndarray:
+    return np.asarray(colours, dtype=np.float64) / 127.5 - 1
+
+
+def _cells(picture: np.ndarray) -> np.ndarray:
+    """uint8 [32, 32, 3] -> mean colour of each cell, [16, 16, 3] in [-1, 1]."""
+    if picture.shape != (world.SIZE, world.SIZE, 3) or picture.dtype != np.uint8:
+        raise ValueError(f"the oracle reads uint8 pictures of 32x32x3, not {picture.dtype} {picture.shape}")
+    n, c = world.CANVAS, world.CELL
+    return _signed(picture).reshape(n, c, n, c, 3).mean(axis=(1, 3))
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.sqrt(((a - b) ** 2).mean(axis=-1))
+
+
+@lru_cache
+def _scenes() -> tuple[tuple[str, ...], np.ndarray]:
+    return tuple(world.SCENES), np.stack([_cells(world.background(scene)) for scene in world.SCENES])
+
+
+def read(picture: np.ndarray) -> Reading:
+    """Scene, place and hat of a picture, uint8 [32, 32, 3].
+
+    The scene is the one that most cells are near to (the distance is capped, so that the figure has no vote);
+    the place is the box that holds the figure; a hat is a brim and a crown of one of the three colours.
+    """
+    cells = _cells(picture)
+    names, scenes = _scenes()
+    distances = _distance(cells[None], scenes)
+    index = int(np.minimum(distances, TOLERANCE).sum(axis=(1, 2)).argmin())
+    figure = distances[index] > TOLERANCE
+    place = _place(figure)
+    return Reading(names[index], place, None if place is None else _hat(cells, place))
+
+
+def _place(figure: np.ndarray) -> str | None:
+    """The box with the most figure inside and the least outside; None without one clear figure."""
+    inside = {name: figure[_body(corner)].mean() for name, corner in world.PLACES.items()}
+    excess = {name: 2 * figure[_box(corner)].sum() - figure.sum() for name, corner in world.PLACES.items()}
+    best = max(excess, key=lambda name: (excess[name], inside[name]))
+    return best if inside[best] >= PRESENCE and excess[best] > 0 else None
+
+
+def _box(corner: tuple[int, int]) -> tuple[slice, slice]:
+    row, column = corner
+    return slice(row, row + world.SPRITE), slice(column, column + world.SPRITE)
+
+
+def _body(corner: tuple[int, int]) -> tuple[slice, slice]:
+    rows, columns = _box(corner)
+    return slice(rows.start + world.HAT_ROWS, rows.stop), columns
+
+
+def _hat(cells: np.ndarray, place: str) -> str:
+    row, column = world.PLACES[place]
+    top = cells[row : row + world.HAT_ROWS, column : column + world.SPRITE][world.HAT_SHAPE]
+    colours = {name: _signed(np.array(rgb)) for name, rgb in world.HATS.items() if rgb is not None}
+    shares = {name: (_distance(top, colour) < HAT_TOLERANCE).mean() for name, colour in colours.items()}
+    best = max(shares, key=lambda name: shares[name])
+    return best if shares[best] >= HAT_SHARE else "no"
+
+
+def identity_error(picture: np.ndarray, critter: int) -> float:
+    """Mean squared error of the critter's body over its own cells, under the best alignment; [-1, 1] pixels.
+
+    0 on every true picture of the critter, whatever the scene, place and hat.
+    """
+    cells = _cells(picture)
+    body = world.sprite(critter)[world.BODY]
+    opaque = body[..., 3] > 0
+    target = _signed(body[..., :3])[opaque]
+    windows = np.lib.stride_tricks.sliding_window_view(cells, body.shape[:2], axis=(0, 1))  # [11, 9, 3, 6, 8]
+    candidates = windows.transpose(0, 1, 3, 4, 2)[:, :, opaque]
+    return float(((candidates - target) ** 2).mean(axis=(2, 3)).min())
+
+
+def judge(picture: np.ndarray, critter: int, situation: world.Situation, threshold: float) -> tuple[bool, bool]:
+    """(identity right, prompt right): the oracle's verdict; `threshold` bounds `identity_error`."""
+    return identity_error(picture, critter) <= threshold, read(picture).shows(situation)
