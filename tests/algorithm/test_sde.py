@@ -32,9 +32,7 @@ def test_steps_match_the_reference(reference, index):
     dynamics: Dynamics = "flow" if case["kind"] == "flow_sde" else case["kind"]
     sigmas = sigma_schedule(case["T"], case["shift"])
     noise_level = case["eta"] if dynamics == "dance" else case["noise_level"]
-    mean, std = step_distribution(
-        dynamics, x, v, sigmas[case["i"]], sigmas[case["i"] + 1], noise_level, sigmas[1]
-    )
+    mean, std = step_distribution(dynamics, x, v, sigmas[case["i"]], sigmas[case["i"] + 1], noise_level, sigmas[1])
     sample = mean + std * eps
     near(mean, torch.tensor([case["mean"]]))
     near(std, torch.tensor(case["std"]))
@@ -55,9 +53,7 @@ def test_first_flow_std_is_the_noise_level(shift):
     assert mean.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    ("dynamics", "noise_level"), [("ode", 0.7), ("dance", 0.0), ("flow", 0.0), ("cps", 0.0)]
-)
+@pytest.mark.parametrize(("dynamics", "noise_level"), [("ode", 0.7), ("dance", 0.0), ("flow", 0.0), ("cps", 0.0)])
 def test_without_noise_a_step_is_diffusers_euler_step(dynamics, noise_level):
     scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(25)
@@ -66,9 +62,7 @@ def test_without_noise_a_step_is_diffusers_euler_step(dynamics, noise_level):
     sigmas = scheduler.sigmas
     for i, timestep in enumerate(scheduler.timesteps):
         velocity = torch.randn(ours.shape, generator=generator)
-        ours, std = step_distribution(
-            dynamics, ours, velocity, sigmas[i], sigmas[i + 1], noise_level, sigmas[1]
-        )
+        ours, std = step_distribution(dynamics, ours, velocity, sigmas[i], sigmas[i + 1], noise_level, sigmas[1])
         theirs = scheduler.step(velocity, timestep, theirs).prev_sample
         assert std == 0
         if dynamics == "cps":  # the same step, but its coefficients are sums that round
@@ -81,9 +75,7 @@ def test_without_noise_a_step_is_diffusers_euler_step(dynamics, noise_level):
 def test_one_sigma_per_image_equals_image_by_image(dynamics):
     x, v = torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(0))
     steps = torch.tensor([20, 0, 7])
-    mean, std = step_distribution(
-        dynamics, x, v, SIGMAS[steps], SIGMAS[steps + 1], NOISE[dynamics], SIGMAS[1]
-    )
+    mean, std = step_distribution(dynamics, x, v, SIGMAS[steps], SIGMAS[steps + 1], NOISE[dynamics], SIGMAS[1])
     assert std.shape == (3, 1, 1)
     for b, i in enumerate(steps.tolist()):
         alone, alone_std = step_distribution(
@@ -127,9 +119,7 @@ def test_log_prob_is_the_mean_log_density_of_a_normal(shape):
     expected = Normal(mean, broadcast).log_prob(sample).reshape(5, -1).mean(1)
     torch.testing.assert_close(log_prob(sample, mean, broadcast), expected)
     torch.testing.assert_close(log_prob(sample, mean, per_image), expected)
-    torch.testing.assert_close(
-        log_prob(sample, mean, 0.3), Normal(mean, 0.3).log_prob(sample).reshape(5, -1).mean(1)
-    )
+    torch.testing.assert_close(log_prob(sample, mean, 0.3), Normal(mean, 0.3).log_prob(sample).reshape(5, -1).mean(1))
 
 
 def gaussian_spread(dynamics: Dynamics, num_steps: int, flip: bool = False) -> float:
@@ -192,9 +182,7 @@ def test_gradient_factor_grows_55_fold_for_flow_and_3_5_fold_for_dance():
 def test_equal_scales_make_every_step_pull_alike(dynamics):
     steps = torch.tensor([9, 2, 23, 14])  # true indices, not in order
     scales = step_scales("equal", dynamics, SIGMAS, steps, NOISE[dynamics])
-    pull = scales * step_gradient_factor(
-        dynamics, SIGMAS[steps], SIGMAS[steps + 1], NOISE[dynamics], SIGMAS[1]
-    )
+    pull = scales * step_gradient_factor(dynamics, SIGMAS[steps], SIGMAS[steps + 1], NOISE[dynamics], SIGMAS[1])
     torch.testing.assert_close(pull, pull[0].expand(4))
     assert scales.mean().item() == pytest.approx(1)
     assert step_scales("none", dynamics, SIGMAS, steps, NOISE[dynamics]).tolist() == [1.0] * 4

@@ -43,9 +43,7 @@ def test_advantages_match_the_reference(example):
     near(identity, example["A_identity"])
     bonus = synergy_bonus(prompt, identity, 0.4)
     near(bonus, example["bonus_gamma_0.4"])
-    combined = combine_advantages(
-        {"prompt": prompt, "identity": identity}, {"prompt": 0.7, "identity": 0.3}, bonus
-    )
+    combined = combine_advantages({"prompt": prompt, "identity": identity}, {"prompt": 0.7, "identity": 0.3}, bonus)
     near(combined, example["A_at_w_prompt_0.7"])
 
 

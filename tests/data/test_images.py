@@ -214,9 +214,7 @@ def test_mask_is_grey_or_what_a_cut_out_keeps(tmp_path: Path):
     grey = Image.new("L", (2, 1), 0)
     grey.putpixel((1, 0), 255)
     assert np.asarray(load_mask(grey)).tolist() == [[0, 255]]
-    assert np.asarray(load_mask(grey.convert("RGBA"))).tolist() == [
-        [0, 255]
-    ]  # opaque: its colours are the mask
+    assert np.asarray(load_mask(grey.convert("RGBA"))).tolist() == [[0, 255]]  # opaque: its colours are the mask
     turned = with_orientation(np.array([[0, 0, 255]], dtype=np.uint8), 3, tmp_path / "mask.png")
     assert np.asarray(load_mask(turned)).tolist() == [[255, 0, 0]]
     turned = with_orientation(np.asarray(cut_out), 3, tmp_path / "cut_out.png")

@@ -284,9 +284,7 @@ def test_split_does_not_depend_on_order_or_on_how_many_prompts():
 
 
 def test_split_is_the_same_in_every_process_and_differs_by_seed():
-    chosen = [
-        {sample.subject for sample in split_by_subject(made(10, 1), 0.2, seed)[1]} for seed in range(200)
-    ]
+    chosen = [{sample.subject for sample in split_by_subject(made(10, 1), 0.2, seed)[1]} for seed in range(200)]
     assert chosen[0] == {"subject 0", "subject 3"}  # as first computed: runs of years ago stay comparable
     # each of 10 subjects is held out in a fifth of the seeds: 40 +- 5.7 of 200
     counts = Counter(subject for held in chosen for subject in held)
@@ -301,9 +299,7 @@ def test_a_larger_share_holds_out_a_superset():
 
 def test_one_subject_is_divided_by_prompt_with_a_warning():
     samples = [*made(1, 10), Sample("again", "subject 0", "prompt 4", (Path("b.png"),))]
-    with pytest.warns(
-        UserWarning, match=r"all 11 samples are of one subject \(subject 0\): held out by prompt"
-    ):
+    with pytest.warns(UserWarning, match=r"all 11 samples are of one subject \(subject 0\): held out by prompt"):
         train, held_out = split_by_subject(samples, 0.2, seed=0)
     held = {sample.prompt for sample in held_out}
     assert len(held) == 2

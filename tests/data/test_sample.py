@@ -12,8 +12,7 @@ from customized_grpo.data import Sample
 
 def sample(**fields) -> Sample:
     return Sample(
-        **{"id": "a", "subject": "dog", "prompt": "a dog", "references": (Image.new("L", (2, 2), 7),)}
-        | fields
+        **{"id": "a", "subject": "dog", "prompt": "a dog", "references": (Image.new("L", (2, 2), 7),)} | fields
     )
 
 

@@ -35,9 +35,7 @@ def clipped_objective(
     if isinstance(weight, Tensor) and weight.dim() > 0:
         shapes.append(tuple(weight.shape))
     if len(set(shapes)) != 1:
-        raise ValueError(
-            f"log_prob, old_log_prob, advantage (and weight) have shapes {shapes}; they must be equal"
-        )
+        raise ValueError(f"log_prob, old_log_prob, advantage (and weight) have shapes {shapes}; they must be equal")
     if not clip_range > 0:
         raise ValueError(f"clip_range is {clip_range}; use a positive number, for instance 1e-4")
     if normaliser is not None and not normaliser > 0:

@@ -68,9 +68,7 @@ def trainable_indices(steps: Sequence[int] | Tensor, num_steps: int) -> Tensor:
     """The true step indices as a tensor; ValueError unless all lie in 0..T-2 (the step to sigma 0 is ODE)."""
     indices = torch.as_tensor(steps)
     if indices.numel() == 0 or not ((indices >= 0) & (indices <= num_steps - 2)).all():
-        raise ValueError(
-            f"steps {indices.tolist()} cannot be trained; use true indices, 0 to {num_steps - 2}"
-        )
+        raise ValueError(f"steps {indices.tolist()} cannot be trained; use true indices, 0 to {num_steps - 2}")
     return indices
 
 

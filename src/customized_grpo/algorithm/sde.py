@@ -61,9 +61,7 @@ def _coefficients(
     return _Coefficients(1 + dt * to_x1, dt * (1 + to_x1 * (1 - sigma)), (-dt * g_squared).sqrt())
 
 
-def _check_step(
-    dynamics: str, sigma: Tensor, sigma_next: Tensor, noise_level: float, sigma_max: Tensor
-) -> None:
+def _check_step(dynamics: str, sigma: Tensor, sigma_next: Tensor, noise_level: float, sigma_max: Tensor) -> None:
     if dynamics not in get_args(Dynamics):
         raise ValueError(f"dynamics is {dynamics!r}; use one of {', '.join(get_args(Dynamics))}")
     if not ((sigma_next >= 0) & (sigma_next < sigma) & (sigma <= 1)).all():
@@ -76,7 +74,7 @@ def _check_step(
         raise ValueError(f"sigma_max is {sigma_max.tolist()}; pass schedule[1], between 0 and 1")
 
 
-def step_distribution(  # noqa: PLR0917 (the symbols of one equation, in the order callers outside rely on)
+def step_distribution(
     dynamics: Dynamics,
     latents: Tensor,
     velocity: Tensor,
@@ -181,9 +179,7 @@ def positive_std(std: float | Tensor, like: Tensor) -> Tensor:
     """std, ready to broadcast against `like` [batch, ...]; ValueError unless it is positive everywhere."""
     std = _per_image(torch.as_tensor(std, dtype=like.dtype), like)
     if not (std > 0).all():
-        raise ValueError(
-            f"std is {std.min().item():g}; an ODE step has no density, use stochastic steps only"
-        )
+        raise ValueError(f"std is {std.min().item():g}; an ODE step has no density, use stochastic steps only")
     return std
 
 

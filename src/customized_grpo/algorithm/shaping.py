@@ -25,9 +25,7 @@ def mask_unscored(rewards_by_role: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if len(set(shapes.values())) != 1:
         raise ValueError(f"rewards have shapes {shapes}; every role scores the same [groups, images]")
     unscored = torch.stack([rewards.isnan() for rewards in rewards_by_role.values()]).any(dim=0)
-    return {
-        role: _floating(rewards).masked_fill(unscored, math.nan) for role, rewards in rewards_by_role.items()
-    }
+    return {role: _floating(rewards).masked_fill(unscored, math.nan) for role, rewards in rewards_by_role.items()}
 
 
 def group_advantages(rewards: Tensor) -> Tensor:
@@ -74,9 +72,7 @@ def weighted_sum(values_by_role: Mapping[str, Tensor], weights: Mapping[str, flo
     Raises ValueError unless the weights name exactly the roles.
     """
     if not values_by_role or values_by_role.keys() != weights.keys():
-        raise ValueError(
-            f"weights for {sorted(weights)}, values for {sorted(values_by_role)}; the roles must match"
-        )
+        raise ValueError(f"weights for {sorted(weights)}, values for {sorted(values_by_role)}; the roles must match")
     terms = [weights[role] * values for role, values in values_by_role.items()]
     return sum(terms[1:], start=terms[0])
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from PIL import Image
 
 from customized_grpo.critters import world
 
@@ -30,6 +31,12 @@ class Reading:
 
     def shows(self, situation: world.Situation) -> bool:
         return (self.scene, self.place, self.hat) == (situation.scene, situation.place, situation.hat)
+
+
+def pixels(picture: Image.Image) -> np.ndarray:
+    """A picture of any size as the oracle reads it: uint8 [32, 32, 3], each pixel the mean of its area."""
+    size = (world.SIZE, world.SIZE)
+    return np.asarray(picture if picture.size == size else picture.resize(size, Image.Resampling.BOX))
 
 
 def _signed(colours: np.ndarray) -> np.ndarray:

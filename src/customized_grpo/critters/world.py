@@ -32,7 +32,12 @@ PLACES: dict[str, tuple[int, int]] = {  # top left cell (row, column) of the spr
     "top": (0, 4),
     "bottom": (8, 4),
 }
-HATS: dict[str, RGB | None] = {"no": None, "red": (220, 30, 40), "yellow": (250, 215, 40), "blue": (40, 70, 225)}
+HATS: dict[str, RGB | None] = {
+    "no": None,
+    "red": (220, 30, 40),
+    "yellow": (250, 215, 40),
+    "blue": (40, 70, 225),
+}
 
 
 @dataclass(frozen=True)
@@ -70,9 +75,7 @@ SCENES: dict[str, Scene] = {
         (65, 45, 30),
         _block(range(12), range(1, 16, 5)) + _block(range(12), range(2, 16, 5)),
     ),
-    "night": Scene(
-        "at night", (20, 22, 50), (38, 40, 62), 12, (200, 200, 190), _scattered(range(1, 11, 3), 7, 2)
-    ),
+    "night": Scene("at night", (20, 22, 50), (38, 40, 62), 12, (200, 200, 190), _scattered(range(1, 11, 3), 7, 2)),
     "grass": Scene(
         "on the grass", (190, 225, 240), (130, 180, 105), 7, (105, 150, 85), _scattered(range(8, 16, 2), 3, 1)
     ),
@@ -85,7 +88,12 @@ SCENES: dict[str, Scene] = {
         _block(range(3, 13), range(0, 4)) + _block(range(6, 13), range(5, 9)) + _block(range(1, 13), range(11, 15)),
     ),
     "desert": Scene(
-        "in the desert", (245, 225, 200), (215, 170, 120), 8, (190, 140, 95), _scattered(range(10, 16, 3), 2, 0)
+        "in the desert",
+        (245, 225, 200),
+        (215, 170, 120),
+        8,
+        (190, 140, 95),
+        _scattered(range(10, 16, 3), 2, 0),
     ),
     "fabric": Scene(
         "on pink fabric", (240, 190, 205), (240, 190, 205), 8, (225, 165, 185), _scattered(range(16), 4, 1)

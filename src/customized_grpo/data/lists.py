@@ -62,9 +62,7 @@ def load_list(path: Path | str, root: Path | str | None = None) -> list[Sample]:
     return [draft.sample(files) for draft in drafts]
 
 
-def split_by_subject(
-    samples: Iterable[Sample], held_out_share: float, seed: int
-) -> tuple[list[Sample], list[Sample]]:
+def split_by_subject(samples: Iterable[Sample], held_out_share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
     """(train, held_out): no subject is in both, and each part keeps the order of the list.
 
     Subjects are ranked by a hash of subject and seed; the first round(share * subjects) of them, at least one

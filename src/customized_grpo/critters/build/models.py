@@ -131,7 +131,12 @@ def pipeline() -> FluxKontextPipeline:
 def dino() -> Dinov2Model:
     return Dinov2Model(
         Dinov2Config(
-            hidden_size=WIDTH, num_hidden_layers=3, num_attention_heads=2, mlp_ratio=2, image_size=32, patch_size=4
+            hidden_size=WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            mlp_ratio=2,
+            image_size=32,
+            patch_size=4,
         )
     )
 

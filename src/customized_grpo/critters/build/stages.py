@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +25,8 @@ Loss = Callable[[np.random.Generator, torch.Generator], Tensor]
 
 def fit(
     name: str, modules: Iterable[nn.Module], loss: Loss, *, steps: int, lr: float, seed: int, directory: Path
-) -> float:
-    """Minimise `loss` with AdamW, warm-up and a cosine to zero; returns the mean loss of the last hundred steps.
+) -> dict[str, float]:
+    """Minimise `loss` with AdamW, warm-up and a cosine to zero; returns the last hundred steps' mean loss, and seconds.
 
     Data are a function of (seed, name, step) and the state is saved aside and renamed every 100 steps, so a killed
     stage goes on where it was and ends with the same weights.
@@ -33,46 +34,45 @@ def fit(
     network = nn.ModuleList(modules)
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=lr, weight_decay=1e-4)
     state_file = directory / f"{name}.pt"
-    first, recent = 0, []
+    state: dict[str, Any] = {"step": 0, "recent": [], "seconds": 0.0}
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
-        first, recent = state["step"], state["recent"]
-    device = next(network.parameters()).device
+    first, recent, before, start = state["step"], state["recent"], state["seconds"], time.perf_counter()
     network.train()
     bar = tqdm(range(first, steps), initial=first, total=steps, desc=name, mininterval=2)
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = lr * min((step + 1) / 100, 1) * 0.5 * (1 + math.cos(math.pi * step / steps))
         stage = int.from_bytes(name.encode()) % 2**63
-        value = loss(np.random.default_rng([seed, stage, step]), torch.Generator().manual_seed(int(np.random.default_rng([seed, step, stage]).integers(2**62))))
+        noise_seed = int(np.random.default_rng([seed, step, stage]).integers(2**62))
+        value = loss(np.random.default_rng([seed, stage, step]), torch.Generator().manual_seed(noise_seed))
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         recent = [*recent[-99:], value.item()]
         if step % 20 == 19:
-            bar.set_postfix(loss=f"{np.mean(recent):.4f}", device=str(device))
+            bar.set_postfix(loss=f"{np.mean(recent):.4f}")
         if step % 100 == 99 or step == steps - 1:
-            save_aside(
-                {
-                    "network": network.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "step": step + 1,
-                    "recent": recent,
-                },
-                state_file,
-            )
+            state = {
+                "network": network.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step + 1,
+                "recent": recent,
+                "seconds": before + time.perf_counter() - start,
+            }
+            save_aside(state, state_file)
     network.eval().requires_grad_(False)
-    return float(np.mean(recent))
+    return {"loss": float(np.mean(recent)), "seconds": state["seconds"]}
 
 
 def save_aside(state: dict[str, object], path: Path) -> None:
     """Write beside and rename, so that a crash leaves the old file or the new one, never half of one."""
     aside = path.with_suffix(".saving")
     torch.save(state, aside)
-    os.replace(aside, path)
+    aside.replace(path)
 
 
 # --- VAE -------------------------------------------------------------------------------------------------------------

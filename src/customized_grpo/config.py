@@ -1,0 +1,260 @@
+"""The configuration of a run: typed, one comment per field, every mistake reported at once.
+
+YAML file or recipe name -> dotted overrides -> `RunConfig`. Unknown keys are refused with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Index = Annotated[int, Field(ge=0)]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; the message has one line per mistake."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Model(Section):
+    path: str = "critters"  # the built-in generator, or a folder or hub id in diffusers' format
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the frozen weights; the adapter is always float32
+    height: Count = 32  # pixels
+    width: Count = 32
+    guidance: NonNegative = 2.5  # embedded guidance, where the checkpoint has it
+    max_sequence_length: Count = 16  # T5 tokens
+
+
+class Adapter(Section):
+    rank: Count = 16
+    alpha: Positive = 16.0  # the update is scaled by alpha / rank
+    targets: tuple[str, ...] | None = None  # names of layers; null: the attention and feed-forward projections
+
+
+class Data(Section):
+    source: str = "critters"  # the built-in world, or a .json or .jsonl list of {prompt, image_paths}
+    root: str | None = None  # folder that the list's paths start from; null: the list's own
+    train_samples: Count | None = None  # at most so many; critters need a number
+    held_out_samples: Count = 128  # fixed cases of the evaluation during training
+    held_out_share: Share = 0.1  # of a list's subjects, kept from training; critters are always new ones
+
+
+class Reward(Section):
+    name: str  # a key of customized_grpo.rewards.REWARDS
+    model: str = "critters"  # the built-in encoder, or a folder or hub id in transformers' format
+    against: Literal["reference", "other_view"] = "reference"  # what identity is compared with
+
+
+class Rewards(Section):
+    identity: Reward = Reward(name="dino")
+    prompt: Reward = Reward(name="clip_t")
+
+
+class Sampling(Section):
+    num_steps: Annotated[int, Field(ge=2)] = 10  # denoising steps T
+    shift: Positive | Literal["checkpoint"] = 3.0  # of the sigma grid; "checkpoint": the pipeline's own schedule
+
+
+class Noise(Section):
+    dynamics: Literal["dance", "flow", "cps"] = "flow"  # how a stochastic step adds its noise
+    level: Positive = 0.8  # eta of "dance", a of "flow" and "cps"
+
+
+class Window(Section):
+    strategy: Literal["all", "random", "sliding", "fixed"] = "random"  # which steps are stochastic and trained
+    size: Count | None = 2  # steps in a window; null with "all"
+    first: Index = 0  # first step that a window may hold
+    last: Index | None = None  # last one; null: T - 2, the last step is never trained
+    start: Index | None = None  # of the "fixed" window
+    every: Count = 1  # updates between moves of the "sliding" window
+    stride: Count = 1  # steps per move
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.size is None) != (self.strategy == "all"):
+            raise ValueError('size goes with every strategy but "all"')
+        if (self.start is None) == (self.strategy == "fixed"):
+            raise ValueError('start goes with the strategy "fixed" and only with it')
+        return self
+
+
+class Shaping(Section):
+    rule: Literal["sars", "linear", "raw_sum", "min", "max", "harmonic", "geometric", "gdpo"] = "sars"
+    gamma: NonNegative = 0.4  # size of the synergy bonus of "sars"
+    recentre: bool = False  # subtract the bonus's group mean (the published form does not)
+    clip: Positive = 5.0  # bound of the final advantage
+
+
+class Weighting(Section):
+    kind: Literal["tdw", "constant"] = "tdw"
+    prompt: Share = 0.5  # the constant prompt weight; identity has the rest
+    progress: Literal["step", "sigma"] = "step"  # what "tdw" takes as time: t / T, or the noise level
+    high: Share = 0.7  # prompt weight early
+    low: Share = 0.3  # prompt weight late
+    final: Share = 0.5  # prompt weight at the very end
+    start: Share = 0.24  # progress at which the fall begins
+    centre: Share = 0.40  # progress in the middle of the fall
+    end: Share = 0.88  # progress at which the final phase begins
+    rate: Positive = 20.0  # steepness of the fall
+
+
+class Objective(Section):
+    clip_range: Positive = 1e-4  # of the probability ratio; small because log-probabilities are means
+    kl: NonNegative = 0.0  # coefficient of the KL divergence to the base policy
+    step_scale: Literal["none", "equal"] = "none"  # "equal" makes every step pull alike
+    updates_per_rollout: Count = 1  # optimiser steps on one rollout; clipping acts from the second
+
+
+class Optimizer(Section):
+    lr: Positive = 1e-3
+    weight_decay: NonNegative = 1e-4
+    warmup: Index = 3  # updates of linear warm-up
+    max_grad_norm: Positive = 1.0
+
+
+class Groups(Section):
+    prompts: Count = 8  # groups per update
+    size: Annotated[int, Field(ge=2)] = 8  # images per group; one has nothing to be compared with
+    rollout_batch: Count = 64  # images per forward pass of the rollout
+    update_batch: Count = 64  # images per forward and backward pass of the update
+
+
+class Evaluation(Section):
+    every: Index = 20  # updates between evaluations on the held-out cases; 0 = never
+    metrics: tuple[str, ...] = ()  # further metrics by name, beside the two rewards
+    grid: Index = 8  # cases drawn into the picture of each evaluation
+
+
+class RunConfig(Section):
+    output: str = "runs/critters"  # the run directory
+    seed: Index = 0
+    device: str = "cpu"  # "cpu", "cuda", "cuda:1", ...
+    updates: Index = 60  # rollouts, each followed by its optimiser steps
+    save_every: Count = 20  # updates between checkpoints
+    model: Model = Model()
+    adapter: Adapter = Adapter()
+    data: Data = Data()
+    rewards: Rewards = Rewards()
+    sampling: Sampling = Sampling()
+    noise: Noise = Noise()
+    window: Window = Window()
+    shaping: Shaping = Shaping()
+    weighting: Weighting = Weighting()
+    objective: Objective = Objective()
+    optimizer: Optimizer = Optimizer()
+    groups: Groups = Groups()
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        problems = []
+        last = self.sampling.num_steps - 2
+        if (self.window.last or 0) > last or self.window.first > last or (self.window.start or 0) > last:
+            problems.append(f"window: steps up to {last} can be stochastic with num_steps={last + 2}")
+        if self.shaping.rule == "gdpo" and self.weighting.kind == "tdw":
+            problems.append('shaping.rule: "gdpo" has static weights; add weighting.kind=constant')
+        if not self.weighting.start <= self.weighting.centre <= self.weighting.end:
+            problems.append("weighting: start <= centre <= end does not hold")
+        if self.noise.dynamics == "cps" and self.noise.level > 1:
+            problems.append(f'noise.level: "cps" takes at most 1, not {self.noise.level}')
+        if self.data.source == "critters" and self.data.train_samples is None:
+            problems.append("data.train_samples: critters never run out; say how many to draw, for instance 2000")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes inside the package, by name."""
+    folder = Path(str(files("customized_grpo") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """A recipe by name or path, with overrides such as "optimizer.lr=1e-4"; ConfigError lists every mistake."""
+    known = recipes()
+    path = known.get(recipe) or Path(recipe)
+    if not path.is_file():
+        hint = _nearest(recipe, known)
+        raise ConfigError(f"no recipe {recipe!r}{hint}; recipes: {', '.join(known)}, or the path of a YAML file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds a {type(values).__name__}; a recipe is a mapping of keys to values")
+    problems = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            problems.append(f"{override}: an override is written key=value, for instance optimizer.lr=1e-4")
+            continue
+        try:
+            _set(values, key.split("."), yaml.safe_load(text))
+        except (KeyError, yaml.YAMLError):
+            problems.append(f"{override}: {key} is not a section of keys, or the value is not YAML")
+    config = None
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        problems += _readable(error)
+    if problems or config is None:
+        raise ConfigError("\n".join(problems))
+    return config
+
+
+def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise KeyError(key)
+    values[keys[-1]] = value
+
+
+def _readable(error: ValidationError) -> Iterator[str]:
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"] if not str(part).startswith(("constrained", "literal")))
+        if problem["type"] == "extra_forbidden":
+            *section, key = where.split(".")
+            yield f"{where}: unknown key{_nearest(key, _fields(section), all_keys=True)}"
+        elif problem["type"] == "value_error":
+            prefix = f"{where}: " if where else ""
+            yield from (prefix + line for line in str(problem["ctx"]["error"]).split("\n"))
+        else:
+            yield f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}, not {problem['input']!r}"
+
+
+def _fields(section: Sequence[str]) -> Mapping[str, Any]:
+    model: type[BaseModel] = RunConfig
+    for key in section:
+        model = next(
+            t
+            for t in (model.model_fields[key].annotation, *get_args(model.model_fields[key].annotation))
+            if isinstance(t, type)
+        )
+    return model.model_fields
+
+
+def _nearest(key: str, known: Mapping[str, Any], *, all_keys: bool = False) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; known here: {', '.join(known)}" if all_keys else ""
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML that `load_config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,160 @@
+"""`customized-grpo build-critters`: trains every part of the built-in world, measures its gates, writes the weights."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, FluxKontextPipeline
+from transformers import BitImageProcessorPil, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, Dinov2Model
+
+from customized_grpo.critters.build import gates, models, stages
+from customized_grpo.critters.build.pictures import Mixture
+from customized_grpo.run_directory import write_text
+
+# What each gate must lie between; `docs` and the provenance file quote the figures that were reached.
+LIMITS: dict[str, dict[str, tuple[float, float]]] = {
+    "oracle": {
+        "clean_prompt": (1.0, 1.0),
+        "round_trip_prompt": (0.99, 1.0),
+        "round_trip_identity": (0.99, 1.0),
+        "nearest_other_accepted": (0.0, 0.05),
+    },
+    "encoders": {
+        "identity_copy": (0.9999, 1.0001),
+        "identity_faithful": (0.70, 0.80),
+        "identity_stranger": (-1.0, 0.45),
+        "prompt_ranked_first": (0.95, 1.0),
+    },
+    "faithful": {"joint_success": (0.60, 1.0)},
+    "base": {"joint_success": (0.10, 0.40), "groups_with_every_kind": (0.5, 1.0), "reward_correlation": (-1.0, 0.0)},
+}
+
+
+class GateError(RuntimeError):
+    """A built-in model misses a gate; the message lists every one that is missed, with its figure."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the weights."""
+
+    seed: int = 0
+    vae_steps: int = 2500
+    clip_steps: int = 2500
+    dino_steps: int = 2500
+    faithful_steps: int = 5000
+    mixture_steps: int = 4000
+    mixture: Mixture = field(
+        default_factory=lambda: {"faithful": 0.30, "copied": 0.35, "drifted": 0.20, "wrong": 0.15}
+    )
+
+
+class Build:
+    """The stages in order. Each keeps its state in `directory`; a finished one is read back instead of repeated."""
+
+    def __init__(self, recipe: Recipe, directory: Path, device: str = "cpu"):
+        self.recipe, self.directory, self.device = recipe, directory, torch.device(device)
+        self.log: dict[str, dict[str, float]] = {}
+        directory.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(recipe.seed)
+        self.pipe: FluxKontextPipeline = models.pipeline().to(self.device)
+        self.pipe.set_progress_bar_config(disable=True)
+        self.dino_model: Dinov2Model = models.dino().to(self.device)
+        self.clip_model: CLIPModel
+        self.clip_tokenizer: CLIPTokenizer
+        self.clip_model, self.clip_tokenizer = models.clip()
+        self.clip_model.to(self.device)
+
+    @property
+    def vae_model(self) -> AutoencoderKL:
+        return self.pipe.vae
+
+    def _fit(self, name: str, modules: list[torch.nn.Module], loss: stages.Loss, steps: int, lr: float) -> None:
+        outcome = stages.fit(name, modules, loss, steps=steps, lr=lr, seed=self.recipe.seed, directory=self.directory)
+        self.log[name] = {"steps": steps, "lr": lr, **outcome}
+
+    def vae(self) -> None:
+        self._fit("vae", [self.vae_model], stages.vae_loss(self.vae_model), self.recipe.vae_steps, 2e-3)
+        stages.normalise_latents(self.vae_model, self.recipe.seed)
+
+    def clip(self) -> None:
+        loss = stages.clip_loss(self.clip_model, self.clip_tokenizer, self.vae_model)
+        self._fit("clip", [self.clip_model], loss, self.recipe.clip_steps, 1e-3)
+
+    def dino(self) -> None:
+        self._fit(
+            "dino",
+            [self.dino_model],
+            stages.dino_loss(self.dino_model, self.vae_model),
+            self.recipe.dino_steps,
+            1e-3,
+        )
+
+    def _base(self, name: str, mixture: Mixture, steps: int, lr: float) -> None:
+        parts = [self.pipe.transformer, self.pipe.text_encoder, self.pipe.text_encoder_2]
+        for part in parts:
+            part.requires_grad_(True)
+        self._fit(name, parts, stages.flow_loss(self.pipe, mixture), steps, lr)
+
+    def faithful(self) -> None:
+        self._base("faithful", {"faithful": 1.0}, self.recipe.faithful_steps, 2e-3)
+
+    def mixture(self) -> None:
+        self._base("mixture", self.recipe.mixture, self.recipe.mixture_steps, 1e-3)
+
+    # --- the whole ---------------------------------------------------------------------------------------------------
+
+    def run(self, target: Path) -> None:
+        """Train what is not trained yet, measure every gate, write the weights; GateError if one is missed."""
+        self.vae()
+        figures: dict[str, dict[str, float]] = {"oracle": gates.oracle_gates(self.vae_model)}
+        threshold = figures["oracle"]["identity_threshold"]
+        self.clip()
+        self.dino()
+        rewards = gates.Rewards(self.dino_model, self.clip_model, self.clip_tokenizer)
+        figures["encoders"] = gates.encoder_gates(rewards)
+        self.faithful()
+        figures["faithful"] = self._measured("faithful", lambda: gates.base_gates(self.pipe, rewards, threshold))
+        self.mixture()
+        figures["base"] = gates.base_gates(self.pipe, rewards, threshold)
+        self.save(target, figures)
+        missed = [
+            f"{part}.{name} is {figures[part][name]:.3f}, must be {low:g} to {high:g}"
+            for part, limits in LIMITS.items()
+            for name, (low, high) in limits.items()
+            if not low <= figures[part][name] <= high
+        ]
+        if missed:
+            raise GateError("the weights are written, but:\n" + "\n".join(missed))
+
+    def _measured(self, name: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """Figures of a stage that later stages overwrite: measured once, then read back."""
+        file = self.directory / f"{name}.gates.json"
+        if not file.exists():
+            write_text(file, json.dumps(measure()))
+        return json.loads(file.read_text())
+
+    def save(self, target: Path, figures: dict[str, dict[str, float]]) -> None:
+        """The formats of diffusers and transformers, and the provenance file."""
+        self.pipe.save_pretrained(target / "generator")
+        self.dino_model.save_pretrained(target / "dino")
+        self.clip_model.save_pretrained(target / "clip")
+        self.clip_tokenizer.save_pretrained(target / "clip")
+        picture = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_center_crop": False}
+        size = {"height": 32, "width": 32}
+        BitImageProcessorPil(size=size, **picture).save_pretrained(target / "dino")
+        CLIPImageProcessorPil(size=size, **picture).save_pretrained(target / "clip")
+        provenance = {
+            "recipe": asdict(self.recipe),
+            "stages": self.log,
+            "gates": figures,
+            "hardware": {"processor": platform.processor() or platform.machine(), "device": str(self.device)},
+            "packages": {name: version(name) for name in ("torch", "diffusers", "transformers")},
+        }
+        write_text(target / "provenance.json", json.dumps(provenance, indent=2) + "\n")

@@ -1,0 +1,69 @@
+"""Fixed held-out cases with fixed seeds, generated as a user would generate them, scored by rewards and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from customized_grpo.data import Sample
+from customized_grpo.pictures import case, sheet
+from customized_grpo.policies.base import Policy
+from customized_grpo.rewards import Reward
+from customized_grpo.rewards.images import to_pictures
+from customized_grpo.rollout import derive_seed, generate
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Images [N, 3, H, W] in [0, 1] of N cases and what each metric says of them [N]."""
+
+    images: Tensor
+    scores: dict[str, Tensor]
+
+
+def generate_cases(
+    policy: Policy,
+    sigmas: Tensor,
+    samples: Sequence[Sample],
+    *,
+    batch: int,
+    index: int = 0,
+    label: str | None = None,
+) -> Tensor:
+    """One image per sample; its seed follows from (sample id, index), whatever the batch."""
+    images = []
+    starts = range(0, len(samples), batch)
+    for start in tqdm(starts, desc=label, disable=label is None, leave=False):
+        part = samples[start : start + batch]
+        seeds = [derive_seed("case", sample.id, index) for sample in part]
+        images.append(generate(policy, policy.encode(part), sigmas, seeds).cpu())
+    return torch.cat(images)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The cases of a run's evaluations, with the rewards by role and further metrics by name."""
+
+    samples: Sequence[Sample]
+    metrics: Mapping[str, Reward]
+    batch: int
+
+    def evaluate(self, policy: Policy, sigmas: Tensor, label: str | None = None) -> Scored:
+        images = generate_cases(policy, sigmas, self.samples, batch=self.batch, label=label)
+        return Scored(images, {name: metric(images, self.samples) for name, metric in self.metrics.items()})
+
+    def report(self, policy: Policy, sigmas: Tensor, *, grid: int) -> tuple[dict[str, float], Image.Image | None]:
+        """Mean of every metric over the cases that it could score, and the first `grid` cases as a picture."""
+        scored = self.evaluate(policy, sigmas)
+        row = {name: values.nanmean().item() for name, values in scored.scores.items()}
+        made = to_pictures(scored.images[:grid])
+        cards = [
+            case([sample.reference_images()[0], picture], sample.prompt, ["reference", "generated"])
+            for sample, picture in zip(self.samples, made, strict=False)
+        ]
+        return row, sheet(cards, columns=4) if cards else None

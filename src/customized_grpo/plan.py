@@ -1,0 +1,98 @@
+"""What an update does, as pure functions of its number: which samples, which steps, which weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from customized_grpo.algorithm import (
+    ConstantWeights,
+    TimeAwareWeights,
+    step_progress,
+    step_scales,
+    stochastic_steps,
+)
+from customized_grpo.config import RunConfig
+from customized_grpo.data import Sample
+from customized_grpo.rollout import derive_seed
+
+
+class Plan:
+    """The plan of a run on the grid `sigmas` [T + 1]; nothing in it depends on what training did so far."""
+
+    def __init__(self, config: RunConfig, samples: Sequence[Sample], sigmas: Tensor):
+        self.config, self.samples, self.sigmas = config, samples, sigmas
+        weighting = config.weighting
+        self.weights = (
+            ConstantWeights(weighting.prompt)
+            if weighting.kind == "constant"
+            else TimeAwareWeights(**weighting.model_dump(exclude={"kind", "prompt", "progress"}))
+        )
+
+    def batch(self, update: int) -> list[Sample]:
+        """The samples of an update; every epoch is another permutation, and no sample is dropped at its end."""
+        count = self.config.groups.prompts
+        return [self._sample(position) for position in range(update * count, (update + 1) * count)]
+
+    def _sample(self, position: int) -> Sample:
+        epoch, index = divmod(position, len(self.samples))
+        order = torch.randperm(len(self.samples), generator=self._generator("epoch", epoch))
+        return self.samples[int(order[index])]
+
+    def window(self, update: int) -> tuple[int, ...]:
+        """The stochastic, trained steps of an update, ascending."""
+        window = self.config.window
+        return stochastic_steps(
+            window.strategy,
+            self.config.sampling.num_steps,
+            window.size,
+            first=window.first,
+            last=window.last,
+            start=window.start,
+            iteration=update,
+            every=window.every,
+            stride=window.stride,
+            generator=self._generator("window", update),
+        )
+
+    def prompt_weight(self, steps: Sequence[int]) -> Tensor:
+        """Weight of the prompt's reward at each step [len(steps)]; the identity's is the rest."""
+        progress = step_progress(steps, self.sigmas, self.config.weighting.progress)
+        return self.weights.prompt_weight(progress)
+
+    def scales(self, steps: Sequence[int]) -> Tensor:
+        """`step_scale` of each step [len(steps)], comparable between windows."""
+        window, noise = self.config.window, self.config.noise
+        last = len(self.sigmas) - 3 if window.last is None else window.last
+        reachable = steps if window.strategy == "fixed" else range(window.first, last + 1)
+        return step_scales(
+            self.config.objective.step_scale, noise.dynamics, self.sigmas, steps, noise.level, over=reachable
+        )
+
+    def seed(self, update: int, sample: Sample, member: int | None) -> int:
+        """Seed of one image of a group; member None: of the noise that the group starts from."""
+        return derive_seed(self.config.seed, update, sample.id, member)
+
+    def lr(self, optimizer_step: int) -> float:
+        """Linear warm-up over the first updates, then constant."""
+        warmup = self.config.optimizer.warmup * self.config.objective.updates_per_rollout
+        return self.config.optimizer.lr * min((optimizer_step + 1) / max(warmup, 1), 1)
+
+    def notices(self) -> list[str]:
+        """What a user should know before the run starts, one sentence each."""
+        notices = []
+        if isinstance(self.weights, TimeAwareWeights):
+            progress = step_progress(range(len(self.sigmas) - 2), self.sigmas, self.config.weighting.progress)
+            if not self.weights.in_final_phase(progress).any():
+                notices.append(
+                    f"with {self.config.sampling.num_steps} steps no trained step reaches the final phase of the "
+                    f"time-aware weights (progress {self.weights.end} and later); it takes 17 steps or more"
+                )
+        if len({sample.subject for sample in self.samples}) == 1:
+            notices.append("all training samples show one subject: the adapter will overfit to it")
+        return notices
+
+    def _generator(self, *parts: object) -> torch.Generator:
+        return torch.Generator().manual_seed(derive_seed(self.config.seed, *parts))

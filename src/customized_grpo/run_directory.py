@@ -1,0 +1,152 @@
+"""The files of a run. Whatever is written replaces the old in one move: a crash leaves one or the other, whole.
+
+config.yaml  environment.json  metrics.jsonl  evaluations.jsonl
+images/eval-00020.png          checkpoints/step-00020/      adapter/
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from customized_grpo.policies.base import Policy
+
+STATE = "state.pt"
+SAMPLING = "sampling.json"
+PACKAGES = ("customized-grpo", "torch", "diffusers", "transformers", "peft", "accelerate", "numpy")
+
+
+class RunDirectoryError(ValueError):
+    """A run directory that cannot be used as asked; the message names the ways out."""
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """What an adapter was trained with and must be used with; written beside it."""
+
+    num_steps: int
+    shift: float | str
+    guidance: float
+    height: int
+    width: int
+    max_sequence_length: int
+
+    @classmethod
+    def read(cls, adapter: Path) -> SamplingSettings | None:
+        """The settings beside an adapter; None where there are none (an adapter from elsewhere)."""
+        file = adapter / SAMPLING
+        return cls(**json.loads(file.read_text())) if file.is_file() else None
+
+
+class RunDirectory:
+    """One run's folder. A new run needs a new one, a resumed run an old one."""
+
+    def __init__(self, path: Path, config_text: str, settings: SamplingSettings, *, resume: bool):
+        self.path, self.settings = path, settings
+        if resume and not (path / "config.yaml").is_file():
+            raise RunDirectoryError(f"nothing to resume: {path} holds no run; leave out --resume to start one")
+        if not resume and path.exists() and any(path.iterdir()):
+            raise RunDirectoryError(
+                f"{path} exists; continue that run with --resume, or choose another folder with output=..."
+            )
+        (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (path / "images").mkdir(exist_ok=True)
+        write_text(path / "config.yaml", config_text)
+        write_text(path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append to metrics.jsonl."""
+        self._append("metrics.jsonl", row)
+
+    def log_evaluation(self, row: Mapping[str, Any], picture: Image.Image | None) -> None:
+        """Append to evaluations.jsonl and keep the picture of the first cases."""
+        self._append("evaluations.jsonl", row)
+        if picture is not None:
+            picture.save(self.path / "images" / f"eval-{row['update']:05d}.png")
+
+    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def checkpoint(self, position: tuple[int, int], policy: Policy, optimizer: torch.optim.Optimizer) -> None:
+        """Adapter, optimiser, random state and position (updates, optimiser steps), saved aside and renamed."""
+        update, optimizer_steps = position
+        target = self.path / "checkpoints" / f"step-{update:05d}"
+        aside = target.with_suffix(".saving")
+        shutil.rmtree(aside, ignore_errors=True)
+        self._save_adapter(policy, aside)
+        state = {
+            "update": update,
+            "optimizer_steps": optimizer_steps,
+            "optimizer": optimizer.state_dict(),
+            "rng": torch.get_rng_state(),
+        }
+        torch.save(state, aside / STATE)
+        shutil.rmtree(target, ignore_errors=True)
+        aside.replace(target)
+
+    def checkpoints(self) -> list[Path]:
+        """Whole checkpoints, oldest first."""
+        return sorted(p for p in (self.path / "checkpoints").glob("step-*") if p.suffix != ".saving")
+
+    def restore(self, policy: Policy, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
+        """Put the newest checkpoint into policy and optimiser; returns its position, (0, 0) where there is none.
+
+        Rows written after that checkpoint are taken out of the logs: those updates run again.
+        """
+        found = self.checkpoints()
+        update = optimizer_steps = 0
+        if found:
+            policy.load_adapter(found[-1])
+            state = torch.load(found[-1] / STATE, weights_only=True)
+            optimizer.load_state_dict(state["optimizer"])
+            torch.set_rng_state(state["rng"])
+            update, optimizer_steps = state["update"], state["optimizer_steps"]
+        for name, kept in (("metrics.jsonl", update), ("evaluations.jsonl", update if found else -1)):
+            file = self.path / name
+            if file.exists():
+                lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+                rows = [line for line in lines if line.endswith("\n") and json.loads(line)["update"] <= kept]
+                write_text(file, "".join(rows))
+        return update, optimizer_steps
+
+    def finish(self, policy: Policy) -> None:
+        """Write the final adapter to adapter/."""
+        target, aside = self.path / "adapter", self.path / "adapter.saving"
+        shutil.rmtree(aside, ignore_errors=True)
+        self._save_adapter(policy, aside)
+        shutil.rmtree(target, ignore_errors=True)
+        aside.replace(target)
+
+    def _save_adapter(self, policy: Policy, folder: Path) -> None:
+        policy.save_adapter(folder)
+        write_text(folder / SAMPLING, json.dumps(asdict(self.settings), indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside and rename."""
+    aside = path.with_name(path.name + ".saving")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware of this process, and the command that started it."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor_threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "packages": {name: version(name) for name in PACKAGES},
+        "command": sys.argv,
+    }
