@@ -1,11 +1,11 @@
-"""`customized-grpo build-critters`: trains every part of the built-in world, measures its gates, writes the weights."""
+"""`customized-grpo build-critters`: trains every part of the built-in world, measures its gates, writes its files."""
 
 from __future__ import annotations
 
 import json
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -48,11 +48,16 @@ class Recipe:
     vae_steps: int = 2500
     clip_steps: int = 2500
     dino_steps: int = 2500
-    faithful_steps: int = 5000
-    mixture_steps: int = 4000
+    faithful_steps: int = 2000
+    mixture_steps: int = 3000
     mixture: Mixture = field(
         default_factory=lambda: {"faithful": 0.30, "copied": 0.35, "drifted": 0.20, "wrong": 0.15}
     )
+
+    def shortened(self, divisor: int) -> Recipe:
+        """The same recipe with all step counts divided: for trying it out, not for use."""
+        counts = {name: max(value // divisor, 1) for name, value in asdict(self).items() if name.endswith("_steps")}
+        return replace(self, **counts)
 
 
 class Build:

@@ -26,7 +26,7 @@ Loss = Callable[[np.random.Generator, torch.Generator], Tensor]
 def fit(
     name: str, modules: Iterable[nn.Module], loss: Loss, *, steps: int, lr: float, seed: int, directory: Path
 ) -> dict[str, float]:
-    """Minimise `loss` with AdamW, warm-up and a cosine to zero; returns the last hundred steps' mean loss, and seconds.
+    """Minimise `loss` with AdamW, warm-up and a cosine to zero; returns seconds and the last hundred steps' mean loss.
 
     Data are a function of (seed, name, step) and the state is saved aside and renamed every 100 steps, so a killed
     stage goes on where it was and ends with the same weights.

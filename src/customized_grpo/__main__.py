@@ -1,0 +1,3 @@
+from customized_grpo.cli import main
+
+main()

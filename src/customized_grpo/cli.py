@@ -1,0 +1,141 @@
+"""The command `customized-grpo`. Heavy libraries are imported inside the commands: `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Customized-GRPO: fine-tune a subject-driven image generator to be better at identity and prompt at once.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: cuda where there is one.")]
+Seed = Annotated[int, typer.Option(help="Everything random follows from it.", min=0)]
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for pictures, curves and summary.json.")] = Path("runs/demo"),
+    seed: Seed = 0,
+    updates: Annotated[int | None, typer.Option(help="Shorter or longer than the recipe's.", min=1)] = None,
+    cases: Annotated[int, typer.Option(help="Held-out cases to measure on.", min=12)] = 512,
+    device: Device = None,
+) -> None:
+    """Train the built-in model with SARS + TDW, and show base against tuned on cases that nothing has seen."""
+    from customized_grpo.demo import run_demo
+
+    run_demo(output, seed=seed, updates=updates, cases=cases, device=device or _default_device())
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or path of a YAML file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings, e.g. optimizer.lr=1e-5 seed=1")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in `output`.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the resolved configuration and stop.")] = False,
+    device: Device = None,
+) -> None:
+    """Train an adapter by a recipe, with overrides."""
+    from customized_grpo.config import dump_config, load_config
+
+    chosen = [f"device={device}"] if device else []
+    config = load_config(recipe, [*(overrides or []), *chosen])
+    if dry_run:
+        typer.echo(dump_config(config), nl=False)
+        return
+    from customized_grpo.assemble import assemble
+
+    trainer = assemble(config, resume=resume)
+    for notice in trainer.plan.notices():
+        typer.echo(f"note: {notice}", err=True)
+    trainer.train()
+    typer.echo(f"adapter: {trainer.directory.path / 'adapter'}")
+
+
+@app.command()
+def generate(
+    reference: Annotated[list[Path] | None, typer.Option(help="Picture of the subject; repeatable.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="What to show; repeatable.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A text file with one prompt per line.")] = None,
+    model: Annotated[str, typer.Option(help='Folder or hub id in diffusers\' format; "critters" is built in.')] = (
+        "critters"
+    ),
+    adapter: Annotated[Path | None, typer.Option(help="Folder of a trained adapter.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seed; repeatable, one picture each. Default 0.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("generated"),
+    compare: Annotated[bool, typer.Option("--compare", help="Also write reference, base and tuned in one row.")] = (
+        False
+    ),
+    size: Annotated[int | None, typer.Option(help="Pixels a side; default: the adapter's, or 512.", min=8)] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps; default: the adapter's, or 28.", min=1)] = None,
+    device: Device = None,
+) -> None:
+    """Write pictures of a subject: every reference with every prompt and seed."""
+    from customized_grpo.generate import Request, write_pictures
+
+    texts = list(prompt or [])
+    if prompts is not None:
+        texts += [line.strip() for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+    request = Request(
+        references=reference or [],
+        prompts=texts,
+        seeds=seed or [0],
+        model=model,
+        adapter=adapter,
+        size=size,
+        steps=steps,
+        device=device or _default_device(),
+    )
+    for path in write_pictures(request, output, compare=compare):
+        typer.echo(path)
+
+
+@app.command()
+def build_critters(
+    output: Annotated[Path, typer.Option(help="Where the weights go.")] = Path("build/critters/weights"),
+    work: Annotated[Path, typer.Option(help="Where unfinished stages are kept.")] = Path("build/critters/stages"),
+    seed: Seed = 0,
+    shorten: Annotated[int, typer.Option(help="Divide all step counts, for trying it out.", min=1)] = 1,
+    device: Device = None,
+) -> None:
+    """Train every part of the built-in world from scratch; run it again to go on after an interruption."""
+    from customized_grpo.critters.build.run import Build, Recipe
+
+    recipe = Recipe(seed=seed).shortened(shorten)
+    Build(recipe, work, device or _default_device()).run(output)
+    typer.echo(f"weights: {output}")
+
+
+@app.command()
+def env() -> None:
+    """Versions and hardware, for bug reports."""
+    import json
+
+    from customized_grpo.run_directory import environment
+
+    typer.echo(json.dumps(environment(), indent=2))
+
+
+def _default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def main() -> None:
+    """Entry point: mistakes of the user are one clear line (or a list of them), not a traceback."""
+    try:
+        app(standalone_mode=True)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+    except RuntimeError as error:
+        if type(error).__module__.startswith("customized_grpo"):
+            sys.exit(f"error: {error}")
+        raise
