@@ -56,8 +56,12 @@ def load_rewards(config: RunConfig) -> dict[str, Reward]:
 
 def load_metrics(config: RunConfig, rewards: dict[str, Reward]) -> dict[str, Reward]:
     """What held-out cases are scored with: the rewards themselves and the metrics of `evaluation.metrics`."""
-    encoder, device = config.rewards.identity.model, torch.device(config.device)
-    further = {name: load_reward(name, encoder, "reference", device) for name in config.evaluation.metrics}
+    device = torch.device(config.device)
+    encoders = {"clip_t": config.rewards.prompt.model}  # whatever else has an encoder shares the identity's
+    further = {
+        name: load_reward(name, encoders.get(name, config.rewards.identity.model), "reference", device)
+        for name in config.evaluation.metrics
+    }
     return {f"{role}_reward": reward for role, reward in rewards.items()} | further
 
 
@@ -75,9 +79,15 @@ def sampling_settings(config: RunConfig) -> SamplingSettings:
 
 def assemble(config: RunConfig, *, resume: bool = False) -> Trainer:
     """Everything that `train` needs; data problems show before a model is loaded or a folder made."""
+    RunDirectory.check(Path(config.output), resume=resume)
     train, held_out = load_samples(config)
     if not train:
         raise ConfigError(f"{config.data.source} leaves no sample to train on; lower data.held_out_share")
+    if config.evaluation.every and not held_out:
+        raise ConfigError(
+            f"{config.data.source} leaves no held-out sample to evaluate on; raise data.held_out_share, or set "
+            "evaluation.every=0"
+        )
     policy = load_policy(config)
     adapter = config.adapter
     targets = LORA_TARGETS if adapter.targets is None else adapter.targets

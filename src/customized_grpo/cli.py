@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +23,7 @@ Seed = Annotated[int, typer.Option(help="Everything random follows from it.", mi
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for pictures, curves and summary.json.")] = Path("runs/demo"),
+    output: Annotated[Path | None, typer.Option(help="A new folder; default: runs/demo, runs/demo-2, ...")] = None,
     seed: Seed = 0,
     updates: Annotated[int | None, typer.Option(help="Shorter or longer than the recipe's.", min=1)] = None,
     cases: Annotated[int, typer.Option(help="Held-out cases to measure on.", min=12)] = 512,
@@ -131,9 +132,11 @@ def _default_device() -> str:
 
 def main() -> None:
     """Entry point: mistakes of the user are one clear line (or a list of them), not a traceback."""
+    # transformers warns at every import that torchvision is missing; nothing here wants it.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         app(standalone_mode=True)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:  # OSError: also what model hubs raise
         sys.exit(f"error: {error}")
     except RuntimeError as error:
         if type(error).__module__.startswith("customized_grpo"):

@@ -5,11 +5,12 @@ YAML file or recipe name -> dotted overrides -> `RunConfig`. Unknown keys are re
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -58,9 +59,17 @@ class Reward(Section):
     against: Literal["reference", "other_view"] = "reference"  # what identity is compared with
 
 
+class IdentityReward(Reward):
+    name: str = "dino"
+
+
+class PromptReward(Reward):
+    name: str = "clip_t"
+
+
 class Rewards(Section):
-    identity: Reward = Reward(name="dino")
-    prompt: Reward = Reward(name="clip_t")
+    identity: IdentityReward = IdentityReward()
+    prompt: PromptReward = PromptReward()
 
 
 class Sampling(Section):
@@ -160,10 +169,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        problems = []
-        last = self.sampling.num_steps - 2
-        if (self.window.last or 0) > last or self.window.first > last or (self.window.start or 0) > last:
-            problems.append(f"window: steps up to {last} can be stochastic with num_steps={last + 2}")
+        problems = list(self._of_the_window())
         if self.shaping.rule == "gdpo" and self.weighting.kind == "tdw":
             problems.append('shaping.rule: "gdpo" has static weights; add weighting.kind=constant')
         if not self.weighting.start <= self.weighting.centre <= self.weighting.end:
@@ -175,6 +181,21 @@ class RunConfig(Section):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _of_the_window(self) -> Iterator[str]:
+        window, final = self.window, self.sampling.num_steps - 2
+        last = final if window.last is None else window.last
+        size = 1 if window.size is None else window.size
+        first, latest = window.first, last - size + 1  # where a window may begin
+        if last > final:
+            yield f"window.last: steps 0 to {final} can be stochastic with num_steps={final + 2}, not {last}"
+        elif first > last:
+            yield f"window.first: {first} lies behind the last step, {last}"
+        elif first > latest:
+            yield f"window.size: steps {first} to {last} hold windows of at most {last - first + 1}, not {size}"
+        elif window.start is not None and not first <= window.start <= latest:
+            steps = f"windows of {size} within steps {first} to {last}"
+            yield f"window.start: {steps} start at {first} to {latest}, not {window.start}"
 
 
 def recipes() -> dict[str, Path]:
@@ -210,7 +231,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        problems += _readable(error)
+        problems += [*_readable(error), *_contradictions(values, error)]
     if problems or config is None:
         raise ConfigError("\n".join(problems))
     return config
@@ -224,6 +245,22 @@ def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:
     values[keys[-1]] = value
 
 
+def _contradictions(values: dict[str, Any], error: ValidationError) -> Iterator[str]:
+    """What is wrong between sections; pydantic looks for it only where every section is right by itself."""
+    rest: dict[Any, Any] = copy.deepcopy(values)
+    for problem in error.errors():
+        parent, key, found = rest, None, rest
+        for part in problem["loc"]:
+            if isinstance(found, dict):
+                parent, key, found = found, part, found.get(part)
+        parent.pop(key, None)  # the default takes the place of the mistake
+    try:
+        RunConfig.model_validate(rest)
+    except ValidationError as remaining:
+        if error.errors()[0]["loc"] and not remaining.errors()[0]["loc"]:
+            yield from _readable(remaining)
+
+
 def _readable(error: ValidationError) -> Iterator[str]:
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"] if not str(part).startswith(("constrained", "literal")))
@@ -232,19 +269,16 @@ def _readable(error: ValidationError) -> Iterator[str]:
             yield f"{where}: unknown key{_nearest(key, _fields(section), all_keys=True)}"
         elif problem["type"] == "value_error":
             prefix = f"{where}: " if where else ""
-            yield from (prefix + line for line in str(problem["ctx"]["error"]).split("\n"))
+            yield from (prefix + line for line in problem["msg"].removeprefix("Value error, ").split("\n"))
         else:
             yield f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}, not {problem['input']!r}"
 
 
 def _fields(section: Sequence[str]) -> Mapping[str, Any]:
+    """The known keys of a section, given by its path; what has keys is a `Section`."""
     model: type[BaseModel] = RunConfig
     for key in section:
-        model = next(
-            t
-            for t in (model.model_fields[key].annotation, *get_args(model.model_fields[key].annotation))
-            if isinstance(t, type)
-        )
+        model = cast(type[Section], model.model_fields[key].annotation)
     return model.model_fields
 
 

@@ -34,12 +34,13 @@ class Plan:
     def batch(self, update: int) -> list[Sample]:
         """The samples of an update; every epoch is another permutation, and no sample is dropped at its end."""
         count = self.config.groups.prompts
-        return [self._sample(position) for position in range(update * count, (update + 1) * count)]
+        return [self._shown(update, group)[1] for group in range(count)]
 
-    def _sample(self, position: int) -> Sample:
-        epoch, index = divmod(position, len(self.samples))
+    def _shown(self, update: int, group: int) -> tuple[int, Sample]:
+        """Epoch and sample of a group."""
+        epoch, index = divmod(update * self.config.groups.prompts + group, len(self.samples))
         order = torch.randperm(len(self.samples), generator=self._generator("epoch", epoch))
-        return self.samples[int(order[index])]
+        return epoch, self.samples[int(order[index])]
 
     def window(self, update: int) -> tuple[int, ...]:
         """The stochastic, trained steps of an update, ascending."""
@@ -71,9 +72,13 @@ class Plan:
             self.config.objective.step_scale, noise.dynamics, self.sigmas, steps, noise.level, over=reachable
         )
 
-    def seed(self, update: int, sample: Sample, member: int | None) -> int:
-        """Seed of one image of a group; member None: of the noise that the group starts from."""
-        return derive_seed(self.config.seed, update, sample.id, member)
+    def seed(self, update: int, group: int, member: int | None) -> int:
+        """Seed of one image of a group; member None: of the noise that the group starts from.
+
+        By epoch, in which a sample has one group, and not by update, in which a short list shows it several times.
+        """
+        epoch, sample = self._shown(update, group)
+        return derive_seed(self.config.seed, epoch, sample.id, member)
 
     def lr(self, optimizer_step: int) -> float:
         """Linear warm-up over the first updates, then constant."""

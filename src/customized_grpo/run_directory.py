@@ -7,6 +7,7 @@ images/eval-00020.png          checkpoints/step-00020/      adapter/
 from __future__ import annotations
 
 import json
+import math
 import platform
 import shutil
 import sys
@@ -23,7 +24,7 @@ from customized_grpo.policies.base import Policy
 
 STATE = "state.pt"
 SAMPLING = "sampling.json"
-PACKAGES = ("customized-grpo", "torch", "diffusers", "transformers", "peft", "accelerate", "numpy")
+PACKAGES = ("customized-grpo", "torch", "diffusers", "transformers", "peft", "numpy")
 
 
 class RunDirectoryError(ValueError):
@@ -53,16 +54,21 @@ class RunDirectory:
 
     def __init__(self, path: Path, config_text: str, settings: SamplingSettings, *, resume: bool):
         self.path, self.settings = path, settings
+        self.check(path, resume=resume)
+        (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (path / "images").mkdir(exist_ok=True)
+        write_text(path / "config.yaml", config_text)
+        write_text(path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+
+    @staticmethod
+    def check(path: Path, *, resume: bool) -> None:
+        """RunDirectoryError unless a run can start, or resume, in this folder."""
         if resume and not (path / "config.yaml").is_file():
             raise RunDirectoryError(f"nothing to resume: {path} holds no run; leave out --resume to start one")
         if not resume and path.exists() and any(path.iterdir()):
             raise RunDirectoryError(
                 f"{path} exists; continue that run with --resume, or choose another folder with output=..."
             )
-        (path / "checkpoints").mkdir(parents=True, exist_ok=True)
-        (path / "images").mkdir(exist_ok=True)
-        write_text(path / "config.yaml", config_text)
-        write_text(path / "environment.json", json.dumps(environment(), indent=2) + "\n")
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append to metrics.jsonl."""
@@ -76,7 +82,7 @@ class RunDirectory:
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         with (self.path / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(_as_json(row), allow_nan=False) + "\n")
 
     def checkpoint(self, position: tuple[int, int], policy: Policy, optimizer: torch.optim.Optimizer) -> None:
         """Adapter, optimiser, random state and position (updates, optimiser steps), saved aside and renamed."""
@@ -97,7 +103,8 @@ class RunDirectory:
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
-        return sorted(p for p in (self.path / "checkpoints").glob("step-*") if p.suffix != ".saving")
+        whole = (p for p in (self.path / "checkpoints").glob("step-*") if p.suffix != ".saving")
+        return sorted(whole, key=lambda path: int(path.name.removeprefix("step-")))
 
     def restore(self, policy: Policy, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
         """Put the newest checkpoint into policy and optimiser; returns its position, (0, 0) where there is none.
@@ -131,6 +138,15 @@ class RunDirectory:
     def _save_adapter(self, policy: Policy, folder: Path) -> None:
         policy.save_adapter(folder)
         write_text(folder / SAMPLING, json.dumps(asdict(self.settings), indent=2) + "\n")
+
+
+def _as_json(value: Any) -> Any:
+    """JSON has no NaN and no infinity: a figure that does not exist is null."""
+    if isinstance(value, Mapping):
+        return {key: _as_json(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_as_json(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_text(path: Path, text: str) -> None:

@@ -14,34 +14,27 @@ What this changes from the authors' release, and why:
  7. `step_scale: equal` evens out the gradient of the steps, so that a weight schedule means what it says.
  8. Before its first update a run compares the log-probabilities of rollout and update: the ratio must be 1.
  9. Evaluation uses the schedule and guidance of training, through the sampler that users will run.
-10. Everything random is derived from (seed, update, sample, member), so a resumed run repeats the uninterrupted one.
+10. Everything random is derived from (seed, epoch, sample, member), so a resumed run repeats the uninterrupted one.
 """
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from customized_grpo.algorithm import (
-    clipped_objective,
-    conflict_diagnostics,
-    kl_to_base,
-    log_prob,
-    role_advantages,
-    step_advantages,
-)
+from customized_grpo.algorithm import clipped_objective, kl_to_base, log_prob, step_advantages
 from customized_grpo.config import RunConfig
 from customized_grpo.data import Sample
 from customized_grpo.evaluation import HeldOut
 from customized_grpo.plan import Plan
 from customized_grpo.policies.base import Policy
+from customized_grpo.record import clock, reward_figures, spread, step_rows
 from customized_grpo.rewards import Reward
 from customized_grpo.rollout import Point, Rollout, Sampler
 from customized_grpo.run_directory import RunDirectory
@@ -97,19 +90,20 @@ class Trainer:
                 self.directory.checkpoint(position, self.policy, self.optimizer)
         self.directory.finish(self.policy)
 
-    def step(self) -> dict[str, object]:
+    def step(self) -> dict[str, Any]:
         """One update; returns its row of metrics."""
-        config, seconds = self.config, defaultdict(float)
+        config = self.config
+        seconds: dict[str, float] = {}
         samples, steps = self.plan.batch(self.update), self.plan.window(self.update)
-        with _clock(seconds, "rollout"):
+        with clock(seconds, "rollout"):
             rollout = self.sampler.rollout(
                 self.policy,
                 self.policy.encode(samples),
                 config.groups.size,
                 steps,
-                lambda group, member: self.plan.seed(self.update, samples[group], member),
+                lambda group, member: self.plan.seed(self.update, group, member),
             )
-        with _clock(seconds, "reward"):
+        with clock(seconds, "reward"):
             scores = self.score(rollout.images, samples)
         prompt_weight = self.plan.prompt_weight(steps)
         advantages = step_advantages(  # [P, G, T]
@@ -120,12 +114,20 @@ class Trainer:
             recentre=config.shaping.recentre,
             clip=config.shaping.clip,
         ).flatten(0, 1)
-        with _clock(seconds, "update"):
+        with clock(seconds, "update"):
             if not self.ratio_checked:
                 self.check_ratio(rollout)
             diagnostics = self.optimise(rollout, advantages, samples)
         self.update += 1
-        return self._row(scores, advantages, steps, prompt_weight, diagnostics, dict(seconds))
+        return {
+            "update": self.update,
+            **reward_figures(scores),
+            "advantage_std": spread(advantages),
+            "steps": step_rows(steps, prompt_weight, self.plan.scales(steps)),
+            **diagnostics,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "seconds": seconds,
+        }
 
     def optimise(self, rollout: Rollout, advantages: Tensor, samples: Sequence[Sample]) -> dict[str, float]:
         """`updates_per_rollout` optimiser steps on all trained transitions of a rollout.
@@ -189,12 +191,13 @@ class Trainer:
 
     def check_ratio(self, rollout: Rollout) -> None:
         """Refuse to train where replaying a rollout does not give back its log-probabilities; once per process."""
-        worst = 0.0
+        changes = []
         for point in rollout.trajectory:
             images = torch.arange(len(point.latents))[: self.config.groups.update_batch]
             mean, std = self.replay(rollout, point, images)
             replayed = log_prob(point.next_latents[images], mean, std)
-            worst = max(worst, float((replayed - point.log_prob[images]).detach().abs().max()))
+            changes.append((replayed - point.log_prob[images]).detach().abs())
+        worst = torch.cat(changes).max().item()  # NaN where any is
         tolerance = RATIO_TOLERANCE[self.config.model.dtype]
         if not worst <= tolerance:
             raise TrainingError(
@@ -217,40 +220,9 @@ class Trainer:
         row, picture = self.held_out.report(self.policy, self.sampler.sigmas, grid=self.config.evaluation.grid)
         self.directory.log_evaluation({"update": self.update, **row}, picture)
 
-    def _row(
-        self,
-        scores: dict[str, Tensor],
-        advantages: Tensor,
-        steps: Sequence[int],
-        prompt_weight: Tensor,
-        diagnostics: dict[str, float],
-        seconds: dict[str, float],
-    ) -> dict[str, object]:
-        by_role = role_advantages(scores)
-        row: dict[str, object] = {"update": self.update}
-        for role, values in scores.items():
-            row[f"reward_{role}"] = values.nanmean().item()
-            row[f"reward_{role}_std"] = values[~values.isnan()].std().item()
-        row |= conflict_diagnostics(by_role["prompt"], by_role["identity"])
-        row["unscored"] = int(torch.stack(list(scores.values())).isnan().any(dim=0).sum())
-        row["advantage_std"] = advantages[~advantages.isnan()].std().item()
-        scales = self.plan.scales(steps)
-        row["steps"] = [
-            {"step": step, "prompt_weight": weight, "scale": scale}
-            for step, weight, scale in zip(steps, prompt_weight.tolist(), scales.tolist(), strict=True)
-        ]
-        return row | diagnostics | {"lr": self.optimizer.param_groups[0]["lr"], "seconds": seconds}
-
     def _where_not_finite(self, point: Point, images: Tensor, samples: Sequence[Sample]) -> str:
         names = {samples[image // self.config.groups.size].id for image in images.tolist()}
         return (
             f"the loss is not finite at update {self.update}, denoising step {point.step}, samples "
             f"{', '.join(sorted(names))}; lower optimizer.lr or use model.dtype=float32. The last checkpoint is whole."
         )
-
-
-@contextmanager
-def _clock(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[phase] += time.perf_counter() - start

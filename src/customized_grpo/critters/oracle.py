@@ -15,8 +15,9 @@ from PIL import Image
 
 from customized_grpo.critters import world
 
-TOLERANCE = 0.25  # a cell further than this from the scene belongs to the figure
+TOLERANCE = 0.245  # a cell further than this from the scene belongs to the figure; critters keep .249 from all scenes
 PRESENCE = 0.4  # share of the sprite's body rows that must be figure, or there is no critter
+STRAY = 6  # cells of figure that may lie outside its box; of a second critter at least 10 look out behind the first
 HAT_TOLERANCE = 0.3  # a cell nearer than this to a hat's colour can be part of that hat
 HAT_SHARE = 0.75  # share of the hat's cells that must be
 
@@ -76,11 +77,11 @@ def read(picture: np.ndarray) -> Reading:
 
 
 def _place(figure: np.ndarray) -> str | None:
-    """The box with the most figure inside and the least outside; None without one clear figure."""
+    """The box that holds most of the figure; None without a figure, and where much of it lies outside the box."""
     inside = {name: figure[_body(corner)].mean() for name, corner in world.PLACES.items()}
-    excess = {name: 2 * figure[_box(corner)].sum() - figure.sum() for name, corner in world.PLACES.items()}
-    best = max(excess, key=lambda name: (excess[name], inside[name]))
-    return best if inside[best] >= PRESENCE and excess[best] > 0 else None
+    held = {name: figure[_box(corner)].sum() for name, corner in world.PLACES.items()}
+    best = max(held, key=lambda name: (held[name], inside[name]))
+    return best if inside[best] >= PRESENCE and figure.sum() - held[best] <= STRAY else None
 
 
 def _box(corner: tuple[int, int]) -> tuple[slice, slice]:

@@ -35,7 +35,7 @@ def draw_samples(
     samples = []
     for index in range(count):
         critter = int(rng.integers(critters.start, critters.stop))
-        wanted = situations[rng.integers(len(situations))]
+        wanted = situations[int(rng.integers(len(situations)))]
         reference_scene, view_scene = rng.choice([s for s in world.SCENES if s != wanted.scene], 2, replace=False)
         view = world.Situation(str(view_scene), *rng.choice(list(world.PLACES), 1), *rng.choice(list(world.HATS), 1))
         reference = world.Situation(str(reference_scene), "centre", "no")

@@ -9,12 +9,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from customized_grpo.data import Sample
+
+
+def usable_device(name: str) -> torch.device:
+    """The device `name`; ValueError, before anything is loaded, where there is none."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"no device is named {name!r}; use cpu, cuda or cuda:1") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {name}: torch {torch.__version__} finds no CUDA device; use device=cpu")
+    return device
 
 
 class Condition(Protocol):
@@ -26,7 +37,13 @@ class Condition(Protocol):
         """Every entry `count` times in a row: a batch of prompts becomes a batch of groups."""
         ...
 
-    def __getitem__(self, part: slice) -> Self: ...
+    def __getitem__(self, part: slice | Tensor) -> Self:
+        """Some of the entries, by slice or by index."""
+        ...
+
+
+# What the policy's own `encode` returned: a family reads no other family's conditions.
+OwnCondition: TypeAlias = Any
 
 
 class Policy(Protocol):
@@ -43,15 +60,15 @@ class Policy(Protocol):
         """Text and reference tokens, one entry per sample; an entry does not depend on the rest of the batch."""
         ...
 
-    def noise(self, condition: Condition, seeds: Sequence[int]) -> Tensor:
+    def noise(self, condition: OwnCondition, seeds: Sequence[int]) -> Tensor:
         """Initial latents, one seed per entry, so that an image depends on neither batch nor rank."""
         ...
 
-    def velocity(self, latents: Tensor, sigma: float | Tensor, condition: Condition) -> Tensor:
+    def velocity(self, latents: Tensor, sigma: float | Tensor, condition: OwnCondition) -> Tensor:
         """Velocity at `sigma` (scalar or [batch], exact), in the latents' shape. Rollout and update both call this."""
         ...
 
-    def decode(self, latents: Tensor, condition: Condition) -> Tensor:
+    def decode(self, latents: Tensor, condition: OwnCondition) -> Tensor:
         """Images [N, 3, H, W] in [0, 1]."""
         ...
 

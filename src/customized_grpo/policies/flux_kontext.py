@@ -7,11 +7,12 @@ a gradient; at zero noise the images are the pipeline's, bit for bit.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from customized_grpo.algorithm import sigma_schedule
 from customized_grpo.data import Sample, fit
+from customized_grpo.policies.base import usable_device
 
 ADAPTER = "default"
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
@@ -52,10 +54,10 @@ class FluxCondition:
     def repeat(self, count: int) -> FluxCondition:
         return self._each(lambda tensor: tensor.repeat_interleave(count, dim=0))
 
-    def __getitem__(self, part: slice) -> FluxCondition:
+    def __getitem__(self, part: slice | Tensor) -> FluxCondition:
         return self._each(lambda tensor: tensor[part])
 
-    def _each(self, change) -> FluxCondition:
+    def _each(self, change: Callable[[Tensor], Tensor]) -> FluxCondition:
         return replace(self, text=change(self.text), pooled=change(self.pooled), reference=change(self.reference))
 
 
@@ -81,11 +83,12 @@ class FluxKontextPolicy:
         guidance: float = 2.5,
         max_sequence_length: int = 512,
     ):
-        self.pipe = FluxKontextPipeline.from_pretrained(path, torch_dtype=dtype).to(device)
+        self.device, self.dtype = usable_device(device), dtype
+        # Any: diffusers' annotations leave out what its pipelines return and hold.
+        self.pipe: Any = FluxKontextPipeline.from_pretrained(path, dtype=dtype).to(device)
         for part in (self.pipe.transformer, self.pipe.vae, self.pipe.text_encoder, self.pipe.text_encoder_2):
             part.eval().requires_grad_(False)
         self.module = self.pipe.transformer
-        self.device, self.dtype = torch.device(device), dtype
         self.height, self.width = height, width
         self.guidance, self.max_sequence_length = guidance, max_sequence_length
         self.scale = self.pipe.vae_scale_factor
@@ -100,10 +103,13 @@ class FluxKontextPolicy:
         """A fresh LoRA on the transformer, in float32; it changes nothing until it is trained."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.module.add_adapter(
-                LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights="gaussian"),
-                adapter_name=ADAPTER,
+            config = LoraConfig(
+                r=rank,
+                lora_alpha=alpha,  # pyright: ignore[reportArgumentType] (declared int, only ever divided by r)
+                target_modules=list(targets),
+                init_lora_weights="gaussian",
             )
+            self.module.add_adapter(config, adapter_name=ADAPTER)
         cast_training_params(self.module, torch.float32)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
@@ -118,7 +124,7 @@ class FluxKontextPolicy:
             self.module.enable_adapters()
 
     def save_adapter(self, directory: Path) -> None:
-        FluxKontextPipeline.save_lora_weights(
+        self.pipe.save_lora_weights(
             directory,
             transformer_lora_layers=get_peft_model_state_dict(self.module, adapter_name=ADAPTER),
             **_collate_lora_metadata({"transformer": self.module}),  # without it diffusers forgets alpha
@@ -171,7 +177,14 @@ class FluxKontextPolicy:
         picture = fit(sample.reference_images()[0], self.width, self.height)
         pixels = self.pipe.image_processor.preprocess(picture, self.height, self.width)
         _, tokens, _, ids = self.pipe.prepare_latents(
-            pixels, 1, self._channels, self.height, self.width, self.dtype, self.device, latents=text
+            pixels,
+            1,
+            self._channels,
+            self.height,
+            self.width,
+            self.dtype,
+            self.device,
+            generator=torch.Generator(),  # draws noise that is not used; the global generator must not move
         )
         return FluxCondition(text, pooled, tokens.float(), ids, self.height, self.width)
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import AutoImageProcessor, CLIPModel, CLIPTokenizer
 
 from customized_grpo.data import Sample
+from customized_grpo.rewards.encoder import load_encoder
 from customized_grpo.rewards.images import to_pictures
 
 
@@ -20,7 +21,7 @@ class ClipPrompt:
     def __init__(self, model: str | Path, device: torch.device):
         self.processor = AutoImageProcessor.from_pretrained(model)
         self.tokenizer = CLIPTokenizer.from_pretrained(model)
-        self.model = CLIPModel.from_pretrained(model).to(device).eval().requires_grad_(False)
+        self.model = load_encoder(CLIPModel, model, device)
         self.device = device
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers import AutoImageProcessor, Dinov2Model
 
 from customized_grpo.data import Sample
+from customized_grpo.rewards.encoder import load_encoder
 from customized_grpo.rewards.images import to_pictures
 
 
@@ -20,9 +21,9 @@ class DinoFeatures:
 
     def __init__(self, model: str | Path, device: torch.device):
         self.processor = AutoImageProcessor.from_pretrained(model)
-        self.model = Dinov2Model.from_pretrained(model).to(device).eval().requires_grad_(False)
+        self.model = load_encoder(Dinov2Model, model, device)
         self.device = device
-        self._known: dict[str, Tensor] = {}
+        self._known: dict[tuple[str, Sample], Tensor] = {}
 
     @torch.no_grad()
     def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
@@ -30,8 +31,8 @@ class DinoFeatures:
         return F.normalize(self.model(pixel_values=pixels).last_hidden_state[:, 0], dim=-1).cpu()
 
     def of_sample(self, sample: Sample, view: str) -> Tensor:
-        """Features [C] of a sample's first reference or first other view, computed once and kept by sample id."""
-        key = f"{view}/{sample.id}"
+        """Features [C] of a sample's first reference or first other view, computed once a sample."""
+        key = (view, sample)
         if key not in self._known:
             views = sample.reference_images() if view == "reference" else sample.other_view_images()
             self._known[key] = self(views[:1])[0]

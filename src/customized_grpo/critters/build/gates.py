@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, FluxKontextPipeline
+from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import CLIPModel, CLIPTokenizer, Dinov2Model
+from transformers import CLIPTokenizer
 
 from customized_grpo.algorithm import conflict_diagnostics, group_advantages
 from customized_grpo.critters import oracle, world
@@ -42,9 +42,12 @@ def to_uint8(images: Tensor) -> np.ndarray:
 
 
 class Rewards:
-    """The two rewards as bare model calls on [-1, 1] images: cosines [N] and [N, situations]."""
+    """The two rewards as bare calls of a Dinov2Model and a CLIPModel: cosines [N] and [N, situations].
 
-    def __init__(self, dino: Dinov2Model, clip: CLIPModel, tokenizer: CLIPTokenizer):
+    Images are in [-1, 1].
+    """
+
+    def __init__(self, dino: Any, clip: Any, tokenizer: CLIPTokenizer):
         self.dino, self.clip = dino, clip
         prompts = [situation.prompt for situation in world.SITUATIONS]
         self.tokens = tokenizer(prompts, padding="max_length", return_tensors="pt").to(clip.device)
@@ -109,8 +112,8 @@ def oracle_gates(vae: AutoencoderKL, count: int = 1000) -> dict[str, float]:
     }
 
 
-def generate(pipe: FluxKontextPipeline, references: Tensor, prompts: list[str], seed: int) -> Tensor:
-    """[N, 3, 32, 32] in [-1, 1] by the pipeline itself, one seed per image."""
+def generate(pipe: Any, references: Tensor, prompts: list[str], seed: int) -> Tensor:
+    """[N, 3, 32, 32] in [-1, 1] by the FluxKontextPipeline itself, one seed per image."""
     made = []
     for start in range(0, len(prompts), 64):
         chunk = slice(start, start + 64)
@@ -132,9 +135,7 @@ def generate(pipe: FluxKontextPipeline, references: Tensor, prompts: list[str], 
     return torch.cat(made) * 2 - 1
 
 
-def base_gates(
-    pipe: FluxKontextPipeline, rewards: Rewards, threshold: float, groups: int = 64, size: int = 12
-) -> dict[str, float]:
+def base_gates(pipe: Any, rewards: Rewards, threshold: float, groups: int = 64, size: int = 12) -> dict[str, float]:
     """What the base makes of held-out critters, `size` images per prompt: success, kinds, conflict."""
     rng = np.random.default_rng(13)
     truth = true_renders(rng, groups)

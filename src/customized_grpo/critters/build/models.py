@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     T5Config,
     T5EncoderModel,
-    T5TokenizerFast,
+    T5Tokenizer,
 )
 
 from customized_grpo.critters.world import SITUATIONS
@@ -52,15 +52,16 @@ def clip_tokenizer() -> CLIPTokenizer:
     pieces = ["<|startoftext|>", "<|endoftext|>", *LETTERS, *(f"{letter}</w>" for letter in LETTERS)]
     pieces += ["".join(pair) for pair in merges]
     vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
-    return CLIPTokenizer(vocab=vocabulary, merges=list(merges), model_max_length=CLIP_TOKENS)
+    pairs: Any = list(merges)  # transformers declares strings and takes pairs
+    return CLIPTokenizer(vocab=vocabulary, merges=pairs, model_max_length=CLIP_TOKENS)
 
 
-def t5_tokenizer() -> T5TokenizerFast:
+def t5_tokenizer() -> T5Tokenizer:
     """A unigram tokenizer in which every word of a critter prompt is one piece; any other text is spelled."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     pieces += [(f"▁{word}", -3.0) for word in _words()]
     pieces += [("▁", -8.0)] + [(letter, -8.0) for letter in LETTERS]
-    return T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=512)
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)
 
 
 def _clip_text(tokenizer: PreTrainedTokenizerBase, layers: int) -> dict[str, Any]:
@@ -103,10 +104,13 @@ def pipeline() -> FluxKontextPipeline:
         guidance_embeds=False,
         axes_dims_rope=(4, 14, 14),
     )
+    two_levels: dict[str, Any] = {  # diffusers declares tuples of one
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "block_out_channels": (16, 32),
+    }
     vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(16, 32),
+        **two_levels,
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=8,

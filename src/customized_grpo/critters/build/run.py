@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FluxKontextPipeline
-from transformers import BitImageProcessorPil, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, Dinov2Model
+from transformers import BitImageProcessorPil, CLIPImageProcessorPil, CLIPTokenizer
 
 from customized_grpo.critters.build import gates, models, stages
 from customized_grpo.critters.build.pictures import Mixture
@@ -47,9 +48,9 @@ class Recipe:
     seed: int = 0
     vae_steps: int = 2500
     clip_steps: int = 2500
-    dino_steps: int = 2500
+    dino_steps: int = 1000
     faithful_steps: int = 2000
-    mixture_steps: int = 3000
+    mixture_steps: int = 1500
     mixture: Mixture = field(
         default_factory=lambda: {"faithful": 0.30, "copied": 0.35, "drifted": 0.20, "wrong": 0.15}
     )
@@ -70,10 +71,11 @@ class Build:
         torch.manual_seed(recipe.seed)
         self.pipe: FluxKontextPipeline = models.pipeline().to(self.device)
         self.pipe.set_progress_bar_config(disable=True)
-        self.dino_model: Dinov2Model = models.dino().to(self.device)
-        self.clip_model: CLIPModel
+        self.dino_model: Any = models.dino()
+        self.clip_model: Any
         self.clip_tokenizer: CLIPTokenizer
         self.clip_model, self.clip_tokenizer = models.clip()
+        self.dino_model.to(self.device)
         self.clip_model.to(self.device)
 
     @property

@@ -12,7 +12,12 @@ BUILT_IN = "critters"
 
 
 def resolve(model: str | Path, part: Literal["generator", "dino", "clip"]) -> str | Path:
-    """The folder of a built-in part where `model` is "critters"; anything else as it is."""
+    """The folder of a built-in part where `model` is "critters"; a folder or hub id as it is.
+
+    Raises ValueError for what can only be a folder and is not there: the libraries would take it for a hub id.
+    """
+    if str(model).startswith(("/", ".", "~")) and not Path(model).is_dir():
+        raise ValueError(f"no model in {model}; name a folder in the library's format, or a hub id")
     return FOLDER / part if model == BUILT_IN else model
 
 

@@ -1,0 +1,51 @@
+"""The curves of one run as a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK, IDENTITY, PROMPT, JOINT = "#333333", "#c2571a", "#1a6fc2", "#2a8a4a"
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def draw_curves(run: Path, target: Path) -> None:
+    """Rewards, held-out success and conflict of a run over its updates, as a PNG file."""
+    metrics, held_out = read_rows(run / "metrics.jsonl"), read_rows(run / "evaluations.jsonl")
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    rewards, success, conflict = figure.subplots(1, 3)
+    _lines(rewards, metrics, {"reward_identity": ("identity", IDENTITY), "reward_prompt": ("prompt", PROMPT)})
+    rewards.set_title("rewards of the training groups")
+    truth = {
+        "oracle_identity": ("identity right", IDENTITY),
+        "oracle_prompt": ("prompt right", PROMPT),
+        "joint_success": ("both right", JOINT),
+    }
+    _lines(success, held_out, {name: style for name, style in truth.items() if name in held_out[0]}, marker="o")
+    success.set_title("oracle on held-out cases")
+    _lines(conflict, metrics, {"conflict": ("conflict", INK), "both_good": ("both good", JOINT)})
+    conflict.axhline(0.5, color=INK, linewidth=0.8, linestyle=":")
+    conflict.set_title("shares of images; dotted: chance level of conflict")
+    for axes in (rewards, success, conflict):
+        axes.set_xlabel("update")
+        axes.set_ylim(-0.02, 1.02)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=9)
+    figure.savefig(target, dpi=120)
+
+
+def _lines(
+    axes: Axes, rows: Sequence[Mapping[str, Any]], styles: Mapping[str, tuple[str, str]], marker: str | None = None
+) -> None:
+    updates = [row["update"] for row in rows]
+    for name, (label, colour) in styles.items():
+        axes.plot(updates, [row[name] for row in rows], label=label, color=colour, marker=marker, markersize=4)

@@ -1,0 +1,45 @@
+"""What an update leaves in metrics.jsonl: pure functions of what it computed, and a clock."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from customized_grpo.algorithm import conflict_diagnostics, role_advantages
+
+
+def reward_figures(scores: Mapping[str, Tensor]) -> dict[str, float]:
+    """Mean and spread of each reward [P, G], how the two get on inside groups, and the number of unscored images."""
+    figures: dict[str, float] = {}
+    for role, values in scores.items():
+        figures[f"reward_{role}"] = values.nanmean().item()
+        figures[f"reward_{role}_std"] = spread(values)
+    advantages = role_advantages(scores)
+    figures |= conflict_diagnostics(advantages["prompt"], advantages["identity"])
+    figures["unscored"] = int(torch.stack(list(scores.values())).isnan().any(dim=0).sum())
+    return figures
+
+
+def spread(values: Tensor) -> float:
+    """Standard deviation over everything that was scored; NaN for fewer than two values."""
+    scored = values[~values.isnan()]
+    return scored.std().item() if len(scored) > 1 else math.nan
+
+
+def step_rows(steps: Sequence[int], prompt_weight: Tensor, scales: Tensor) -> list[dict[str, float]]:
+    """The effective weights of each trained step."""
+    rows = zip(steps, prompt_weight.tolist(), scales.tolist(), strict=True)
+    return [{"step": step, "prompt_weight": weight, "scale": scale} for step, weight, scale in rows]
+
+
+@contextmanager
+def clock(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Adds the time spent inside to `seconds[phase]`."""
+    start = time.perf_counter()
+    yield
+    seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - start

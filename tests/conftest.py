@@ -1,0 +1,123 @@
+"""The built-in model, settings small enough for a test, and the parts of a run that many tests need."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may fetch anything; read when huggingface_hub is imported
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from torch import Tensor
+
+from customized_grpo.assemble import assemble
+from customized_grpo.config import RunConfig, load_config
+from customized_grpo.critters import samples as critters
+from customized_grpo.critters.build import models
+from customized_grpo.critters.weights import resolve
+from customized_grpo.data import Sample
+from customized_grpo.policies.flux_kontext import LORA_TARGETS, FluxKontextPolicy
+from customized_grpo.trainer import Trainer
+
+torch.set_num_threads(1)
+
+# Two groups of three images in four steps: an update takes a fraction of a second.
+TINY = (
+    *("updates=1", "groups.prompts=2", "groups.size=3", "sampling.num_steps=4", "window.last=2"),
+    *("data.train_samples=12", "data.held_out_samples=4", "evaluation.every=0", "optimizer.warmup=0"),
+)
+
+
+@pytest.fixture(scope="session")
+def samples() -> list[Sample]:
+    return critters.draw_samples(12, critters.TRAINING_CRITTERS, 0)
+
+
+@pytest.fixture
+def make_config(tmp_path: Path) -> Callable[..., RunConfig]:
+    """Tiny settings with overrides; the run goes to tmp_path / "run"."""
+
+    def make(*overrides: str) -> RunConfig:
+        return load_config("critters", [f"output={tmp_path / 'run'}", *TINY, *overrides])
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(make_config: Callable[..., RunConfig]) -> Callable[..., Trainer]:
+    """A whole run in tiny settings, with overrides."""
+
+    def make(*overrides: str, resume: bool = False) -> Trainer:
+        return assemble(make_config(*overrides), resume=resume)
+
+    return make
+
+
+@pytest.fixture
+def make_policy() -> Callable[..., FluxKontextPolicy]:
+    """The built-in generator, with an adapter where a rank is given."""
+
+    def make(
+        path: str | Path = "critters",
+        *,
+        rank: int | None = None,
+        alpha: float = 16.0,
+        targets: Sequence[str] = LORA_TARGETS,
+        seed: int = 0,
+        height: int = 32,
+        width: int = 32,
+        guidance: float = 2.5,
+        dtype: torch.dtype = torch.float32,
+    ) -> FluxKontextPolicy:
+        policy = FluxKontextPolicy(
+            resolve(path, "generator"),
+            height=height,
+            width=width,
+            guidance=guidance,
+            max_sequence_length=models.TEXT_TOKENS,
+            dtype=dtype,
+        )
+        if rank is not None:
+            policy.add_adapter(rank, alpha, targets, seed=seed)
+        return policy
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def excite() -> Callable[[FluxKontextPolicy], None]:
+    """Gives an adapter weights that change the pictures, as training would: a fresh one changes nothing."""
+
+    def set_weights(policy: FluxKontextPolicy) -> None:
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for name, weight in policy.trainable_parameters().items():
+                if "lora_B" in name:
+                    weight.copy_(0.2 * torch.randn(weight.shape, generator=generator))
+
+    return set_weights
+
+
+@pytest.fixture(scope="session")
+def adapter_of() -> Callable[[FluxKontextPolicy], Tensor]:
+    """All weights of an adapter in one row: a copy."""
+    return lambda policy: torch.cat([w.detach().flatten().clone() for w in policy.trainable_parameters().values()])
+
+
+@pytest.fixture(scope="session")
+def guided_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the built-in generator lacks and FLUX.1-Kontext-dev has: embedded guidance, a schedule that follows the
+    picture's size, a VAE with shift and scale. Random weights, in diffusers' format."""
+    torch.manual_seed(0)
+    pipe = models.pipeline()
+    config = dict(pipe.transformer.config) | {"guidance_embeds": True}
+    pipe.register_modules(
+        transformer=FluxTransformer2DModel.from_config(config),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15),
+    )
+    pipe.vae.register_to_config(shift_factor=0.1159, scaling_factor=0.3611)
+    folder = tmp_path_factory.mktemp("guided")
+    pipe.save_pretrained(folder)
+    return folder

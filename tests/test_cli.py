@@ -1,0 +1,291 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from customized_grpo import cli
+from customized_grpo.config import RunConfig, load_config, recipes
+from customized_grpo.data import Sample
+
+COMMANDS = ("demo", "train", "generate", "build-critters", "env")
+PROMPT = "a critter in the snow, in the centre, without a hat"
+
+
+class Answer(NamedTuple):
+    code: int
+    out: str
+    error: str  # what sys.exit was given: the message, where there is one
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    """The program as a user starts it, in this process."""
+
+    def start(*arguments: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["customized-grpo", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        code, captured = stopped.value.code, capsys.readouterr()
+        if isinstance(code, str):  # Python prints it and exits with 1
+            return Answer(1, captured.out, code)
+        return Answer(int(code or 0), captured.out, captured.err)
+
+    return start
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> list[str]:
+    """Overrides for a run of one update into tmp_path / "run"."""
+    return [
+        *(f"output={tmp_path / 'run'}", "updates=1", "groups.prompts=2", "groups.size=2", "sampling.num_steps=3"),
+        *("window.last=1", "data.train_samples=4", "data.held_out_samples=2", "evaluation.every=1"),
+    ]
+
+
+# --- help ------------------------------------------------------------------------------------------------------------
+
+
+def test_help_answers_without_heavy_libraries():
+    """Of the program and of every command, in a fresh interpreter."""
+    script = f"""
+import sys
+from typer.testing import CliRunner
+from customized_grpo.cli import app
+for arguments in [[], *([command] for command in {COMMANDS})]:
+    answer = CliRunner().invoke(app, [*arguments, "--help"])
+    assert answer.exit_code == 0, answer.output
+    assert "Usage" in answer.output and "--help" in answer.output
+for command in {COMMANDS}:
+    assert command in CliRunner().invoke(app, ["--help"]).output
+heavy = {{"torch", "diffusers", "transformers", "peft", "numpy", "PIL", "matplotlib"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_installed_program_answers_a_mistake_without_traceback(tmp_path: Path):
+    """The one start as a real process: exit code and what stderr holds."""
+    program = Path(sys.executable).with_name("customized-grpo")
+    result = subprocess.run(
+        [program, "train", "critters", "optimizer.lrr=1", "updates=x"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert result.stderr.splitlines() == [
+        "error: updates: input should be a valid integer, unable to parse string as an integer, not 'x'",
+        "optimizer.lrr: unknown key; did you mean 'lr'?",
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_command_shows_the_help(run: Callable[..., Answer]):
+    answer = run()
+    assert all(command in answer.out + answer.error for command in COMMANDS)
+
+
+# --- train -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_a_dry_run_prints_the_resolved_config_and_does_nothing(
+    recipe: str, run: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    answer = run("train", recipe, "optimizer.lr=1e-5", "--dry-run", "--device", "cuda:1")
+    assert answer.code == 0
+    assert RunConfig.model_validate(yaml.safe_load(answer.out)) == load_config(
+        recipe, ["optimizer.lr=1e-5", "device=cuda:1"]
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_train_resume_and_the_two_ways_out(run: Callable[..., Answer], tiny: list[str], tmp_path: Path):
+    first = run("train", "critters", *tiny, "--device", "cpu")
+    assert (first.code, first.out) == (0, f"adapter: {tmp_path / 'run' / 'adapter'}\n")
+    assert "note: with 3 steps no trained step reaches the final phase" in first.error
+    again = run("train", "critters", *tiny)
+    assert again.code == 1
+    assert again.error.startswith("error: ")
+    assert "--resume" in again.error
+    assert "output=" in again.error
+    assert run("train", "critters", *tiny, "updates=2", "--resume").code == 0
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["update"] for row in rows] == [1, 2]
+
+
+@pytest.fixture
+def odd_photographs(tmp_path: Path) -> Path:
+    """A list as people have them: any size, turned by EXIF, with alpha, grey, CMYK, sixteen bits, a palette."""
+    rng = np.random.default_rng(0)
+
+    def noise(*shape: int) -> np.ndarray:
+        return rng.integers(0, 256, shape, dtype=np.uint8)
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lying on its side
+    pictures = {
+        "cat/turned.jpg": (Image.fromarray(noise(90, 160, 3)), {"exif": exif}),
+        "cat/alpha.png": (Image.fromarray(noise(70, 50, 4)), {}),
+        "dog/grey.png": (Image.fromarray(noise(33, 47)), {}),
+        "dog/print.jpg": (Image.fromarray(noise(64, 64, 4), "CMYK"), {}),
+        "cup/deep.png": (Image.fromarray(rng.integers(0, 65536, (40, 40), dtype=np.uint16)), {}),
+        "cup/palette.gif": (Image.fromarray(noise(20, 300, 3)).quantize(16), {}),
+    }
+    for name, (picture, options) in pictures.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        picture.save(tmp_path / name, **options)
+    entries = [{"prompt": f"a {name.split('/')[0]} in the snow", "image_paths": [name]} for name in pictures]
+    file = tmp_path / "list.json"
+    file.write_text(json.dumps(entries))
+    return file
+
+
+def test_train_on_photographs(run: Callable[..., Answer], tiny: list[str], odd_photographs: Path, tmp_path: Path):
+    overrides = [f"data.source={odd_photographs}", "data.train_samples=null", "groups.prompts=4"]
+    answer = run("train", "critters", *tiny, *overrides)
+    assert answer.code == 0, answer.error
+    folder = tmp_path / "run"
+    expected = {"config.yaml", "environment.json", "metrics.jsonl", "evaluations.jsonl", "images", "adapter"}
+    assert expected <= {path.name for path in folder.iterdir()}
+    (row,) = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    assert row["unscored"] == 0
+    assert row["gradient_norm"] > 0
+    evaluations = list(map(json.loads, (folder / "evaluations.jsonl").read_text().splitlines()))
+    assert -1 <= evaluations[1]["identity_reward"] <= 1
+    assert evaluations[1]["joint_success"] is None  # the oracle knows critters only
+    assert Image.open(folder / "images" / "eval-00001.png").width > 500
+    assert (folder / "adapter" / "pytorch_lora_weights.safetensors").stat().st_size > 10_000
+
+
+def test_train_on_dreambench(run: Callable[..., Answer], tiny: list[str], tmp_path: Path):
+    """All 750 real cases are read and checked; one update."""
+    beside = Path(__file__).parents[2] / "shared" / "dreambench"
+    photographs = Path(os.environ.get("CUSTOMIZED_GRPO_DREAMBENCH", beside))
+    if not photographs.is_dir():
+        pytest.skip("no DreamBench photographs here")
+    source = photographs / "reference_list_750.json"
+    answer = run("train", "critters", *tiny, f"data.source={source}", "data.train_samples=null")
+    assert answer.code == 0, answer.error
+    (row,) = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert (row["update"], row["unscored"]) == (1, 0)
+    assert (tmp_path / "run" / "images" / "eval-00001.png").is_file()
+    assert (tmp_path / "run" / "adapter" / "sampling.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (["data.source=/no/such.json"], "/no/such.json cannot be used, 1 problem:"),
+        (["model.path=/no/such"], "no model in /no/such"),
+        (["model.path=nobody/nothing"], "nobody/nothing"),
+        (["model.height=30"], "32x30 pixels; this model needs multiples of 4"),
+        (["device=gpu"], "no device is named 'gpu'; use cpu, cuda or cuda:1"),
+        (["rewards.identity.name=dyno"], "no reward is named 'dyno'"),
+        (["window.size=9"], "window.size: steps 0 to 1 hold windows of at most 2, not 9"),
+        (["optimizer.lr=1e30", "objective.updates_per_rollout=2"], "the loss is not finite at update 0"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_an_error_message(
+    overrides: list[str], complaint: str, run: Callable[..., Answer], tiny: list[str]
+):
+    answer = run("train", "critters", *tiny, "evaluation.every=0", "optimizer.warmup=0", *overrides)
+    assert answer.code == 1
+    assert answer.error.startswith("error: ")
+    assert complaint in answer.error
+
+
+def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, tiny: list[str]):
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("shape mismatch")
+
+    monkeypatch.setattr("customized_grpo.assemble.assemble", broken)
+    monkeypatch.setattr(sys, "argv", ["customized-grpo", "train", "critters", *tiny])
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        cli.main()
+
+
+# --- generate and env ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reference(tmp_path: Path, samples: list[Sample]) -> Path:
+    file = tmp_path / "reference.png"
+    samples[0].reference_images()[0].save(file)
+    return file
+
+
+def test_generate_writes_pictures_of_all_prompts(run: Callable[..., Answer], reference: Path, tmp_path: Path):
+    listed = tmp_path / "prompts.txt"
+    listed.write_text("a critter at night\n\n  a critter in the city  \n", encoding="utf-8")
+    out = tmp_path / "out"
+    answer = run(
+        *("generate", "--reference", reference, "--prompt", PROMPT, "--prompts", listed, "--output", out),
+        *("--seed", 1, "--seed", 2, "--steps", 2, "--device", "cpu"),
+    )
+    assert answer.code == 0, answer.error
+    written = [Path(line) for line in answer.out.splitlines()]
+    assert sorted(written) == sorted(out.iterdir())
+    assert [path.name for path in written] == [
+        f"00{number}-reference-{prompt}-{seed}.png"
+        for number, prompt in enumerate(
+            ["a-critter-in-the-snow-in-the-centre-with", "a-critter-at-night", "a-critter-in-the-city"]
+        )
+        for seed in (1, 2)
+    ]
+    assert all(Image.open(path).size == (32, 32) for path in written)
+
+
+def test_generate_compares_base_and_tuned(
+    run: Callable[..., Answer], tiny: list[str], reference: Path, tmp_path: Path
+):
+    assert run("train", "critters", *tiny).code == 0
+    out, adapter = tmp_path / "out", tmp_path / "run" / "adapter"
+    answer = run(
+        *("generate", "--reference", reference, "--prompt", PROMPT, "--output", out),
+        *("--adapter", adapter, "--compare", "--device", "cpu"),
+    )
+    assert answer.code == 0, answer.error
+    tuned, row = sorted(out.iterdir(), key=lambda path: len(path.name))
+    assert row.name == f"{tuned.stem}-compare.png"
+    assert Image.open(row).width == 3 * 256 + 2 * 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--reference", "/no/such.png", "--prompt", PROMPT], "/no/such.png: no such file or directory; check the"),
+        (["--prompt", PROMPT], "no reference; name a picture of the subject with --reference"),
+        (["--reference", "{reference}"], "no prompt; say what to show with --prompt"),
+        (["--reference", "{reference}", "--prompts", "/no/such.txt"], "/no/such.txt"),
+        (["--reference", "{reference}", "--prompt", PROMPT, "--compare"], "name the adapter with --adapter"),
+        (["--reference", "{reference}", "--prompt", PROMPT, "--adapter", "/no/such"], "no adapter in /no/such"),
+    ],
+)
+def test_generate_says_what_is_missing(
+    arguments: list[str], complaint: str, run: Callable[..., Answer], reference: Path, tmp_path: Path
+):
+    given = [argument.format(reference=reference) for argument in arguments]
+    answer = run("generate", *given, "--output", tmp_path / "out", "--device", "cpu", "--steps", 1)
+    assert answer.code == 1
+    assert answer.error.startswith("error: ")
+    assert complaint in answer.error
+    assert "\n" not in answer.error
+
+
+def test_env_prints_versions_as_json(run: Callable[..., Answer]):
+    answer = run("env")
+    assert answer.code == 0
+    assert json.loads(answer.out)["packages"]["torch"] == torch.__version__

@@ -1,0 +1,160 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from customized_grpo.config import ConfigError, RunConfig, dump_config, load_config, recipes
+
+
+def mistakes(*overrides: str, recipe: str = "critters") -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_config(recipe, overrides)
+    return str(caught.value).splitlines()
+
+
+# --- recipes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_every_recipe_in_the_package_loads(name: str):
+    config = load_config(name)
+    assert isinstance(config, RunConfig)
+    assert config.output == f"runs/{name}"
+
+
+def test_a_recipe_may_be_a_path(tmp_path: Path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("updates: 7\ndata: {train_samples: 5}\n")
+    config = load_config(str(file))
+    assert (config.updates, config.data.train_samples) == (7, 5)
+    assert config.sampling.num_steps == 10  # what the file does not name keeps its default
+
+
+def test_a_recipe_that_is_not_there_names_the_nearest():
+    (line,) = mistakes(recipe="criters")
+    assert line.startswith("no recipe 'criters'; did you mean 'critters'?")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"), [("a: [", "is not YAML"), ("- 1\n- 2\n", "holds a list; a recipe is a mapping")]
+)
+def test_a_file_that_is_no_recipe_is_refused(text: str, complaint: str, tmp_path: Path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    assert complaint in "\n".join(mistakes(recipe=str(file)))
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_the_resolved_config_reads_back_to_itself(name: str, tmp_path: Path):
+    config = load_config(name, ["optimizer.lr=1e-5", "adapter.targets=[to_q, to_k]", "sampling.shift=checkpoint"])
+    file = tmp_path / "resolved.yaml"
+    file.write_text(dump_config(config))
+    assert load_config(str(file)) == config
+    assert yaml.safe_load(dump_config(config)).keys() == RunConfig.model_fields.keys()  # nothing is left implicit
+
+
+# --- overrides -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "read"),
+    [
+        ("optimizer.lr=1e-5", lambda c: c.optimizer.lr == 1e-5),  # a text for YAML 1.1
+        ("seed=3", lambda c: c.seed == 3),
+        ("shaping.recentre=true", lambda c: c.shaping.recentre is True),
+        ("sampling.shift=checkpoint", lambda c: c.sampling.shift == "checkpoint"),
+        ("sampling.shift=2", lambda c: c.sampling.shift == 2.0),
+        ("adapter.targets=[to_q, to_k]", lambda c: c.adapter.targets == ("to_q", "to_k")),
+        ("window={strategy: all, size: null}", lambda c: c.window.size is None and c.window.last is None),
+        ("data.root=/a=b", lambda c: c.data.root == "/a=b"),
+        ("rewards.identity.against=other_view", lambda c: c.rewards.identity.name == "dino"),
+        ("rewards.prompt.model=somewhere", lambda c: c.rewards.prompt.name == "clip_t"),
+    ],
+)
+def test_overrides_are_typed(override: str, read: Callable[[RunConfig], bool]):
+    assert read(load_config("critters", [override]))
+
+
+def test_the_last_override_wins():
+    assert load_config("critters", ["seed=1", "seed=2"]).seed == 2
+
+
+# --- mistakes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("optimizer.lrr=1", "optimizer.lrr: unknown key; did you mean 'lr'?"),
+        ("optimiser.lr=1", "optimiser: unknown key; did you mean 'optimizer'?"),
+        ("rewards.identity.aginst=reference", "rewards.identity.aginst: unknown key; did you mean 'against'?"),
+        ("adapter.xyz=1", "adapter.xyz: unknown key; known here: rank, alpha, targets"),
+        ("optimizer.lr=fast", "optimizer.lr: input should be a valid number, .*, not 'fast'"),
+        ("groups.size=1", "groups.size: input should be greater than or equal to 2, not 1"),
+        ("optimizer.lr=0", "optimizer.lr: input should be greater than 0, not 0"),
+        ("sampling.num_steps=1", "sampling.num_steps: input should be greater than or equal to 2, not 1"),
+        ("shaping.rule=sar", "shaping.rule: input should be 'sars', .* or 'gdpo', not 'sar'"),
+        ("weighting.high=1.5", "weighting.high: input should be less than or equal to 1, not 1.5"),
+        ("seed.x=1", "seed: input should be a valid integer, not {'x': 1}"),
+        ("updates.x=1", "updates.x=1: updates.x is not a section of keys, .*"),
+        ("seed", "seed: an override is written key=value, for instance optimizer.lr=1e-4"),
+        ("seed=[1", "seed=.1: seed is not a section of keys, or the value is not YAML"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_key_and_value(override: str, line: str):
+    import re
+
+    (found,) = mistakes(override)
+    assert re.fullmatch(line.replace("{", r"\{").replace("?", r"\?"), found)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["window.last=9"], "window.last: steps 0 to 8 can be stochastic with num_steps=10, not 9"),
+        (["window.first=8"], "window.first: 8 lies behind the last step, 7"),
+        (["window.size=9"], "window.size: steps 0 to 7 hold windows of at most 8, not 9"),
+        (
+            ["window.strategy=fixed", "window.start=7"],
+            "window.start: windows of 2 within steps 0 to 7 start at 0 to 6, not 7",
+        ),
+        (["window.strategy=all"], 'window: size goes with every strategy but "all"'),
+        (["window.size=null"], 'window: size goes with every strategy but "all"'),
+        (["window.strategy=fixed"], 'window: start goes with the strategy "fixed" and only with it'),
+        (["window.start=1"], 'window: start goes with the strategy "fixed" and only with it'),
+        (["shaping.rule=gdpo"], 'shaping.rule: "gdpo" has static weights; add weighting.kind=constant'),
+        (["weighting.start=.5"], "weighting: start <= centre <= end does not hold"),
+        (["noise.dynamics=cps", "noise.level=1.5"], 'noise.level: "cps" takes at most 1, not 1.5'),
+        (
+            ["data.train_samples=null"],
+            "data.train_samples: critters never run out; say how many to draw, for instance 2000",
+        ),
+    ],
+)
+def test_contradictions_are_refused_with_the_remedy(overrides: list[str], line: str):
+    assert mistakes(*overrides) == [line]
+
+
+def test_what_only_looks_like_a_contradiction_is_accepted():
+    load_config("critters", ["window.strategy=fixed", "window.start=6"])
+    load_config("critters", ["window.size=8"])
+    load_config("critters", ["shaping.rule=gdpo", "weighting.kind=constant"])
+    load_config("critters", ["window.strategy=all", "window.size=null", "window.first=7"])
+
+
+def test_all_mistakes_are_reported_at_once():
+    """Unknown keys, wrong types, what contradicts itself inside a section, and what contradicts another section."""
+    lines = mistakes(
+        "optimizer.lrr=1",
+        "updates=many",
+        "oops",
+        "window.start=1",
+        "adapter.targets.0=x",
+        "noise.dynamics=cps",
+        "noise.level=2",
+        "sampling.shift=wide",
+    )
+    starts = ["oops", "window", "noise.level", "optimizer.lrr", "updates", "adapter.targets", "sampling.shift"]
+    assert {start for start in starts if any(line.startswith(f"{start}:") for line in lines)} == set(starts)
+    assert len(lines) == len(set(lines)) == 8  # shift is a number or "checkpoint": two lines

@@ -1,0 +1,264 @@
+"""Every field of the configuration is read by something: changing it changes what can be observed.
+
+A field without a case here fails, and so does a case without a field. Observations are as cheap as they can be:
+what the plan says, what a policy holds, or one or two updates and all the files they leave.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import BaseModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from customized_grpo.algorithm import sigma_schedule
+from customized_grpo.assemble import assemble, load_policy, load_samples
+from customized_grpo.config import RunConfig, load_config
+from customized_grpo.critters.weights import FOLDER
+from customized_grpo.plan import Plan
+
+SMALL = (
+    *("updates=1", "groups.prompts=1", "groups.size=3", "sampling.num_steps=3", "window.last=1", "window.size=1"),
+    *("data.train_samples=6", "data.held_out_samples=2", "evaluation.every=0", "optimizer.warmup=0"),
+    *("adapter.targets=[to_q, to_v]", "adapter.rank=2", "adapter.alpha=2"),
+)
+
+
+# --- what can be observed --------------------------------------------------------------------------------------------
+
+
+def rows(config: RunConfig) -> Any:
+    """The metrics of a run."""
+    return _run(config)["metrics.jsonl"]
+
+
+def learnt(config: RunConfig) -> Any:
+    """The adapter that a run leaves: names, shapes and bits."""
+    return _run(config)["adapter"]
+
+
+def evaluations(config: RunConfig) -> Any:
+    files = _run(config)
+    return files["evaluations.jsonl"], files["pictures"]
+
+
+def files(config: RunConfig) -> Any:
+    """Names and numbers of the files that a run leaves."""
+    return _run(config)["names"]
+
+
+def settings(config: RunConfig) -> Any:
+    """What is written beside the adapter."""
+    return _run(config)["adapter/sampling.json"]
+
+
+def _run(config: RunConfig) -> dict[str, Any]:
+    assemble(config).train()
+    folder = Path(config.output)
+
+    def log(name: str) -> list[dict[str, Any]]:
+        lines = (folder / name).read_text().splitlines() if (folder / name).exists() else []
+        return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+
+    adapter = load_file(folder / "adapter" / "pytorch_lora_weights.safetensors")
+    return {
+        "metrics.jsonl": log("metrics.jsonl"),
+        "evaluations.jsonl": log("evaluations.jsonl"),
+        "adapter": {name: weight.flatten().tolist() for name, weight in adapter.items()},
+        "adapter/sampling.json": (folder / "adapter" / "sampling.json").read_text(),
+        "pictures": {path.name: path.read_bytes() for path in (folder / "images").iterdir()},
+        "names": sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*")),
+    }
+
+
+def plan(config: RunConfig) -> Any:
+    """Samples, windows, weights, scales, seeds and learning rates of the first updates."""
+    sigmas = sigma_schedule(config.sampling.num_steps, float(config.sampling.shift))
+    made = Plan(config, load_samples(config)[0], sigmas)
+    steps = range(config.sampling.num_steps - 1)
+    return (
+        [[sample.id for sample in made.batch(update)] for update in range(4)],
+        [made.window(update) for update in range(12)],
+        made.prompt_weight(steps).tolist(),
+        [made.seed(update, 0, 0) for update in range(4)],
+        [made.lr(step) for step in range(6)],
+    )
+
+
+def samples(config: RunConfig) -> Any:
+    return [[(s.id, s.prompt, s.subject) for s in part] for part in load_samples(config)]
+
+
+def forward_batches(config: RunConfig) -> Any:
+    """Images per forward pass of a run, in order: the results do not depend on them."""
+    trainer, seen = assemble(config), []
+    velocity = trainer.policy.velocity
+
+    def counting(latents: Tensor, sigma: float | Tensor, condition: Any) -> Tensor:
+        seen.append(len(latents))
+        return velocity(latents, sigma, condition)
+
+    trainer.policy.velocity = counting  # pyright: ignore[reportAttributeAccessIssue]
+    trainer.step()
+    return seen
+
+
+def device(config: RunConfig) -> Any:
+    policy = load_policy(config)
+    return policy.device.type, next(policy.module.parameters()).device.type
+
+
+def folders(config: RunConfig) -> Any:
+    assemble(config)
+    return Path(config.output).is_dir() and config.output
+
+
+# --- one case per field ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """`field=value` changes what `observe` sees, under settings in which the field has something to do."""
+
+    value: object
+    observe: Callable[[RunConfig], Any]
+    given: tuple[str, ...] = field(default=())
+
+
+ALL = ("window.strategy=all", "window.size=null")
+SLIDING = ("window.strategy=sliding", "sampling.num_steps=10", "window.last=8")
+LONG = ("sampling.num_steps=20", "window.last=18")
+TWICE = ("objective.updates_per_rollout=2", "optimizer.lr=1e-2")
+LIST = ("data.source={list}", "data.train_samples=null", "data.held_out_share=.4")
+
+CASES: dict[str, Case] = {
+    "output": Case("{tmp}/elsewhere", folders),
+    "seed": Case(1, plan),
+    "device": Case("meta", device),
+    "updates": Case(2, rows),
+    "save_every": Case(1, files, ("updates=2",)),
+    "model.path": Case("{guided}", rows),
+    "model.dtype": Case("bfloat16", rows),
+    "model.height": Case(36, rows),
+    "model.width": Case(36, rows),
+    "model.guidance": Case(5, rows, ("model.path={guided}",)),
+    "model.max_sequence_length": Case(20, rows),
+    "adapter.rank": Case(3, learnt),
+    "adapter.alpha": Case(8, rows),  # the gradient's norm
+    "adapter.targets": Case("[to_k]", learnt),
+    "data.source": Case("{list}", samples),
+    "data.root": Case("{tmp}", samples, ("data.source={stray}",)),
+    "data.train_samples": Case(5, samples),
+    "data.held_out_samples": Case(1, samples),
+    "data.held_out_share": Case(0.7, samples, LIST),
+    "rewards.identity.name": Case("clip_t", rows),
+    "rewards.identity.model": Case("{dino}", rows),
+    "rewards.identity.against": Case("other_view", rows),
+    "rewards.prompt.name": Case("dino", rows),
+    "rewards.prompt.model": Case("{clip}", rows),
+    "rewards.prompt.against": Case("other_view", rows, ("rewards.prompt.name=dino",)),
+    "sampling.num_steps": Case(4, rows),
+    "sampling.shift": Case(2, rows),
+    "noise.dynamics": Case("dance", rows),
+    "noise.level": Case(0.5, rows),
+    "window.strategy": Case("sliding", plan, SLIDING[1:]),
+    "window.size": Case(2, plan),
+    "window.first": Case(1, plan, ALL),
+    "window.last": Case(0, plan, ALL),
+    "window.start": Case(1, plan, ("window.strategy=fixed", "window.start=0")),
+    "window.every": Case(2, plan, SLIDING),
+    "window.stride": Case(2, plan, SLIDING),
+    "shaping.rule": Case("min", rows),
+    "shaping.gamma": Case(0.1, rows),
+    "shaping.recentre": Case("true", rows),
+    "shaping.clip": Case(0.1, rows),
+    "weighting.kind": Case("constant", plan),
+    "weighting.prompt": Case(0.6, plan, ("weighting.kind=constant",)),
+    "weighting.progress": Case("sigma", plan, ("sampling.shift=2",)),
+    "weighting.high": Case(0.8, plan),
+    "weighting.low": Case(0.2, plan, LONG),
+    "weighting.final": Case(0.4, plan, LONG),
+    "weighting.start": Case(0.3, plan, LONG),
+    "weighting.centre": Case(0.5, plan, LONG),
+    "weighting.end": Case(0.7, plan, LONG),
+    "weighting.rate": Case(10, plan, LONG),
+    "objective.clip_range": Case(1e3, rows, TWICE),
+    "objective.kl": Case(1, learnt, TWICE),
+    "objective.step_scale": Case("none", rows),
+    "objective.updates_per_rollout": Case(2, learnt),
+    "optimizer.lr": Case(1e-2, learnt),
+    "optimizer.weight_decay": Case(10, learnt),
+    "optimizer.warmup": Case(2, rows),
+    "optimizer.max_grad_norm": Case(1e-7, learnt),
+    "groups.prompts": Case(2, rows),
+    "groups.size": Case(4, rows),
+    "groups.rollout_batch": Case(2, forward_batches),
+    "groups.update_batch": Case(2, forward_batches),
+    "evaluation.every": Case(1, evaluations),
+    "evaluation.metrics": Case("[copy_paste]", evaluations, ("evaluation.every=1",)),
+    "evaluation.grid": Case(1, evaluations, ("evaluation.every=1",)),
+}
+
+
+def fields_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Dotted names of all fields, sections taken apart."""
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from fields_of(info.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def test_cases_are_for_fields_that_exist():
+    assert set(CASES) <= set(fields_of(RunConfig))
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory, guided_checkpoint: Path) -> dict[str, str]:
+    """Files that cases name: other encoders, another generator, lists."""
+    folder = tmp_path_factory.mktemp("places")
+    for part in ("dino", "clip"):
+        shutil.copytree(FOLDER / part, folder / part)
+        weights = load_file(folder / part / "model.safetensors")
+        torch.manual_seed(0)
+        changed = {name: w + 0.1 * torch.randn_like(w) if w.dim() > 1 else w for name, w in weights.items()}
+        save_file(changed, folder / part / "model.safetensors", {"format": "pt"})
+    pictures = [folder / name / "00.png" for name in ("cat", "dog", "cup")]
+    for picture, sample in zip(pictures, load_samples(load_config("critters"))[0], strict=False):
+        picture.parent.mkdir()
+        sample.reference_images()[0].save(picture)
+    entries = [{"prompt": "a thing", "image_paths": [f"{picture.parent.name}/00.png"]} for picture in pictures]
+    (folder / "list.json").write_text(json.dumps(entries))
+    # Beside this list there is a picture of one subject; under another root, pictures of three.
+    stray = folder / "stray"
+    (stray / "here").mkdir(parents=True)
+    shutil.copy(pictures[0], stray / "here" / "00.png")
+    (stray / "list.json").write_text(json.dumps([{"prompt": "a thing", "image_paths": ["here/00.png"]}]))
+    (folder / "here").mkdir()
+    shutil.copy(pictures[1], folder / "here" / "00.png")
+    return {
+        "list": str(folder / "list.json"),
+        "stray": str(stray / "list.json"),
+        "dino": str(folder / "dino"),
+        "clip": str(folder / "clip"),
+        "guided": str(guided_checkpoint),
+    }
+
+
+@pytest.mark.parametrize("name", fields_of(RunConfig))
+def test_every_field_is_read(name: str, tmp_path: Path, places: dict[str, str]):
+    assert name in CASES, f"{name} has no case here; show what changing it changes, or take it out"
+    case = CASES[name]
+
+    def observed(folder: str, *overrides: str) -> Any:
+        given = [*SMALL, *case.given, f"output={tmp_path / folder}", *overrides]
+        filled = [text.format(tmp=tmp_path, **places) for text in given]
+        return case.observe(load_config("critters", filled))
+
+    assert observed("before") != observed("after", f"{name}={case.value}")

@@ -1,0 +1,187 @@
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxKontextPipeline
+from PIL import Image
+
+from customized_grpo.critters.weights import resolve
+from customized_grpo.data import Sample
+from customized_grpo.generate import Request, write_pictures
+from customized_grpo.policies.base import Policy
+from customized_grpo.run_directory import SamplingSettings
+from customized_grpo.trainer import Trainer
+
+PROMPT = "a critter on the beach, at the left, wearing a red hat"
+
+
+@pytest.fixture
+def request_for(tmp_path: Path, samples: list[Sample]) -> Request:
+    """One picture of the built-in model."""
+    reference = tmp_path / "Mein Krötchen.png"
+    samples[0].reference_images()[0].save(reference)
+    return Request(
+        references=[reference],
+        prompts=[PROMPT],
+        seeds=[3],
+        model="critters",
+        adapter=None,
+        size=None,
+        steps=4,
+        device="cpu",
+    )
+
+
+@pytest.fixture
+def adapter(make_trainer: Callable[..., Trainer], excite: Callable[[Policy], None]) -> Path:
+    """As `train` leaves it; alpha is half the rank."""
+    trainer = make_trainer("adapter.rank=4", "adapter.alpha=2", "sampling.shift=checkpoint", "updates=0")
+    excite(trainer.policy)
+    trainer.train()
+    return trainer.directory.path / "adapter"
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def plain_diffusers(request: Request, adapter: Path | None) -> np.ndarray:
+    """The same picture by diffusers alone; every argument that a 32-pixel Kontext needs."""
+    pipe = FluxKontextPipeline.from_pretrained(resolve("critters", "generator"))
+    if adapter is not None:
+        pipe.load_lora_weights(str(adapter))
+    result = pipe(
+        image=Image.open(request.references[0]),
+        prompt=PROMPT,
+        height=32,
+        width=32,
+        max_area=32 * 32,
+        _auto_resize=False,
+        num_inference_steps=4,
+        max_sequence_length=16,
+        generator=torch.Generator().manual_seed(3),
+        return_dict=False,
+    )
+    return np.asarray(result[0][0])
+
+
+def test_a_trained_adapter_gives_the_same_picture_here_and_in_plain_diffusers(
+    request_for: Request, adapter: Path, tmp_path: Path
+):
+    (tuned,) = write_pictures(replace(request_for, adapter=adapter, steps=None), tmp_path / "tuned")
+    (base,) = write_pictures(request_for, tmp_path / "base")
+    assert np.array_equal(pixels(tuned), plain_diffusers(request_for, adapter))
+    # Without adapter our grid is computed in float64, the pipeline's in float32.
+    assert np.abs(pixels(base).astype(int) - plain_diffusers(request_for, None)).max() <= 1
+    assert np.abs(pixels(base).astype(int) - pixels(tuned)).max() > 10
+
+
+def test_every_reference_with_every_prompt_and_seed(request_for: Request, samples: list[Sample], tmp_path: Path):
+    second = tmp_path / "second.png"
+    samples[1].reference_images()[0].save(second)
+    request = replace(
+        request_for, references=[*request_for.references, second], prompts=[PROMPT, "鳥"], seeds=[0, 5], steps=1
+    )
+    written = list(write_pictures(request, tmp_path / "out" / "deep"))
+    assert [path.name for path in written] == [
+        f"{number:03d}-{reference}-{prompt}-{seed}.png"
+        for number, (reference, prompt) in enumerate(
+            [
+                ("mein-kr-tchen", "a-critter-on-the-beach-at-the-left-weari"),
+                ("mein-kr-tchen", ""),
+                ("second", "a-critter-on-the-beach-at-the-left-weari"),
+                ("second", ""),
+            ]
+        )
+        for seed in (0, 5)
+    ]
+    assert len({pixels(path).tobytes() for path in written}) == 8
+    assert all(Image.open(path).size == (32, 32) for path in written)
+
+
+def test_a_picture_does_not_depend_on_what_else_is_asked_for(request_for: Request, tmp_path: Path):
+    (alone,) = write_pictures(request_for, tmp_path / "alone")
+    *_, last = write_pictures(replace(request_for, seeds=[1, 2, 3]), tmp_path / "among")
+    assert np.array_equal(pixels(alone), pixels(last))
+
+
+def test_compare_sets_base_beside_tuned(request_for: Request, adapter: Path, tmp_path: Path):
+    request = replace(request_for, adapter=adapter, steps=None)
+    tuned, row = write_pictures(request, tmp_path / "out", compare=True)
+    assert row.name == tuned.name.replace(".png", "-compare.png")
+    # Three squares of 256 with gaps of 6, enlarged eightfold without smoothing, under an 18 pixel title.
+    page = pixels(row)
+    shown = [page[18 : 18 + 256, x : x + 256][4::8, 4::8] for x in (0, 262, 524)]
+    assert np.array_equal(shown[0], np.asarray(Image.open(request.references[0])))
+    assert np.array_equal(shown[2], pixels(tuned))
+    (base,) = write_pictures(replace(request, adapter=_without_weights(adapter, tmp_path)), tmp_path / "base")
+    assert np.array_equal(shown[1], pixels(base))
+    assert not np.array_equal(shown[1], shown[2])
+
+
+def _without_weights(adapter: Path, tmp_path: Path) -> Path:
+    """The adapter's settings around weights of zero: what the base makes on the adapter's schedule."""
+    from safetensors.torch import load_file, save_file
+
+    folder, name = tmp_path / "empty", "pytorch_lora_weights.safetensors"
+    folder.mkdir()
+    (folder / "sampling.json").write_bytes((adapter / "sampling.json").read_bytes())
+    save_file({key: torch.zeros_like(w) for key, w in load_file(adapter / name).items()}, folder / name)
+    return folder
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+def test_settings_are_the_adapters_unless_asked_otherwise(request_for: Request, adapter: Path):
+    trained = SamplingSettings(4, "checkpoint", 2.5, 32, 32, 16)
+    asked = replace(request_for, adapter=adapter, steps=None)
+    assert asked.settings() == trained
+    assert replace(asked, steps=7, size=64).settings() == replace(trained, num_steps=7, height=64, width=64)
+
+
+def test_settings_without_adapter_are_the_models(request_for: Request):
+    critters = replace(request_for, steps=None).settings()
+    assert (critters.num_steps, critters.shift, critters.height, critters.width) == (10, 3.0, 32, 32)
+    kontext = replace(request_for, steps=None, model="black-forest-labs/FLUX.1-Kontext-dev").settings()
+    assert kontext == SamplingSettings(28, "checkpoint", 2.5, 512, 512, 512)
+
+
+def test_size_and_steps_reach_the_picture(request_for: Request, tmp_path: Path):
+    (four,) = write_pictures(request_for, tmp_path / "four")
+    (two,) = write_pictures(replace(request_for, steps=2), tmp_path / "two")
+    (large,) = write_pictures(replace(request_for, size=48), tmp_path / "large")
+    assert not np.array_equal(pixels(four), pixels(two))
+    assert pixels(large).shape == (48, 48, 3)
+
+
+# --- mistakes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("field", "complaint"), [("references", "--reference"), ("prompts", "--prompt")])
+def test_something_must_be_asked_for(field: str, complaint: str, request_for: Request):
+    with pytest.raises(ValueError, match=complaint):
+        replace(request_for, **{field: []})
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"references": [Path("/no/such.png")]}, "/no/such.png: no such file or directory; check the path"),
+        ({"adapter": Path("/no/such")}, "no adapter in /no/such"),
+        ({"model": "/no/such"}, "no model in /no/such"),
+        ({"size": 30}, "30x30 pixels; this model needs multiples of 4"),
+        ({"device": "gpu"}, "no device is named 'gpu'"),
+    ],
+)
+def test_what_is_not_there_is_named(change: dict[str, object], complaint: str, request_for: Request, tmp_path: Path):
+    with pytest.raises(ValueError, match=complaint):
+        list(write_pictures(replace(request_for, **change), tmp_path / "out"))
+
+
+def test_compare_wants_an_adapter(request_for: Request, tmp_path: Path):
+    with pytest.raises(ValueError, match="name the adapter with --adapter"):
+        list(write_pictures(request_for, tmp_path / "out", compare=True))

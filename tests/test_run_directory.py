@@ -1,0 +1,220 @@
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from customized_grpo.config import RunConfig, load_config
+from customized_grpo.policies.base import Policy
+from customized_grpo.rewards import Reward
+from customized_grpo.run_directory import RunDirectory, RunDirectoryError, SamplingSettings, environment
+from customized_grpo.trainer import Trainer
+
+MakeTrainer = Callable[..., Trainer]
+SETTINGS = SamplingSettings(num_steps=4, shift=3.0, guidance=2.5, height=32, width=32, max_sequence_length=16)
+
+
+def rows(run: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    """The rows of a log without what a clock says."""
+    found = [json.loads(line) for line in (run / name).read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in found]
+
+
+def optimizer_of(trainer: Trainer) -> list[Tensor]:
+    """All moments of AdamW."""
+    states = trainer.optimizer.state_dict()["state"].values()
+    return [value for state in states for value in state.values()]
+
+
+# --- a folder per run ------------------------------------------------------------------------------------------------
+
+
+def test_an_existing_run_is_an_error_that_names_both_ways_out(make_trainer: MakeTrainer, tmp_path: Path):
+    make_trainer()
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    with pytest.raises(RunDirectoryError, match=r"exists; continue that run with --resume, or .* output=\.\.\."):
+        make_trainer("seed=1")
+    assert (tmp_path / "run" / "config.yaml").read_text() == config
+
+
+def test_any_folder_with_files_in_it_is_left_alone(make_trainer: MakeTrainer, tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").touch()
+    with pytest.raises(RunDirectoryError, match="exists"):
+        make_trainer()
+    (tmp_path / "run" / "thesis.tex").unlink()
+    make_trainer()  # an empty folder will do
+
+
+def test_there_must_be_something_to_resume(make_trainer: MakeTrainer, tmp_path: Path):
+    with pytest.raises(RunDirectoryError, match=r"nothing to resume: .* holds no run; leave out --resume"):
+        make_trainer(resume=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_run_leaves(make_trainer: MakeTrainer, make_config: Callable[..., RunConfig], tmp_path: Path):
+    settings = ("updates=3", "save_every=2", "evaluation.every=3", "sampling.shift=checkpoint")
+    make_trainer(*settings).train()
+    run = tmp_path / "run"
+    assert sorted(p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()) == [
+        "adapter/pytorch_lora_weights.safetensors",
+        "adapter/sampling.json",
+        *(
+            f"checkpoints/step-0000{step}/{file}"
+            for step in (2, 3)  # every second one, and the last
+            for file in ("pytorch_lora_weights.safetensors", "sampling.json", "state.pt")
+        ),
+        "config.yaml",
+        "environment.json",
+        "evaluations.jsonl",
+        "images/eval-00000.png",
+        "images/eval-00003.png",
+        "metrics.jsonl",
+    ]
+    assert load_config(str(run / "config.yaml")) == make_config(*settings)
+    assert [row["update"] for row in rows(run)] == [1, 2, 3]
+    read = SamplingSettings.read(run / "adapter")
+    assert read == SamplingSettings(4, "checkpoint", 2.5, 32, 32, 16)
+    assert SamplingSettings.read(run) is None  # an adapter from elsewhere has no settings beside it
+    assert Image.open(run / "images" / "eval-00003.png").size > (4 * 128, 128)  # four held-out cases in a row
+    assert json.loads((run / "environment.json").read_text())["packages"]["torch"] == torch.__version__
+
+
+def test_the_environment_names_versions_and_command():
+    found = environment()
+    assert set(found) == {"python", "platform", "processor_threads", "accelerator", "packages", "command"}
+    assert {"customized-grpo", "torch", "diffusers", "transformers", "peft"} <= set(found["packages"])
+    json.dumps(found)
+
+
+def test_logs_are_json_where_a_figure_does_not_exist(tmp_path: Path):
+    directory = RunDirectory(tmp_path / "run", "", SETTINGS, resume=False)
+    directory.log({"update": 1, "reward": math.nan, "norm": math.inf, "steps": [{"scale": math.nan, "step": 0}]})
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert json.loads(text) == {"update": 1, "reward": None, "norm": None, "steps": [{"scale": None, "step": 0}]}
+    assert "NaN" not in text  # Python reads it, JSON does not know it
+    assert "Infinity" not in text
+
+
+# --- resuming --------------------------------------------------------------------------------------------------------
+
+LONG = ("save_every=2", "evaluation.every=2", "objective.updates_per_rollout=2", "objective.kl=.01")
+
+
+def assert_same_run(one: Trainer, other: Trainer, adapter_of: Callable[[Policy], Tensor]):
+    """Bit for bit: adapter, optimiser, metrics, evaluations."""
+    assert torch.equal(adapter_of(one.policy), adapter_of(other.policy))
+    assert len(optimizer_of(one)) == len(optimizer_of(other)) > 0
+    assert all(torch.equal(a, b) for a, b in zip(optimizer_of(one), optimizer_of(other), strict=True))
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        assert rows(one.directory.path, name) == rows(other.directory.path, name)
+    for name in ("images/eval-00004.png", "adapter/sampling.json"):
+        assert (one.directory.path / name).read_bytes() == (other.directory.path / name).read_bytes()
+
+
+@pytest.fixture
+def whole(make_trainer: MakeTrainer, tmp_path: Path) -> Trainer:
+    """Four updates in one go."""
+    trainer = make_trainer(*LONG, "updates=4", f"output={tmp_path / 'whole'}")
+    trainer.train()
+    return trainer
+
+
+def test_two_runs_of_two_updates_are_one_of_four(
+    whole: Trainer, make_trainer: MakeTrainer, adapter_of: Callable[[Policy], Tensor]
+):
+    make_trainer(*LONG, "updates=2").train()
+    torch.manual_seed(99)  # another process, another state
+    resumed = make_trainer(*LONG, "updates=4", resume=True)
+    resumed.train()
+    assert_same_run(resumed, whole, adapter_of)
+    assert [row["update"] for row in rows(resumed.directory.path)] == [1, 2, 3, 4]
+
+
+def test_a_run_that_died_goes_on_from_its_last_checkpoint(
+    whole: Trainer, make_trainer: MakeTrainer, adapter_of: Callable[[Policy], Tensor], tmp_path: Path
+):
+    """It dies in update 4, with update 3 logged, a line half written and a checkpoint half saved."""
+    dying = make_trainer(*LONG, "updates=4")
+    dying.rewards["prompt"] = _dies_at(4, dying.rewards["prompt"])
+    with pytest.raises(KeyboardInterrupt):
+        dying.train()
+    run = tmp_path / "run"
+    assert [row["update"] for row in rows(run)] == [1, 2, 3]
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"update": 4, "rew')
+    with (run / "evaluations.jsonl").open("a") as file:
+        file.write('{"update": 4, "prompt_reward": 0.0}\n')  # evaluated, but not saved any more
+    (run / "checkpoints" / "step-00004.saving").mkdir()
+    (run / "checkpoints" / "step-00004.saving" / "state.pt").write_bytes(b"half")
+    resumed = make_trainer(*LONG, "updates=4", resume=True)
+    resumed.train()
+    assert_same_run(resumed, whole, adapter_of)
+    assert not list(run.rglob("*.saving"))
+
+
+def _dies_at(update: int, reward: Reward) -> Reward:
+    calls = []
+
+    def score(images: Tensor, samples: Any) -> Tensor:
+        calls.append(len(images))
+        if len(calls) == update:
+            raise KeyboardInterrupt
+        return reward(images, samples)
+
+    return score
+
+
+def test_a_run_that_died_before_its_first_checkpoint_starts_over(
+    make_trainer: MakeTrainer, adapter_of: Callable[[Policy], Tensor], tmp_path: Path
+):
+    settings = ("updates=2", "save_every=9", "evaluation.every=1")
+    dying = make_trainer(*settings)
+    dying.rewards["prompt"] = _dies_at(2, dying.rewards["prompt"])
+    with pytest.raises(KeyboardInterrupt):
+        dying.train()
+    resumed = make_trainer(*settings, resume=True)
+    resumed.train()
+    whole = make_trainer(*settings, f"output={tmp_path / 'whole'}")
+    whole.train()
+    assert torch.equal(adapter_of(resumed.policy), adapter_of(whole.policy))
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        assert rows(tmp_path / "run", name) == rows(tmp_path / "whole", name)
+
+
+def test_resuming_a_finished_run_changes_nothing(make_trainer: MakeTrainer, adapter_of: Callable[[Policy], Tensor]):
+    trainer = make_trainer("updates=2")
+    trainer.train()
+    before = rows(trainer.directory.path)
+    again = make_trainer("updates=2", resume=True)
+    again.train()
+    assert torch.equal(adapter_of(again.policy), adapter_of(trainer.policy))
+    assert rows(again.directory.path) == before
+
+
+def test_a_checkpoint_is_written_aside_and_renamed(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch):
+    """Dying while it is saved leaves the older checkpoint the newest whole one."""
+    trainer = make_trainer()
+    trainer.directory.checkpoint((1, 1), trainer.policy, trainer.optimizer)
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", dies)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.directory.checkpoint((2, 2), trainer.policy, trainer.optimizer)
+    assert [path.name for path in trainer.directory.checkpoints()] == ["step-00001"]
+    assert trainer.directory.restore(trainer.policy, trainer.optimizer) == (1, 1)
+
+
+def test_checkpoints_are_found_in_the_order_of_their_updates(make_trainer: MakeTrainer):
+    directory = make_trainer().directory
+    for update in (20, 3, 100_000, 99_999):
+        (directory.path / "checkpoints" / f"step-{update:05d}").mkdir()
+    names = [path.name for path in directory.checkpoints()]
+    assert names == ["step-00003", "step-00020", "step-99999", "step-100000"]
