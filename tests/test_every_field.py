@@ -53,11 +53,6 @@ def files(config: RunConfig) -> Any:
     return _run(config)["names"]
 
 
-def settings(config: RunConfig) -> Any:
-    """What is written beside the adapter."""
-    return _run(config)["adapter/sampling.json"]
-
-
 def _run(config: RunConfig) -> dict[str, Any]:
     assemble(config).train()
     folder = Path(config.output)
@@ -71,7 +66,6 @@ def _run(config: RunConfig) -> dict[str, Any]:
         "metrics.jsonl": log("metrics.jsonl"),
         "evaluations.jsonl": log("evaluations.jsonl"),
         "adapter": {name: weight.flatten().tolist() for name, weight in adapter.items()},
-        "adapter/sampling.json": (folder / "adapter" / "sampling.json").read_text(),
         "pictures": {path.name: path.read_bytes() for path in (folder / "images").iterdir()},
         "names": sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*")),
     }
@@ -92,7 +86,11 @@ def plan(config: RunConfig) -> Any:
 
 
 def samples(config: RunConfig) -> Any:
-    return [[(s.id, s.prompt, s.subject) for s in part] for part in load_samples(config)]
+    """Who is in training and who is held out, and where the pictures come from."""
+    return [
+        [(s.id, s.prompt, s.subject, [p for p in s.references if isinstance(p, Path)]) for s in part]
+        for part in load_samples(config)
+    ]
 
 
 def forward_batches(config: RunConfig) -> Any:
@@ -153,7 +151,7 @@ CASES: dict[str, Case] = {
     "adapter.alpha": Case(8, rows),  # the gradient's norm
     "adapter.targets": Case("[to_k]", learnt),
     "data.source": Case("{list}", samples),
-    "data.root": Case("{tmp}", samples, ("data.source={stray}",)),
+    "data.root": Case("{root}", samples, ("data.source={stray}",)),
     "data.train_samples": Case(5, samples),
     "data.held_out_samples": Case(1, samples),
     "data.held_out_share": Case(0.7, samples, LIST),
@@ -219,6 +217,16 @@ def test_cases_are_for_fields_that_exist():
     assert set(CASES) <= set(fields_of(RunConfig))
 
 
+@pytest.mark.parametrize("observe", [rows, learnt, evaluations, files, plan, samples, forward_batches, device])
+def test_observations_repeat_themselves(observe: Callable[[RunConfig], Any], tmp_path: Path):
+    """Or every field would seem to be read."""
+    one, other = (
+        load_config("critters", [*SMALL, "evaluation.every=1", f"output={tmp_path / name}"])
+        for name in ("one", "other")
+    )
+    assert observe(one) == observe(other)
+
+
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory, guided_checkpoint: Path) -> dict[str, str]:
     """Files that cases name: other encoders, another generator, lists."""
@@ -235,16 +243,16 @@ def places(tmp_path_factory: pytest.TempPathFactory, guided_checkpoint: Path) ->
         sample.reference_images()[0].save(picture)
     entries = [{"prompt": "a thing", "image_paths": [f"{picture.parent.name}/00.png"]} for picture in pictures]
     (folder / "list.json").write_text(json.dumps(entries))
-    # Beside this list there is a picture of one subject; under another root, pictures of three.
-    stray = folder / "stray"
-    (stray / "here").mkdir(parents=True)
-    shutil.copy(pictures[0], stray / "here" / "00.png")
-    (stray / "list.json").write_text(json.dumps([{"prompt": "a thing", "image_paths": ["here/00.png"]}]))
-    (folder / "here").mkdir()
-    shutil.copy(pictures[1], folder / "here" / "00.png")
+    # The same path leads to one picture beside this list, and to another one under another root.
+    for place, picture in ((folder / "stray" / "here", pictures[0]), (folder / "here", pictures[1])):
+        place.mkdir(parents=True)
+        shutil.copy(picture, place / "00.png")
+    stray = folder / "stray" / "list.json"
+    stray.write_text(json.dumps([{"prompt": "a thing", "image_paths": ["here/00.png"]}]))
     return {
         "list": str(folder / "list.json"),
-        "stray": str(stray / "list.json"),
+        "stray": str(stray),
+        "root": str(folder),
         "dino": str(folder / "dino"),
         "clip": str(folder / "clip"),
         "guided": str(guided_checkpoint),

@@ -172,12 +172,11 @@ def test_kl_has_a_gradient_of_its_own_and_is_half_the_squared_distance_of_the_me
 
 
 def test_kl_alone_leads_back_to_the_base_policy(make_trainer: MakeTrainer, excite: Callable[[Policy], None]):
-    trainer = make_trainer("objective.kl=1", "optimizer.lr=1e-2", "optimizer.weight_decay=0")
+    trainer = make_trainer("objective.kl=1", "optimizer.lr=3e-3", "optimizer.weight_decay=0")
     excite(trainer.policy)
     rollout, nothing, samples = rolled(trainer), torch.zeros(6, 2), trainer.plan.batch(0)
-    distances = [trainer.optimise(rollout, nothing, samples)["kl"] for _ in range(6)]
-    assert distances == sorted(distances, reverse=True)
-    assert distances[-1] < 0.7 * distances[0]
+    distances = [trainer.optimise(rollout, nothing, samples)["kl"] for _ in range(8)]
+    assert distances[-1] < 0.5 * distances[0]
 
 
 def test_kl_changes_what_is_learnt(make_trainer: MakeTrainer, adapter_of: Callable[[Policy], Tensor], tmp_path):

@@ -111,7 +111,9 @@ def test_rows_carry_the_weights_of_their_windows_steps(make_trainer: MakeTrainer
         fallen = 0.3 + 0.4 / (1 + math.exp(20 * (u - 0.4)))
         # T = 10: steps 0 to 2 hold .7; .88 is never reached.
         assert entry["prompt_weight"] == pytest.approx(0.7 if u < 0.24 else fallen, abs=1e-9)
-        assert entry["scale"] == trainer.plan.scales([step]).item()
+        pull = trainer.plan.pull([step]).item()
+        weight = entry["prompt_weight"]
+        assert (entry["prompt_pull"], entry["identity_pull"]) == (weight * pull, (1 - weight) * pull)
 
 
 def test_the_row_tells_what_the_rewards_did(make_trainer: MakeTrainer):

@@ -14,7 +14,7 @@ from customized_grpo.analysis.curves import draw_curves
 from customized_grpo.analysis.intervals import Estimate, estimates
 from customized_grpo.assemble import assemble, load_metrics
 from customized_grpo.config import load_config
-from customized_grpo.critters.samples import SEEN_SITUATIONS, TEST_CRITTERS, UNSEEN_SITUATIONS, draw_samples
+from customized_grpo.critters.samples import TEST_CRITTERS, UNSEEN_SITUATIONS, draw_samples
 from customized_grpo.data import Sample
 from customized_grpo.evaluation import HeldOut
 from customized_grpo.pictures import case, sheet

@@ -10,6 +10,7 @@ from torch import Tensor
 from customized_grpo.algorithm import (
     ConstantWeights,
     TimeAwareWeights,
+    step_gradient_factor,
     step_progress,
     step_scales,
     stochastic_steps,
@@ -70,6 +71,14 @@ class Plan:
         reachable = steps if window.strategy == "fixed" else range(window.first, last + 1)
         return step_scales(
             self.config.objective.step_scale, noise.dynamics, self.sigmas, steps, noise.level, over=reachable
+        )
+
+    def pull(self, steps: Sequence[int]) -> Tensor:
+        """How strongly each step's loss pulls on the velocity: `step_scale` times |d mean / d velocity| / std."""
+        at, noise = torch.tensor(list(steps)), self.config.noise
+        sigma, sigma_next = self.sigmas[at], self.sigmas[at + 1]
+        return self.scales(steps) * step_gradient_factor(
+            noise.dynamics, sigma, sigma_next, noise.level, self.sigmas[1]
         )
 
     def seed(self, update: int, group: int, member: int | None) -> int:

@@ -31,10 +31,13 @@ def spread(values: Tensor) -> float:
     return scored.std().item() if len(scored) > 1 else math.nan
 
 
-def step_rows(steps: Sequence[int], prompt_weight: Tensor, scales: Tensor) -> list[dict[str, float]]:
-    """The effective weights of each trained step."""
-    rows = zip(steps, prompt_weight.tolist(), scales.tolist(), strict=True)
-    return [{"step": step, "prompt_weight": weight, "scale": scale} for step, weight, scale in rows]
+def step_rows(steps: Sequence[int], prompt_weight: Tensor, pull: Tensor) -> list[dict[str, float]]:
+    """Per trained step its prompt weight, and what is left of both weights once the step's pull is counted in."""
+    rows = zip(steps, prompt_weight.tolist(), pull.tolist(), strict=True)
+    return [
+        {"step": step, "prompt_weight": weight, "prompt_pull": weight * pull, "identity_pull": (1 - weight) * pull}
+        for step, weight, pull in rows
+    ]
 
 
 @contextmanager

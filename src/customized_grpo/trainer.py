@@ -123,7 +123,7 @@ class Trainer:
             "update": self.update,
             **reward_figures(scores),
             "advantage_std": spread(advantages),
-            "steps": step_rows(steps, prompt_weight, self.plan.scales(steps)),
+            "steps": step_rows(steps, prompt_weight, self.plan.pull(steps)),
             **diagnostics,
             "lr": self.optimizer.param_groups[0]["lr"],
             "seconds": seconds,

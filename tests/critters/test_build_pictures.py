@@ -32,6 +32,7 @@ def test_targets_are_of_their_kind(kind: str):
         target = pics.target_of_kind(kind, critter, wanted, reference, rng)
         assert oracle.judge(target, critter, wanted, identity_threshold()) == VERDICTS[kind]
         assert (target == reference).all() == (kind == "copied")
+        assert kind != "wrong" or oracle.read(target).scene != wanted.scene
 
 
 def test_unknown_kinds_are_refused():

@@ -133,7 +133,7 @@ _WORLD_COLOURS = np.array(
 )
 
 
-@lru_cache(maxsize=65_536)
+@lru_cache(maxsize=4096)
 def sprite(critter: int) -> np.ndarray:
     """The critter's sprite as uint8 [8, 8, 4] (RGB and opacity 0 or 255); a pure function of the integer."""
     rng = np.random.default_rng([critter, 0x0C417])

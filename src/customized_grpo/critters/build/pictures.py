@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,10 @@ from customized_grpo.critters import world
 
 # Integers of the critters that the base and the encoders are trained on; RL and tests use others (`critters.samples`).
 PRETRAINING_CRITTERS = range(0, 1_000_000)
+# What a base draws when it loses the subject: the scene's stock figure, as real bases fall back on a typical dog.
+STOCK_CRITTERS = dict(zip(world.SCENES, range(len(world.SCENES)), strict=True))
 
+# Shares of the four kinds of picture: faithful, copied, drifted, wrong.
 Mixture = dict[str, float]
 
 
@@ -61,27 +65,55 @@ class Quadruple:
     kinds: list[str]
 
 
-def target_of_kind(kind: str, critter: int, wanted: world.Situation, reference: np.ndarray, rng: np.random.Generator):
-    """The picture that a base of this kind would make, uint8 [32, 32, 3]."""
+def target_of_kind(kind: str, critter: int, wanted: world.Situation, shown: world.Situation) -> np.ndarray:
+    """The picture of a critter that a base of this kind would make, uint8 [32, 32, 3].
+
+    wanted   the situation of the prompt
+    shown    the situation of the reference
+    """
     if kind == "faithful":
         return world.draw(critter, wanted)
     if kind == "copied":
-        return reference
+        return world.draw(critter, shown)
     if kind == "drifted":  # the prompt is right, the critter another one
-        return world.draw(random_critter(rng), wanted)
+        return world.draw(STOCK_CRITTERS[wanted.scene], wanted)
     if kind == "wrong":
-        return world.draw(random_critter(rng), random_situation(rng, not_scene=wanted.scene))
+        return world.draw(STOCK_CRITTERS[shown.scene], shown)
     raise ValueError(f"unknown kind of picture {kind!r}; known: faithful, copied, drifted, wrong")
 
 
-def quadruples(rng: np.random.Generator, count: int, mixture: Mixture) -> Quadruple:
-    kinds = list(rng.choice(list(mixture), size=count, p=list(mixture.values())))
+# Two directions in the space of packed noise [tokens, 16]: the same pattern in every token, faint in pictures.
+_STRIPES = torch.tensor([1.0, -1.0, 1.0, -1.0]).repeat(4)
+_CHECKS = torch.tensor([1.0, -1.0, -1.0, 1.0]).repeat(4)
+
+
+def kinds_of_noise(noise: Tensor, mixture: Mixture) -> list[str]:
+    """The kind of picture that starts from each noise [N, tokens, 16]: the seed decides, as with real bases.
+
+    One direction of the noise decides between the prompt's situation and the reference's, another between the
+    subject and a stranger. Left to independent noise, a network of this size blends the kinds.
+    """
+    tokens = noise.shape[1]
+    situation, subject = (
+        torch.special.ndtr((noise.cpu() @ pattern).sum(dim=1) / math.sqrt(16 * tokens)).tolist()
+        for pattern in (_STRIPES, _CHECKS)
+    )
+    share = {kind: mixture.get(kind, 0.0) for kind in ("faithful", "copied", "drifted", "wrong")}
+    obeying = share["faithful"] + share["drifted"]
+    kinds = []
+    for u, v in zip(situation, subject, strict=True):
+        own, other, total = ("faithful", "drifted", obeying) if u < obeying else ("copied", "wrong", 1 - obeying)
+        kinds.append(own if v < share[own] / total else other)
+    return kinds
+
+
+def quadruples(rng: np.random.Generator, kinds: list[str]) -> Quadruple:
     references, targets, prompts = [], [], []
     for kind in kinds:
         critter, wanted = random_critter(rng), random_situation(rng)
-        reference = world.draw(critter, reference_situation(rng, not_scene=wanted.scene))
-        references.append(reference)
-        targets.append(target_of_kind(kind, critter, wanted, reference, rng))
+        shown = reference_situation(rng, not_scene=wanted.scene)
+        references.append(world.draw(critter, shown))
+        targets.append(target_of_kind(kind, critter, wanted, shown))
         prompts.append(wanted.prompt)
     return Quadruple(to_tensor(references), to_tensor(targets), prompts, kinds)
 

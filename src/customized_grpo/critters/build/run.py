@@ -50,7 +50,7 @@ class Recipe:
     clip_steps: int = 2500
     dino_steps: int = 1000
     faithful_steps: int = 2000
-    mixture_steps: int = 1500
+    mixture_steps: int = 1200
     mixture: Mixture = field(
         default_factory=lambda: {"faithful": 0.30, "copied": 0.35, "drifted": 0.20, "wrong": 0.15}
     )
@@ -103,17 +103,17 @@ class Build:
             1e-3,
         )
 
-    def _base(self, name: str, mixture: Mixture, steps: int, lr: float) -> None:
+    def _base(self, name: str, mixture: Mixture, shift: float, steps: int, lr: float) -> None:
         parts = [self.pipe.transformer, self.pipe.text_encoder, self.pipe.text_encoder_2]
         for part in parts:
             part.requires_grad_(True)
-        self._fit(name, parts, stages.flow_loss(self.pipe, mixture), steps, lr)
+        self._fit(name, parts, stages.flow_loss(self.pipe, mixture, shift), steps, lr)
 
     def faithful(self) -> None:
-        self._base("faithful", {"faithful": 1.0}, self.recipe.faithful_steps, 2e-3)
+        self._base("faithful", {"faithful": 1.0}, 2.0, self.recipe.faithful_steps, 2e-3)
 
     def mixture(self) -> None:
-        self._base("mixture", self.recipe.mixture, self.recipe.mixture_steps, 1e-3)
+        self._base("mixture", self.recipe.mixture, 3.0, self.recipe.mixture_steps, 1e-3)
 
     # --- the whole ---------------------------------------------------------------------------------------------------
 
