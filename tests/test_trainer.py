@@ -55,13 +55,12 @@ def optimised(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[tuple[R
 # --- an update -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("kind", ["constant", "tdw"])
+@pytest.mark.parametrize(
+    ("rule", "kind"), [(r, k) for r in RULES for k in ("constant", "tdw") if (r, k) != ("gdpo", "tdw")]
+)
 def test_every_rule_trains_through_the_same_lines(
     rule: str, kind: str, make_trainer: MakeTrainer, adapter_of: AdapterOf, monkeypatch: pytest.MonkeyPatch
 ):
-    if rule == "gdpo" and kind == "tdw":
-        pytest.skip("refused by the config: gdpo has static weights")
     trainer = make_trainer(f"shaping.rule={rule}", f"weighting.kind={kind}", "weighting.prompt=.6")
     before, calls = adapter_of(trainer.policy), optimised(trainer, monkeypatch)
     row = trainer.step()
@@ -147,10 +146,10 @@ def test_rewards_see_every_image_with_its_own_sample(make_trainer: MakeTrainer):
 
     trainer.rewards["identity"] = watching
     images, (first, second) = rolled(trainer).images, trainer.plan.batch(0)
-    scores = trainer.score(images, [first, second])
+    trainer.step()
     assert seen["ids"] == [first.id] * 3 + [second.id] * 3
     assert torch.equal(seen["images"], images)
-    assert scores["identity"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert trainer.score(images, [first, second])["identity"].tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
 # --- the ratio check -------------------------------------------------------------------------------------------------

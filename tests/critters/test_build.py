@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,11 @@ from customized_grpo.critters.build.run import LIMITS, Build, GateError, Recipe
 
 torch.set_num_threads(1)
 
+STAGES = [field.name.removesuffix("_steps") for field in fields(Recipe) if field.name.endswith("_steps")]
 # Every stage of a real build in small: the VAE passes its save at step 100, the others end before one.
-RECIPE = Recipe(vae_steps=112, clip_steps=2, dino_steps=2, faithful_steps=2, mixture_steps=2)
+SHORT: dict[str, Any] = {f"{stage}_steps": 112 if stage == "vae" else 2 for stage in STAGES}
+RECIPE = replace(Recipe(), **SHORT)
 KILLED_AT = 106  # step of the VAE's stage, six after the save
-STAGES = ("vae", "clip", "dino", "faithful", "mixture")
 
 
 @contextmanager

@@ -23,29 +23,50 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def random_case(rng: np.random.Generator) -> tuple[int, world.Situation, world.Situation]:
+    """Critter, situation of the prompt, situation of the reference."""
+    critter, wanted = pics.random_critter(rng), pics.random_situation(rng)
+    return critter, wanted, pics.reference_situation(rng, not_scene=wanted.scene)
+
+
+# --- the four kinds --------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("kind", VERDICTS)
 def test_targets_are_of_their_kind(kind: str):
     rng = np.random.default_rng(0)
     for _ in range(100):
-        critter, wanted = pics.random_critter(rng), pics.random_situation(rng)
-        reference = world.draw(critter, pics.reference_situation(rng, not_scene=wanted.scene))
-        target = pics.target_of_kind(kind, critter, wanted, reference, rng)
+        critter, wanted, shown = random_case(rng)
+        target = pics.target_of_kind(kind, critter, wanted, shown)
         assert oracle.judge(target, critter, wanted, identity_threshold()) == VERDICTS[kind]
-        assert (target == reference).all() == (kind == "copied")
-        assert kind != "wrong" or oracle.read(target).scene != wanted.scene
+        assert (target == world.draw(critter, shown)).all() == (kind == "copied")
+        assert oracle.read(target).shows(wanted if VERDICTS[kind][1] else shown)
+
+
+def test_every_scene_has_a_stock_critter_that_looks_like_no_other():
+    assert {*pics.STOCK_CRITTERS} == {*world.SCENES}
+    stock = list(pics.STOCK_CRITTERS.values())
+    assert all(critter in pics.PRETRAINING_CRITTERS for critter in stock)
+    situation = world.Situation("fabric", "left", "yellow")
+    for one in stock:
+        picture = world.draw(one, situation)
+        close = [other for other in stock if oracle.identity_error(picture, other) <= identity_threshold()]
+        assert close == [one]
 
 
 def test_unknown_kinds_are_refused():
-    rng = np.random.default_rng(0)
+    shown = world.Situation("snow", "centre", "no")
     with pytest.raises(ValueError, match="kind of picture 'nice'; known: faithful, copied, drifted, wrong"):
-        pics.target_of_kind("nice", 0, world.SITUATIONS[0], np.zeros((32, 32, 3), np.uint8), rng)
+        pics.target_of_kind("nice", 0, world.SITUATIONS[0], shown)
 
 
 def test_quadruples_hold_what_their_kind_says():
-    data = pics.quadruples(np.random.default_rng(1), 200, Recipe().mixture)
+    kinds = 50 * ["faithful", "copied", "drifted", "wrong"]
+    data = pics.quadruples(np.random.default_rng(1), kinds)
     assert data.references.shape == data.targets.shape == (200, 3, 32, 32)
+    assert data.kinds == kinds
     references, targets = to_uint8(data.references), to_uint8(data.targets)
-    for reference, target, prompt, kind in zip(references, targets, data.prompts, data.kinds, strict=True):
+    for reference, target, prompt, kind in zip(references, targets, data.prompts, kinds, strict=True):
         wanted, shown = BY_PROMPT[prompt], oracle.read(reference)
         assert (shown.place, shown.hat) == ("centre", "no")
         assert shown.scene != wanted.scene
@@ -53,23 +74,79 @@ def test_quadruples_hold_what_their_kind_says():
         assert (target == reference).all() == (kind == "copied")
 
 
+def test_quadruples_are_pure_functions_of_the_generator():
+    kinds = 4 * ["faithful", "copied", "drifted", "wrong"]
+    one, two, other = (pics.quadruples(np.random.default_rng(seed), kinds) for seed in (3, 3, 4))
+    assert torch.equal(one.targets, two.targets)
+    assert torch.equal(one.references, two.references)
+    assert one.prompts == two.prompts
+    assert not torch.equal(one.targets, other.targets)
+
+
+# --- which kind starts from which noise ------------------------------------------------------------------------------
+
+
+def noise_with(situation: float, subject: float, tokens: int = 64) -> Tensor:
+    """Packed noise [1, tokens, 16] of these two standard normal coordinates, and none of any other.
+
+    A pattern of ones c c c ... sums to 16 tokens c, over sqrt(16 tokens): a coordinate z is c = z / sqrt(16 tokens).
+    """
+    stripes, checks = torch.tensor([1.0, -1, 1, -1]), torch.tensor([1.0, -1, -1, 1])
+    return ((situation * stripes + subject * checks) / (16 * tokens) ** 0.5).repeat(4).expand(1, tokens, 16)
+
+
+@pytest.mark.parametrize(
+    ("situation", "subject", "kind"),
+    [
+        # Prompt in .3 + .2 = .5 of all: below z = 0. Of these .3 / .5 = .6 with the subject: below z = .2533.
+        (-0.01, 0.25, "faithful"),
+        (-3.0, -3.0, "faithful"),
+        (-0.01, 0.26, "drifted"),
+        (-3.0, 3.0, "drifted"),
+        # Of the others .35 / .5 = .7 with the subject: below z = .5244.
+        (0.01, 0.52, "copied"),
+        (3.0, -3.0, "copied"),
+        (0.01, 0.53, "wrong"),
+        (3.0, 3.0, "wrong"),
+    ],
+)
+def test_two_directions_of_the_noise_decide(situation: float, subject: float, kind: str):
+    mixture = {"wrong": 0.15, "faithful": 0.3, "drifted": 0.2, "copied": 0.35}  # in any order
+    for tokens in (64, 256):
+        noise = noise_with(situation, subject, tokens)
+        assert pics.kinds_of_noise(noise, mixture) == [kind]
+        random = torch.randn(16, tokens, 16, generator=generator(4))
+        other = torch.tensor([1.0, 1, -1, -1]).repeat(4) * random[..., :1]  # across both directions
+        assert pics.kinds_of_noise(noise + other, mixture) == [kind] * 16
+
+
 @pytest.mark.parametrize("mixture", [Recipe().mixture, {"faithful": 1.0}, {"drifted": 0.25, "copied": 0.75}])
-def test_quadruples_follow_the_shares_of_the_mixture(mixture: dict[str, float]):
+def test_kinds_follow_the_shares_of_the_mixture(mixture: dict[str, float]):
     """Within four standard deviations of a binomial draw."""
     assert sum(mixture.values()) == pytest.approx(1)
-    count = 3000
-    kinds = Counter(pics.quadruples(np.random.default_rng(2), count, mixture).kinds)
+    count = 4000
+    kinds = Counter(pics.kinds_of_noise(torch.randn(count, 64, 16, generator=generator(5)), mixture))
     assert {*kinds} == {*mixture}
     for kind, share in mixture.items():
         assert abs(kinds[kind] - count * share) <= 4 * (count * share * (1 - share)) ** 0.5
 
 
-def test_pictures_are_pure_functions_of_the_generator():
-    one, two, other = (pics.quadruples(np.random.default_rng(seed), 16, Recipe().mixture) for seed in (3, 3, 4))
-    assert torch.equal(one.targets, two.targets)
-    assert torch.equal(one.references, two.references)
-    assert (one.prompts, one.kinds) == (two.prompts, two.kinds)
-    assert not torch.equal(one.targets, other.targets)
+def test_the_kind_does_not_depend_on_the_batch():
+    noise = torch.randn(50, 64, 16, generator=generator(6))
+    together = pics.kinds_of_noise(noise, Recipe().mixture)
+    assert together == [pics.kinds_of_noise(one[None], Recipe().mixture)[0] for one in noise]
+    assert len(set(together)) == 4
+
+
+@pytest.mark.parametrize("mixture", [{"faithful": 1.0}, {"copied": 1.0}, {"drifted": 0.5, "wrong": 0.5}])
+def test_extreme_noise_makes_no_kind_that_the_mixture_lacks(mixture: dict[str, float]):
+    """Six standard deviations are probability 1 in float32: once in a billion draws, and then training must go on."""
+    for situation in (-40.0, -6.0, 6.0, 40.0):
+        for subject in (-40.0, -6.0, 6.0, 40.0):
+            assert {*pics.kinds_of_noise(noise_with(situation, subject), mixture)} <= {*mixture}
+
+
+# --- drawing at random -----------------------------------------------------------------------------------------------
 
 
 def test_critters_of_training_come_from_their_own_range_and_situations_from_all():

@@ -105,3 +105,9 @@ def test_the_built_in_name_stands_for_the_shipped_folder(part: Any):
     assert (FOLDER / part).is_dir()
     assert resolve("black-forest-labs/FLUX.1-Kontext-dev", part) == "black-forest-labs/FLUX.1-Kontext-dev"
     assert resolve(Path("critters"), part) == Path("critters")  # a folder of that name is a folder
+
+
+def test_a_missing_folder_is_no_hub_id(tmp_path: Path):
+    with pytest.raises(ValueError, match=f"no model in {tmp_path / 'gone'}; name a folder"):
+        resolve(tmp_path / "gone", "dino")
+    assert resolve(tmp_path, "dino") == tmp_path

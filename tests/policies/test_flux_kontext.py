@@ -113,7 +113,9 @@ def test_noise_wants_one_seed_per_image(samples: list[Sample], make_policy: Make
 
 
 def test_an_encoded_entry_does_not_depend_on_its_neighbours(samples: list[Sample], make_policy: MakePolicy):
+    before = torch.get_rng_state()
     together = make_policy().encode(samples[:3])
+    assert torch.equal(torch.get_rng_state(), before)  # or a resumed run would draw other numbers than a whole one
     alone = make_policy().encode(samples[1:2])
     for name in ("text", "pooled", "reference"):
         assert torch.equal(getattr(together, name)[1:2], getattr(alone, name))
@@ -162,7 +164,7 @@ def test_half_precision_still_steps_in_float32(samples: list[Sample], make_polic
     with torch.no_grad():
         rounded, exact = (p.velocity(latents, 0.6, p.encode(samples[:1])) for p in (half, full))
     assert rounded.dtype == torch.float32
-    assert 0 < (rounded - exact).abs().max() < 0.1
+    assert 0 < (rounded - exact).abs().mean() < 0.05  # velocities are of size 1
 
 
 def test_a_fresh_adapter_changes_nothing_and_follows_its_seed(

@@ -95,7 +95,7 @@ def kinds_of_noise(noise: Tensor, mixture: Mixture) -> list[str]:
     """
     tokens = noise.shape[1]
     situation, subject = (
-        torch.special.ndtr((noise.cpu() @ pattern).sum(dim=1) / math.sqrt(16 * tokens)).tolist()
+        torch.special.ndtr((noise.cpu() @ pattern).sum(dim=1) / math.sqrt(16 * tokens)).clamp(max=1 - 2**-24).tolist()
         for pattern in (_STRIPES, _CHECKS)
     )
     share = {kind: mixture.get(kind, 0.0) for kind in ("faithful", "copied", "drifted", "wrong")}

@@ -51,6 +51,7 @@ class Recipe:
     dino_steps: int = 1000
     faithful_steps: int = 2000
     mixture_steps: int = 1200
+    settle_steps: int = 2600
     mixture: Mixture = field(
         default_factory=lambda: {"faithful": 0.30, "copied": 0.35, "drifted": 0.20, "wrong": 0.15}
     )
@@ -115,6 +116,10 @@ class Build:
     def mixture(self) -> None:
         self._base("mixture", self.recipe.mixture, 3.0, self.recipe.mixture_steps, 1e-3)
 
+    def settle(self) -> None:
+        """The mixture again from a full learning rate: the second choice of the noise is learned late."""
+        self._base("settle", self.recipe.mixture, 3.0, self.recipe.settle_steps, 1e-3)
+
     # --- the whole ---------------------------------------------------------------------------------------------------
 
     def run(self, target: Path) -> None:
@@ -129,6 +134,7 @@ class Build:
         self.faithful()
         figures["faithful"] = self._measured("faithful", lambda: gates.base_gates(self.pipe, rewards, threshold))
         self.mixture()
+        self.settle()
         figures["base"] = gates.base_gates(self.pipe, rewards, threshold)
         self.save(target, figures)
         missed = [

@@ -1,0 +1,61 @@
+"""What the README shows runs, and does what it says."""
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from customized_grpo.config import load_config
+from customized_grpo.data import Sample
+from customized_grpo.generate import Request, write_pictures
+from customized_grpo.policies.base import Policy
+from customized_grpo.trainer import Trainer
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^customized-grpo train (.*?)(?:  +#.*)?$", README, re.MULTILINE)
+
+
+def test_plain_diffusers_makes_the_picture_that_generate_makes(
+    make_trainer: Callable[..., Trainer],
+    excite: Callable[[Policy], None],
+    samples: list[Sample],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    (snippet,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (prompt,) = re.findall(r'prompt="(.*?)"', snippet)
+    (adapter,) = re.findall(r'load_lora_weights\("(.*?)"\)', snippet)
+    # What the snippet finds in the repository after `make demo`, with an adapter whose alpha is half its rank.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "src").symlink_to(ROOT / "src")
+    samples[0].reference_images()[0].save("reference.png")
+    recipe = ("sampling.num_steps=10", "window.last=7", "adapter.rank=4", "adapter.alpha=2", "updates=0")
+    trainer = make_trainer(f"output={Path(adapter).parent}", *recipe)
+    excite(trainer.policy)
+    trainer.train()
+
+    names: dict[str, Any] = {}
+    exec(snippet, names)
+    request = Request([Path("reference.png")], [prompt], [0], "critters", Path(adapter), None, None, "cpu")
+    tuned, compared = write_pictures(request, tmp_path / "out", compare=True)
+    theirs, ours = np.asarray(names["image"]).astype(int), np.asarray(Image.open(tuned)).astype(int)
+    # Our noise levels are computed in float64, the scheduler's in float32: the last bit of a pixel may differ.
+    assert np.abs(theirs - ours).max() <= 1
+    base = np.asarray(Image.open(compared))[18 : 18 + 256, 262 : 262 + 256][4::8, 4::8].astype(int)
+    assert np.abs(base - ours).max() > 10  # and the adapter shows
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_training_commands_are_right(command: str):
+    recipe, *arguments = shlex.split(command)
+    load_config(recipe, [argument for argument in arguments if not argument.startswith("--")])
+
+
+def test_there_are_commands_to_test():
+    assert len(COMMANDS) >= 4
