@@ -23,11 +23,7 @@ from customized_grpo.trainer import Trainer
 
 torch.set_num_threads(1)
 
-# Two groups of three images in four steps: an update takes a fraction of a second.
-TINY = (
-    *("updates=1", "groups.prompts=2", "groups.size=3", "sampling.num_steps=4", "window.last=2"),
-    *("data.train_samples=12", "data.held_out_samples=4", "evaluation.every=0", "optimizer.warmup=0"),
-)
+TINY = Path(__file__).with_name("tiny.yaml")
 
 
 @pytest.fixture(scope="session")
@@ -37,10 +33,10 @@ def samples() -> list[Sample]:
 
 @pytest.fixture
 def make_config(tmp_path: Path) -> Callable[..., RunConfig]:
-    """Tiny settings with overrides; the run goes to tmp_path / "run"."""
+    """The settings of tiny.yaml with overrides; the run goes to tmp_path / "run"."""
 
     def make(*overrides: str) -> RunConfig:
-        return load_config("critters", [f"output={tmp_path / 'run'}", *TINY, *overrides])
+        return load_config(str(TINY), [f"output={tmp_path / 'run'}", *overrides])
 
     return make
 

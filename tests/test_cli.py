@@ -44,10 +44,11 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> list[str]:
-    """Overrides for a run of one update into tmp_path / "run"."""
+    """Recipe and overrides for a run of one update into tmp_path / "run"."""
+    recipe = Path(__file__).with_name("tiny.yaml")
     return [
-        *(f"output={tmp_path / 'run'}", "updates=1", "groups.prompts=2", "groups.size=2", "sampling.num_steps=3"),
-        *("window.last=1", "data.train_samples=4", "data.held_out_samples=2", "evaluation.every=1"),
+        *(str(recipe), f"output={tmp_path / 'run'}", "groups.size=2", "sampling.num_steps=3", "window.last=1"),
+        *("data.train_samples=4", "data.held_out_samples=2", "evaluation.every=1"),
     ]
 
 
@@ -113,15 +114,15 @@ def test_a_dry_run_prints_the_resolved_config_and_does_nothing(
 
 
 def test_train_resume_and_the_two_ways_out(run: Callable[..., Answer], tiny: list[str], tmp_path: Path):
-    first = run("train", "critters", *tiny, "--device", "cpu")
+    first = run("train", *tiny, "--device", "cpu")
     assert (first.code, first.out) == (0, f"adapter: {tmp_path / 'run' / 'adapter'}\n")
     assert "note: with 3 steps no trained step reaches the final phase" in first.error
-    again = run("train", "critters", *tiny)
+    again = run("train", *tiny)
     assert again.code == 1
     assert again.error.startswith("error: ")
     assert "--resume" in again.error
     assert "output=" in again.error
-    assert run("train", "critters", *tiny, "updates=2", "--resume").code == 0
+    assert run("train", *tiny, "updates=2", "--resume").code == 0
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["update"] for row in rows] == [1, 2]
 
@@ -155,7 +156,7 @@ def odd_photographs(tmp_path: Path) -> Path:
 
 def test_train_on_photographs(run: Callable[..., Answer], tiny: list[str], odd_photographs: Path, tmp_path: Path):
     overrides = [f"data.source={odd_photographs}", "data.train_samples=null", "groups.prompts=4"]
-    answer = run("train", "critters", *tiny, *overrides)
+    answer = run("train", *tiny, *overrides)
     assert answer.code == 0, answer.error
     folder = tmp_path / "run"
     expected = {"config.yaml", "environment.json", "metrics.jsonl", "evaluations.jsonl", "images", "adapter"}
@@ -177,7 +178,7 @@ def test_train_on_dreambench(run: Callable[..., Answer], tiny: list[str], tmp_pa
     if not photographs.is_dir():
         pytest.skip("no DreamBench photographs here")
     source = photographs / "reference_list_750.json"
-    answer = run("train", "critters", *tiny, f"data.source={source}", "data.train_samples=null")
+    answer = run("train", *tiny, f"data.source={source}", "data.train_samples=null")
     assert answer.code == 0, answer.error
     (row,) = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     assert (row["update"], row["unscored"]) == (1, 0)
@@ -201,7 +202,7 @@ def test_train_on_dreambench(run: Callable[..., Answer], tiny: list[str], tmp_pa
 def test_what_a_user_gets_wrong_is_an_error_message(
     overrides: list[str], complaint: str, run: Callable[..., Answer], tiny: list[str]
 ):
-    answer = run("train", "critters", *tiny, "evaluation.every=0", "optimizer.warmup=0", *overrides)
+    answer = run("train", *tiny, "evaluation.every=0", "optimizer.warmup=0", *overrides)
     assert answer.code == 1
     assert answer.error.startswith("error: ")
     assert complaint in answer.error
@@ -212,7 +213,7 @@ def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, 
         raise RuntimeError("shape mismatch")
 
     monkeypatch.setattr("customized_grpo.assemble.assemble", broken)
-    monkeypatch.setattr(sys, "argv", ["customized-grpo", "train", "critters", *tiny])
+    monkeypatch.setattr(sys, "argv", ["customized-grpo", "train", *tiny])
     with pytest.raises(RuntimeError, match="shape mismatch"):
         cli.main()
 
@@ -251,7 +252,7 @@ def test_generate_writes_pictures_of_all_prompts(run: Callable[..., Answer], ref
 def test_generate_compares_base_and_tuned(
     run: Callable[..., Answer], tiny: list[str], reference: Path, tmp_path: Path
 ):
-    assert run("train", "critters", *tiny).code == 0
+    assert run("train", *tiny).code == 0
     out, adapter = tmp_path / "out", tmp_path / "run" / "adapter"
     answer = run(
         *("generate", "--reference", reference, "--prompt", PROMPT, "--output", out),

@@ -7,6 +7,10 @@ import yaml
 from customized_grpo.config import ConfigError, RunConfig, dump_config, load_config, recipes
 
 
+# Whatever the recipe says: windows of two steps among the steps 0 to 7.
+TEN_STEPS = ("sampling.num_steps=10", "window={strategy: random, size: 2, last: 7}", "shaping.rule=sars")
+
+
 def mistakes(*overrides: str, recipe: str = "critters") -> list[str]:
     with pytest.raises(ConfigError) as caught:
         load_config(recipe, overrides)
@@ -133,14 +137,14 @@ def test_a_mistake_is_one_line_that_names_key_and_value(override: str, line: str
     ],
 )
 def test_contradictions_are_refused_with_the_remedy(overrides: list[str], line: str):
-    assert mistakes(*overrides) == [line]
+    assert mistakes(*TEN_STEPS, *overrides) == [line]
 
 
 def test_what_only_looks_like_a_contradiction_is_accepted():
-    load_config("critters", ["window.strategy=fixed", "window.start=6"])
-    load_config("critters", ["window.size=8"])
-    load_config("critters", ["shaping.rule=gdpo", "weighting.kind=constant"])
-    load_config("critters", ["window.strategy=all", "window.size=null", "window.first=7"])
+    load_config("critters", [*TEN_STEPS, "window.strategy=fixed", "window.start=6"])
+    load_config("critters", [*TEN_STEPS, "window.size=8"])
+    load_config("critters", [*TEN_STEPS, "shaping.rule=gdpo", "weighting.kind=constant"])
+    load_config("critters", [*TEN_STEPS, "window.strategy=all", "window.size=null", "window.first=7"])
 
 
 def test_all_mistakes_are_reported_at_once():

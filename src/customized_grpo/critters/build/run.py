@@ -51,7 +51,7 @@ class Recipe:
     dino_steps: int = 1000
     faithful_steps: int = 2000
     mixture_steps: int = 1200
-    settle_steps: int = 2600
+    settle_steps: int = 4000
     mixture: Mixture = field(
         default_factory=lambda: {"faithful": 0.30, "copied": 0.35, "drifted": 0.20, "wrong": 0.15}
     )
