@@ -6,7 +6,6 @@ import yaml
 
 from customized_grpo.config import ConfigError, RunConfig, dump_config, load_config, recipes
 
-
 # Whatever the recipe says: windows of two steps among the steps 0 to 7.
 TEN_STEPS = ("sampling.num_steps=10", "window={strategy: random, size: 2, last: 7}", "shaping.rule=sars")
 

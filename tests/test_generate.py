@@ -8,6 +8,8 @@ import torch
 from diffusers import FluxKontextPipeline
 from PIL import Image
 
+from customized_grpo.assemble import sampling_settings
+from customized_grpo.config import load_config
 from customized_grpo.critters.weights import resolve
 from customized_grpo.data import Sample
 from customized_grpo.generate import Request, write_pictures
@@ -145,7 +147,7 @@ def test_settings_are_the_adapters_unless_asked_otherwise(request_for: Request, 
 
 def test_settings_without_adapter_are_the_models(request_for: Request):
     critters = replace(request_for, steps=None).settings()
-    assert (critters.num_steps, critters.shift, critters.height, critters.width) == (10, 3.0, 32, 32)
+    assert replace(critters, guidance=2.5) == sampling_settings(load_config("critters"))  # it knows no guidance
     kontext = replace(request_for, steps=None, model="black-forest-labs/FLUX.1-Kontext-dev").settings()
     assert kontext == SamplingSettings(28, "checkpoint", 2.5, 512, 512, 512)
 

@@ -35,8 +35,9 @@ def test_plain_diffusers_makes_the_picture_that_generate_makes(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "src").symlink_to(ROOT / "src")
     samples[0].reference_images()[0].save("reference.png")
-    recipe = ("sampling.num_steps=10", "window.last=7", "adapter.rank=4", "adapter.alpha=2", "updates=0")
-    trainer = make_trainer(f"output={Path(adapter).parent}", *recipe)
+    sampling = load_config("critters").sampling
+    recipe = (f"sampling.num_steps={sampling.num_steps}", f"sampling.shift={sampling.shift}", "updates=0")
+    trainer = make_trainer(f"output={Path(adapter).parent}", *recipe, "adapter.rank=4", "adapter.alpha=2")
     excite(trainer.policy)
     trainer.train()
 

@@ -30,6 +30,7 @@ def demo(
     device: Device = None,
 ) -> None:
     """Train the built-in model with SARS + TDW, and show base against tuned on cases that nothing has seen."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # nothing is downloaded, and the bars are many
     from customized_grpo.demo import run_demo
 
     run_demo(output, seed=seed, updates=updates, cases=cases, device=device or _default_device())
