@@ -34,7 +34,7 @@ def draw_curves(run: Path, target: Path) -> None:
     success.set_title("oracle on held-out cases")
     _lines(conflict, metrics, {"conflict": ("conflict", INK), "both_good": ("both good", JOINT)})
     conflict.axhline(0.5, color=INK, linewidth=0.8, linestyle=":")
-    conflict.set_title("shares of images; dotted: chance level of conflict")
+    conflict.set_title("conflict inside groups (dotted: chance)")
     for axes in (rewards, success, conflict):
         axes.set_xlabel("update")
         axes.set_ylim(-0.02, 1.02)
