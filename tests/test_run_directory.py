@@ -62,12 +62,13 @@ def test_what_a_run_leaves(make_trainer: MakeTrainer, make_config: Callable[...,
     make_trainer(*settings).train()
     run = tmp_path / "run"
     assert sorted(p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()) == [
+        "adapter/config.yaml",
         "adapter/pytorch_lora_weights.safetensors",
         "adapter/sampling.json",
         *(
             f"checkpoints/step-0000{step}/{file}"
             for step in (2, 3)  # every second one, and the last
-            for file in ("pytorch_lora_weights.safetensors", "sampling.json", "state.pt")
+            for file in ("config.yaml", "pytorch_lora_weights.safetensors", "sampling.json", "state.pt")
         ),
         "config.yaml",
         "environment.json",

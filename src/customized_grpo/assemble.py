@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from customized_grpo.config import ConfigError, RunConfig, dump_config
+from customized_grpo.config import ConfigError, Metric, Rewards, RunConfig, dump_config
 from customized_grpo.critters import samples as critters
 from customized_grpo.critters.weights import BUILT_IN, resolve
 from customized_grpo.data import Sample, load_list, split_by_subject
 from customized_grpo.evaluation import HeldOut
 from customized_grpo.policies.flux_kontext import LORA_TARGETS, FluxKontextPolicy
-from customized_grpo.rewards import Reward, load_reward
+from customized_grpo.rewards import REWARDS, Reward, load_reward
 from customized_grpo.run_directory import RunDirectory, SamplingSettings
 from customized_grpo.trainer import Trainer
 
@@ -57,12 +57,17 @@ def load_rewards(config: RunConfig) -> dict[str, Reward]:
 def load_metrics(config: RunConfig, rewards: dict[str, Reward]) -> dict[str, Reward]:
     """What held-out cases are scored with: the rewards themselves and the metrics of `evaluation.metrics`."""
     device = torch.device(config.device)
-    encoders = {"clip_t": config.rewards.prompt.model}  # whatever else has an encoder shares the identity's
     further = {
-        name: load_reward(name, encoders.get(name, config.rewards.identity.model), "reference", device)
-        for name in config.evaluation.metrics
+        str(metric): load_reward(metric.name, encoder_of(metric, config.rewards), metric.against, device)
+        for metric in config.evaluation.metrics
     }
     return {f"{role}_reward": reward for role, reward in rewards.items()} | further
+
+
+def encoder_of(metric: Metric, rewards: Rewards) -> str:
+    """The metric's own encoder, or that of the trained reward with an encoder of its kind."""
+    kind = REWARDS[metric.name].encoder if metric.name in REWARDS else None
+    return metric.model or (rewards.prompt.model if kind == "clip" else rewards.identity.model)
 
 
 def sampling_settings(config: RunConfig) -> SamplingSettings:

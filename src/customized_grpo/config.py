@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
+
+
+CONFIG = "config.yaml"  # of a run or an adapter
 
 
 class ConfigError(ValueError):
@@ -70,6 +73,39 @@ class PromptReward(Reward):
 class Rewards(Section):
     identity: IdentityReward = IdentityReward()
     prompt: PromptReward = PromptReward()
+
+
+class Metric(Section):
+    """A reward that is only looked at. In YAML a mapping, or one line: "dino against=other_view"."""
+
+    name: str  # a key of customized_grpo.rewards.REWARDS
+    model: str | None = None  # its encoder; null: that of the trained reward with the same kind of encoder
+    against: Literal["reference", "other_view"] = "reference"
+
+    @classmethod
+    def parse(cls, text: str) -> Metric:
+        """From one line; ConfigError says what is wrong with it."""
+        try:
+            return cls.model_validate(_metric_from_text(text))
+        except ValidationError as error:
+            problems = "; ".join(f"{problem['loc'][-1]}: {problem['msg'].lower()}" for problem in error.errors())
+            raise ConfigError(f"metric {text!r}: {problems}; write for instance 'dino against=other_view'") from None
+
+    def __str__(self) -> str:
+        chosen = self.model_dump(exclude_defaults=True, exclude={"name"})
+        return " ".join([self.name, *(f"{key}={value}" for key, value in chosen.items())])
+
+
+def _metric_from_text(value: Any) -> Any:
+    """ "dino against=other_view" -> {"name": "dino", "against": "other_view"}; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    name, *settings = value.split() or [""]
+    pairs = [setting.partition("=") for setting in settings]
+    return {"name": name} | {key: text or None for key, _, text in pairs}
+
+
+MetricText = Annotated[Metric, BeforeValidator(_metric_from_text)]
 
 
 class Sampling(Section):
@@ -143,7 +179,7 @@ class Groups(Section):
 
 class Evaluation(Section):
     every: Index = 20  # updates between evaluations on the held-out cases; 0 = never
-    metrics: tuple[str, ...] = ()  # further metrics by name, beside the two rewards
+    metrics: tuple[MetricText, ...] = ()  # further metrics, beside the two rewards; each by name, or with settings
     grid: Index = 8  # cases drawn into the picture of each evaluation
 
 
@@ -205,12 +241,21 @@ def recipes() -> dict[str, Path]:
 
 
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """A recipe by name or path, with overrides such as "optimizer.lr=1e-4"; ConfigError lists every mistake."""
+    """A recipe by name or path, or what a run or an adapter was trained with, by its folder.
+
+    overrides  such as "optimizer.lr=1e-4"
+
+    Raises ConfigError, which lists every mistake.
+    """
     known = recipes()
     path = known.get(recipe) or Path(recipe)
+    if path.is_dir():
+        path = path / CONFIG
     if not path.is_file():
         hint = _nearest(recipe, known)
-        raise ConfigError(f"no recipe {recipe!r}{hint}; recipes: {', '.join(known)}, or the path of a YAML file")
+        raise ConfigError(
+            f"no recipe {recipe!r}{hint}; recipes: {', '.join(known)}, or the path of a YAML file or a run"
+        )
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:

@@ -13,7 +13,7 @@ from torch import Tensor
 from customized_grpo.analysis.curves import draw_curves
 from customized_grpo.analysis.intervals import Estimate, estimates
 from customized_grpo.assemble import assemble, load_metrics
-from customized_grpo.config import load_config
+from customized_grpo.config import Metric, RunConfig, load_config
 from customized_grpo.critters.samples import TEST_CRITTERS, UNSEEN_SITUATIONS, draw_samples
 from customized_grpo.data import Sample
 from customized_grpo.evaluation import HeldOut
@@ -21,7 +21,7 @@ from customized_grpo.pictures import case, sheet
 from customized_grpo.rewards.images import to_pictures
 from customized_grpo.run_directory import write_text
 
-METRICS = ("oracle_identity", "oracle_prompt", "joint_success", "copy_paste")
+METRICS = tuple(Metric(name=name) for name in ("oracle_identity", "oracle_prompt", "joint_success", "copy_paste"))
 SHOWN = 12  # cases in the picture: the first ones, not the best ones
 
 Estimates = dict[str, Estimate]
@@ -80,7 +80,7 @@ def _numbered(path: Path):
     yield from (path.with_name(f"{path.name}-{number}") for number in count(2))
 
 
-def _with_metrics(config):
+def _with_metrics(config: RunConfig):
     return config.evaluation.model_copy(update={"metrics": METRICS})
 
 

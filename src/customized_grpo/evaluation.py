@@ -26,23 +26,13 @@ class Scored:
     scores: dict[str, Tensor]
 
 
-def generate_cases(
-    policy: Policy,
-    sigmas: Tensor,
-    samples: Sequence[Sample],
-    *,
-    batch: int,
-    index: int = 0,
-    label: str | None = None,
-) -> Tensor:
-    """One image per sample; its seed follows from (sample id, index), whatever the batch."""
-    images = []
-    starts = range(0, len(samples), batch)
-    for start in tqdm(starts, desc=label, disable=label is None, leave=False):
-        part = samples[start : start + batch]
-        seeds = [derive_seed("case", sample.id, index) for sample in part]
-        images.append(generate(policy, policy.encode(part), sigmas, seeds).cpu())
-    return torch.cat(images)
+Case = tuple[Sample, int]  # a sample and which of its images
+
+
+def generate_cases(policy: Policy, sigmas: Tensor, cases: Sequence[Case]) -> Tensor:
+    """One image [3, H, W] per case, all in one batch; its seed follows from (sample id, index) alone."""
+    seeds = [derive_seed("case", sample.id, index) for sample, index in cases]
+    return generate(policy, policy.encode([sample for sample, _ in cases]), sigmas, seeds).cpu()
 
 
 @dataclass(frozen=True)
@@ -54,7 +44,9 @@ class HeldOut:
     batch: int
 
     def evaluate(self, policy: Policy, sigmas: Tensor, label: str | None = None) -> Scored:
-        images = generate_cases(policy, sigmas, self.samples, batch=self.batch, label=label)
+        cases = [(sample, 0) for sample in self.samples]
+        starts = tqdm(range(0, len(cases), self.batch), desc=label, disable=label is None, leave=False)
+        images = torch.cat([generate_cases(policy, sigmas, cases[start : start + self.batch]) for start in starts])
         return Scored(images, {name: metric(images, self.samples) for name, metric in self.metrics.items()})
 
     def report(self, policy: Policy, sigmas: Tensor, *, grid: int) -> tuple[dict[str, float], Image.Image | None]:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from customized_grpo.config import CONFIG
 from customized_grpo.policies.base import Policy
 
 STATE = "state.pt"
@@ -53,17 +54,17 @@ class RunDirectory:
     """One run's folder. A new run needs a new one, a resumed run an old one."""
 
     def __init__(self, path: Path, config_text: str, settings: SamplingSettings, *, resume: bool):
-        self.path, self.settings = path, settings
+        self.path, self.config_text, self.settings = path, config_text, settings
         self.check(path, resume=resume)
         (path / "checkpoints").mkdir(parents=True, exist_ok=True)
         (path / "images").mkdir(exist_ok=True)
-        write_text(path / "config.yaml", config_text)
+        write_text(path / CONFIG, config_text)
         write_text(path / "environment.json", json.dumps(environment(), indent=2) + "\n")
 
     @staticmethod
     def check(path: Path, *, resume: bool) -> None:
         """RunDirectoryError unless a run can start, or resume, in this folder."""
-        if resume and not (path / "config.yaml").is_file():
+        if resume and not (path / CONFIG).is_file():
             raise RunDirectoryError(f"nothing to resume: {path} holds no run; leave out --resume to start one")
         if not resume and path.exists() and any(path.iterdir()):
             raise RunDirectoryError(
@@ -137,6 +138,7 @@ class RunDirectory:
 
     def _save_adapter(self, policy: Policy, folder: Path) -> None:
         policy.save_adapter(folder)
+        write_text(folder / CONFIG, self.config_text)
         write_text(folder / SAMPLING, json.dumps(asdict(self.settings), indent=2) + "\n")
 
 

@@ -13,14 +13,14 @@ from matplotlib.figure import Figure
 INK, IDENTITY, PROMPT, JOINT = "#333333", "#c2571a", "#1a6fc2", "#2a8a4a"
 
 
-def read_rows(file: Path) -> list[dict[str, Any]]:
+def read_log(file: Path) -> list[dict[str, Any]]:
     """The rows of a JSONL file."""
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def draw_curves(run: Path, target: Path) -> None:
     """Rewards, held-out success and conflict of a run over its updates, as a PNG file."""
-    metrics, held_out = read_rows(run / "metrics.jsonl"), read_rows(run / "evaluations.jsonl")
+    metrics, held_out = read_log(run / "metrics.jsonl"), read_log(run / "evaluations.jsonl")
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     rewards, success, conflict = figure.subplots(1, 3)
     _lines(rewards, metrics, {"reward_identity": ("identity", IDENTITY), "reward_prompt": ("prompt", PROMPT)})

@@ -1,18 +1,23 @@
-"""A mean with its 95 % bootstrap interval."""
+"""Means with 95 % intervals: bootstrap over subjects inside one evaluation, t over seeds between runs."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
+LEVEL = 0.95
 RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
 class Estimate:
+    """A mean and its 95 % interval; low and high are NaN where one value leaves no interval."""
+
     mean: float
     low: float
     high: float
@@ -24,21 +29,82 @@ class Estimate:
         return asdict(self)
 
 
-def estimate(values: Tensor, seed: int = 0) -> Estimate:
-    """Mean of the scored values [N] and its percentile bootstrap interval; each value is a subject of its own.
+def estimate(values: Tensor, clusters: Sequence[Hashable] | None = None, seed: int = 0) -> Estimate:
+    """Mean of the scored values [N] and its percentile bootstrap interval.
+
+    clusters  what is resampled as a whole: the subject of each value, because pictures of one subject are alike.
+              None: every value is a subject of its own.
 
     NaN (unscored) is left out. Raises ValueError where nothing is left.
     """
-    scored = values[~values.isnan()].double().numpy()
-    if len(scored) == 0:
+    scored = ~values.isnan().cpu()
+    numbers = values.cpu()[scored].double().numpy()
+    if len(numbers) == 0:
         raise ValueError("no value to average: every case is unscored")
-    rng = np.random.default_rng(seed)
-    means = np.array([scored[rng.integers(len(scored), size=len(scored))].mean() for _ in range(RESAMPLES)])
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Estimate(float(scored.mean()), float(low), float(high))
+    names = range(len(values)) if clusters is None else clusters
+    chosen = [name for name, keep in zip(names, scored.tolist(), strict=True) if keep]
+    position = {name: index for index, name in enumerate(dict.fromkeys(chosen))}
+    member = np.array([position[name] for name in chosen])
+    sums, counts = np.bincount(member, weights=numbers), np.bincount(member)
+    drawn = np.random.default_rng(seed).integers(len(position), size=(RESAMPLES, len(position)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(float(numbers.mean()), float(low), float(high))
 
 
-def estimates(scores: dict[str, Tensor], select: Tensor | None = None) -> dict[str, Estimate]:
-    """`estimate` of every metric, over the selected cases (a mask or indices; None: all)."""
-    chosen = slice(None) if select is None else select
-    return {name: estimate(torch.as_tensor(values)[chosen]) for name, values in scores.items()}
+def estimates(
+    scores: Mapping[str, Tensor], select: Tensor | None = None, clusters: Sequence[Hashable] | None = None
+) -> dict[str, Estimate]:
+    """`estimate` of every metric, over the selected cases (a mask [N]; None: all)."""
+    chosen = None if select is None else select.tolist()
+    kept = clusters if chosen is None or clusters is None else [c for c, k in zip(clusters, chosen, strict=True) if k]
+    return {
+        name: estimate(torch.as_tensor(values) if select is None else torch.as_tensor(values)[select], kept)
+        for name, values in scores.items()
+    }
+
+
+def over_seeds(values: Sequence[float]) -> Estimate:
+    """Mean over runs with different seeds and its t interval: the seed is the unit."""
+    numbers = np.asarray(values, dtype=float)
+    if len(numbers) == 1:
+        return Estimate(float(numbers[0]), float("nan"), float("nan"))
+    half = stats.t.ppf((1 + LEVEL) / 2, len(numbers) - 1) * stats.sem(numbers)
+    return Estimate(float(numbers.mean()), float(numbers.mean() - half), float(numbers.mean() + half))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Arm minus arm, paired by seed, with the p-value of a paired t-test (NaN for a single pair)."""
+
+    estimate: Estimate
+    p_value: float
+    pairs: int
+
+
+def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference:
+    """first - second over the seeds that both have; ValueError where they share none.
+
+    Where every pair differs by exactly the same, the t-test has no spread to compare with: p is 0, or 1 at zero.
+    """
+    seeds = sorted({*first} & {*second})
+    if not seeds:
+        raise ValueError("no seed in common: nothing can be paired")
+    differences = np.array([first[seed] - second[seed] for seed in seeds])
+    if len(differences) == 1:
+        p_value = float("nan")
+    elif np.ptp(differences) == 0:
+        p_value = float(differences[0] == 0)
+    else:
+        _, p_value = map(float, stats.ttest_1samp(differences, 0))
+    return Difference(over_seeds(differences.tolist()), p_value, len(seeds))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment (Scandinavian Journal of Statistics 6, 1979): NaN stays and does not count."""
+    known = sorted((p, index) for index, p in enumerate(p_values) if not np.isnan(p))
+    adjusted, worst = [float("nan")] * len(p_values), 0.0
+    for rank, (p, index) in enumerate(known):
+        worst = max(worst, min(1.0, (len(known) - rank) * p))
+        adjusted[index] = worst
+    return adjusted

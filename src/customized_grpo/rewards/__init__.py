@@ -7,8 +7,9 @@ round; whether one is trained on is the configuration's business. Each name maps
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +20,15 @@ if TYPE_CHECKING:
 
 class Reward(Protocol):
     def __call__(self, images: Tensor, samples: Sequence[Sample]) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A reward that can be named: how it is made, what it measures, which kind of encoder it runs on."""
+
+    make: Callable[[str | Path, str, torch.device], Reward]
+    measures: Literal["identity", "prompt", "both", "copying"]
+    encoder: Literal["dino", "clip"] | None = None
 
 
 def _dino(model: str | Path, against: str, device: torch.device) -> Reward:
@@ -48,13 +58,13 @@ def _of_critters(name: str) -> Callable[..., Reward]:
     return make
 
 
-REWARDS: dict[str, Callable[[str | Path, str, torch.device], Reward]] = {
-    "dino": _dino,
-    "clip_t": _clip_t,
-    "copy_paste": _copy_paste,
-    "oracle_identity": _of_critters("oracle_identity"),
-    "oracle_prompt": _of_critters("oracle_prompt"),
-    "joint_success": _of_critters("joint_success"),
+REWARDS: dict[str, Entry] = {
+    "dino": Entry(_dino, "identity", "dino"),
+    "clip_t": Entry(_clip_t, "prompt", "clip"),
+    "copy_paste": Entry(_copy_paste, "copying", "dino"),
+    "oracle_identity": Entry(_of_critters("oracle_identity"), "identity"),
+    "oracle_prompt": Entry(_of_critters("oracle_prompt"), "prompt"),
+    "joint_success": Entry(_of_critters("joint_success"), "both"),
 }
 
 
@@ -64,4 +74,5 @@ def load_reward(name: str, model: str | Path, against: str, device: torch.device
         raise ValueError(f"no reward is named {name!r}; known: {', '.join(REWARDS)}")
     from customized_grpo.critters.weights import resolve
 
-    return REWARDS[name](resolve(model, "clip" if name == "clip_t" else "dino"), against, device)
+    entry = REWARDS[name]
+    return entry.make(model if entry.encoder is None else resolve(model, entry.encoder), against, device)

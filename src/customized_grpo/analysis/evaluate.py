@@ -1,0 +1,284 @@
+"""`customized-grpo evaluate`: any model, with or without adapter, on any list, by any metrics."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from customized_grpo.analysis import rows as figures
+from customized_grpo.analysis.rows import Row
+from customized_grpo.assemble import encoder_of, load_policy, load_samples, sampling_settings
+from customized_grpo.config import ConfigError, Metric, RunConfig, dump_config, load_config
+from customized_grpo.critters import samples as critters
+from customized_grpo.critters.weights import BUILT_IN
+from customized_grpo.data import Sample, load_list
+from customized_grpo.evaluation import Case, generate_cases
+from customized_grpo.policies.base import Policy
+from customized_grpo.rewards import Reward, load_reward
+from customized_grpo.rewards.images import to_pictures
+from customized_grpo.run_directory import SamplingSettings, write_text
+
+ROWS, SETTINGS, SUMMARY, PICTURES = "rows.jsonl", "settings.json", "summary.json", "images"
+CRITTERS_CASES = 512
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is evaluated. `config` names model, data, rewards and schedule as for training.
+
+    adapter     folder of the adapter; None: the base
+    cases       so many samples, spread over the list; None: all (critters: 512)
+    images      per sample, each from a seed of its own
+    metrics     beside the config's rewards and its `evaluation.metrics`
+    held_out    only the part of the list that the configured run does not train on
+    """
+
+    config: RunConfig
+    adapter: Path | None = None
+    cases: int | None = None
+    images: int = 1
+    metrics: tuple[Metric, ...] = ()
+    held_out: bool = False
+
+    def all_metrics(self) -> dict[str, Metric]:
+        """Every metric by the name that rows and tables show; the trained rewards come first."""
+        rewards = self.config.rewards
+        trained = [Metric(**reward.model_dump()) for reward in (rewards.identity, rewards.prompt)]
+        named: dict[str, Metric] = {}
+        for metric in (*trained, *self.config.evaluation.metrics, *self.metrics):
+            resolved = metric.model_copy(update={"model": encoder_of(metric, rewards)})
+            short = metric.model_copy(update={"model": None})
+            if str(short) in named and named[str(short)] != resolved:
+                short = resolved  # the same metric on two encoders: the encoder is part of its name
+            named[str(short)] = resolved
+        return named
+
+    def trained_on(self) -> list[str]:
+        """Names of the metrics that the adapter was rewarded for."""
+        return [] if self.adapter is None else list(self.all_metrics())[:2]
+
+    def samples(self) -> list[Sample]:
+        data = self.config.data
+        if data.source == BUILT_IN:
+            return critters.draw_samples(self.cases or CRITTERS_CASES, critters.TEST_CRITTERS, 0)
+        if self.held_out:
+            everything = data.model_copy(update={"held_out_samples": 10**9})
+            samples = load_samples(self.config.model_copy(update={"data": everything}))[1]
+        else:
+            samples = load_list(Path(data.source), None if data.root is None else Path(data.root))
+        every = 1 if self.cases is None else max(len(samples) // self.cases, 1)
+        return samples[::every][: self.cases]
+
+    def settings(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """All that decides the rows, for the file beside them; batches and device do not."""
+        config = self.config
+        shown = [(sample.id, sample.subject, sample.prompt, _names(sample)) for sample in samples]
+        return {
+            "model": config.model.path,
+            "dtype": config.model.dtype,
+            "adapter": None if self.adapter is None else _digest(self.adapter),
+            "sampling": asdict(sampling_settings(config)),
+            "data": config.data.source,
+            "samples": f"{len(samples)} ({hashlib.sha256(repr(shown).encode()).hexdigest()[:16]})",
+            "images": self.images,
+            "metrics": ", ".join(str(metric) for metric in self.all_metrics().values()),
+        }
+
+
+def make_request(
+    target: str,
+    overrides: Sequence[str],
+    *,
+    adapter: Path | None = None,
+    base: bool = False,
+    cases: int | None = None,
+    images: int = 1,
+    metrics: Sequence[str] = (),
+) -> Request:
+    """From what a user types. `target` is a recipe, a YAML file, a run, or an adapter's folder.
+
+    A run is evaluated with its adapter, on the samples that it did not train on. An adapter brings the schedule and
+    guidance that it was trained with; overrides win.
+    """
+    folder = Path(target)
+    if folder.is_dir() and adapter is None:
+        adapter = folder / "adapter" if (folder / "adapter").is_dir() else folder
+    trained = None if adapter is None else SamplingSettings.read(adapter)
+    config = load_config(target, [*(_as_overrides(trained) if trained else []), *overrides])
+    return Request(
+        config=config,
+        adapter=None if base else adapter,
+        cases=cases,
+        images=images,
+        metrics=tuple(Metric.parse(text) for text in metrics),
+        held_out=folder.is_dir() and not any(each.startswith("data.source") for each in overrides),
+    )
+
+
+def _as_overrides(settings: SamplingSettings) -> list[str]:
+    values = asdict(settings)
+    of_sampling = ("num_steps", "shift")
+    return [f"{'sampling' if name in of_sampling else 'model'}.{name}={value}" for name, value in values.items()]
+
+
+def _names(sample: Sample) -> list[str]:
+    """The reference's paths; pictures in memory belong to samples that their id describes."""
+    return [str(source) for source in sample.references if isinstance(source, Path)]
+
+
+def _digest(adapter: Path) -> str:
+    """Of the adapter's weights: a folder may hold another adapter tomorrow."""
+    files = sorted(adapter.glob("*.safetensors"))
+    if not files:
+        raise ConfigError(f"no adapter in {adapter}: it holds no .safetensors; --base evaluates without one")
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+def evaluate(request: Request, output: Path, *, keep_pictures: bool = True) -> list[Row]:
+    """Generate and score what `output` does not hold yet; returns all rows, in the order of the list.
+
+    Writes settings.json, rows.jsonl and images/. A folder of another evaluation is refused with ConfigError.
+    """
+    samples = request.samples()
+    if not samples:
+        raise ConfigError(f"{request.config.data.source} leaves nothing to evaluate on")
+    _claim(output, request.settings(samples))
+    cases = [(sample, index) for sample in samples for index in range(request.images)]
+    known = {row.key: row for row in figures.read_rows(output / ROWS)}
+    write_text(output / ROWS, "".join(row.as_line() for row in known.values()))  # without a line cut short
+    pending = [(n, case) for n, case in enumerate(cases) if (case[0].id, case[1]) not in known]
+    if pending:
+        policy, metrics = load_policy(request.config), _load_metrics(request)
+        if request.adapter is not None:
+            policy.load_adapter(request.adapter)
+        for row in score_cases(request.config, policy, metrics, pending, output if keep_pictures else None):
+            with (output / ROWS).open("a", encoding="utf-8") as file:
+                file.write(row.as_line())
+            known[row.key] = row
+    return [known[sample.id, index] for sample, index in cases]
+
+
+def _claim(output: Path, settings: Mapping[str, Any]) -> None:
+    file = output / SETTINGS
+    if file.exists():
+        found = json.loads(file.read_text(encoding="utf-8"))
+        wanted = json.loads(json.dumps(settings))
+        others = [
+            f"{key} {found.get(key)} instead of {wanted.get(key)}"
+            for key in {**found, **wanted}
+            if found.get(key) != wanted.get(key)
+        ]
+        if others:
+            raise ConfigError(f"{output} holds another evaluation: {'; '.join(others)}. Choose another --output")
+    elif output.exists() and any(output.iterdir()):
+        raise ConfigError(f"{output} is not empty and holds no evaluation; choose another --output")
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps(settings, indent=2) + "\n")
+
+
+def _load_metrics(request: Request) -> dict[str, Reward]:
+    device = torch.device(request.config.device)
+    return {
+        name: load_reward(metric.name, str(metric.model), metric.against, device)
+        for name, metric in request.all_metrics().items()
+    }
+
+
+def score_cases(
+    config: RunConfig,
+    policy: Policy,
+    metrics: Mapping[str, Reward],
+    cases: Sequence[tuple[int, Case]],
+    pictures: Path | None,
+):
+    """Generate and score numbered cases in batches and yield their rows; PNG files go to `pictures`/images."""
+    sigmas = policy.sigmas(config.sampling.num_steps, config.sampling.shift)
+    size = config.groups.rollout_batch
+    for start in tqdm(range(0, len(cases), size), desc="evaluating", unit="batch"):
+        part = cases[start : start + size]
+        images = generate_cases(policy, sigmas, [case for _, case in part])
+        samples = [sample for _, (sample, _) in part]
+        scores = {name: metric(images, samples).tolist() for name, metric in metrics.items()}
+        if pictures is not None:
+            (pictures / PICTURES).mkdir(exist_ok=True)
+            for (number, (sample, index)), picture in zip(part, to_pictures(images), strict=True):
+                picture.save(pictures / PICTURES / f"{number:05d}-{_slug(sample.id)}-{index}.png")
+        for position, (_, (sample, index)) in enumerate(part):
+            row = {name: values[position] for name, values in scores.items()}
+            yield Row(sample.id, sample.subject, sample.prompt, index, row)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.")[:60]
+
+
+# --- what is said about the rows -------------------------------------------------------------------------------------
+
+
+def summarise(request: Request, rows: Sequence[Row], against: Path | None = None) -> dict[str, Any]:
+    """All figures of an evaluation as JSON: overall, per subject, per prompt, and dominance over a base's rows."""
+    overall, missing, trained = figures.overall(rows), figures.unscored(rows), request.trained_on()
+    summary: dict[str, Any] = {
+        "images": len(rows),
+        "subjects": len({row.subject for row in rows}),
+        "metrics": {
+            name: {
+                **({"mean": None} if figure is None else figure.as_dict()),
+                "unscored": missing[name],
+                "trained_on": name in trained,
+            }
+            for name, figure in overall.items()
+        },
+        "per_subject": figures.means_by(rows, lambda row: row.subject),
+        "per_prompt": figures.means_by(rows, lambda row: row.prompt),
+    }
+    if against is not None:
+        base = figures.read_rows(against / ROWS)
+        if not base:
+            raise ConfigError(f"no evaluation in {against}: {ROWS} is missing or empty")
+        rewards = list(request.all_metrics())[:2]
+        summary["dominance"] = {"rewards": rewards, **figures.joint_dominance(rows, base, rewards).as_dict()}
+    return summary
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """The overall figures for the terminal."""
+    width = max(len(name) for name in summary["metrics"]) + 2
+    lines = [f"{summary['images']} images of {summary['subjects']} subjects; 95 % intervals over subjects", ""]
+    for name, figure in summary["metrics"].items():
+        label = f"{name} *" if figure["trained_on"] else name
+        value = (
+            "could not be scored"
+            if figure["mean"] is None
+            else f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+        )
+        lost = f"   {figure['unscored']} unscored" if figure["unscored"] else ""
+        lines.append(f"{label:<{width}} {value}{lost}")
+    if any(figure["trained_on"] for figure in summary["metrics"].values()):
+        lines += ["", "* what the adapter was trained on: a rise here is no evidence by itself"]
+    if "dominance" in summary:
+        found = summary["dominance"]
+        better, worse = (
+            f"{found[side]['mean']:.3f} [{found[side]['low']:.3f}, {found[side]['high']:.3f}]"
+            for side in ("better", "worse")
+        )
+        lines += ["", f"against the base, on {' and '.join(found['rewards'])} at once ({found['compared']} images):"]
+        lines += [f"  better on all  {better}", f"  worse on all   {worse}"]
+    return "\n".join(lines)
+
+
+def write_evaluation(request: Request, output: Path, against: Path | None) -> str:
+    """The whole command: evaluate, write config.yaml and summary.json, return the table."""
+    rows = evaluate(request, output)
+    summary = summarise(request, rows, against)
+    write_text(output / "config.yaml", dump_config(request.config))
+    write_text(output / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    return table(summary)

@@ -1,0 +1,349 @@
+"""`evaluate`: the right samples, schedule and seeds; resumed as if never stopped; policies with known answers."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from typer.testing import CliRunner
+
+from customized_grpo.analysis import rows as figures
+from customized_grpo.analysis.evaluate import Request, evaluate, make_request, score_cases, summarise, table
+from customized_grpo.analysis.intervals import Estimate
+from customized_grpo.analysis.rows import Row
+from customized_grpo.assemble import assemble
+from customized_grpo.config import ConfigError, Metric, RunConfig, load_config
+from customized_grpo.critters import world
+from customized_grpo.critters.samples import DEVELOPMENT_CRITTERS, TEST_CRITTERS, TRAINING_CRITTERS, draw_samples
+from customized_grpo.data import Sample
+from customized_grpo.rewards import load_reward
+
+TINY = str(Path(__file__).parents[1] / "tiny.yaml")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one update in four steps."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    assemble(load_config(TINY, [f"output={folder}", "optimizer.lr=0.001", "model.guidance=0"])).train()
+    return folder
+
+
+def write_list(folder: Path, subjects: int = 4) -> Path:
+    """A list of photographs of a kind: noise, two prompts per subject."""
+    rng = np.random.default_rng(0)
+    entries = []
+    for subject in range(subjects):
+        name = f"s{subject}.png"
+        Image.fromarray(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(folder / name)
+        entries += [{"prompt": f"a thing {n}", "image_paths": [name], "subject": f"s{subject}"} for n in range(2)]
+    (folder / "list.json").write_text(json.dumps(entries))
+    return folder / "list.json"
+
+
+# --- what is asked for -----------------------------------------------------------------------------------------------
+
+
+def test_critters_are_evaluated_on_test_critters(run: Path):
+    """Neither those of training nor those that were watched during it."""
+    samples = make_request(str(run), [], cases=5).samples()
+    assert [sample.id for sample in samples] == [s.id for s in draw_samples(5, TEST_CRITTERS, 0)]
+    critters = {sample.extra["critter"] for sample in make_request("critters", []).samples()}
+    assert len(critters) == 512
+    assert not any(critter in TRAINING_CRITTERS or critter in DEVELOPMENT_CRITTERS for critter in critters)
+
+
+def test_a_run_on_a_list_is_evaluated_on_what_it_did_not_train_on(tmp_path: Path):
+    source = write_list(tmp_path)
+    overrides = [f"output={tmp_path / 'run'}", f"data.source={source}", "data.held_out_share=0.5", "updates=1"]
+    trainer = assemble(load_config(TINY, overrides))
+    trained = {sample.id for sample in trainer.samples}
+    trainer.train()
+    held_out = make_request(str(tmp_path / "run"), []).samples()
+    assert len(held_out) == 4  # two of four subjects; the run's own evaluation may look at fewer
+    assert not trained & {sample.id for sample in held_out}
+    whole = make_request(str(tmp_path / "run"), [f"data.source={source}"]).samples()
+    assert len(whole) == 8
+    assert len(make_request(TINY, [f"data.source={source}"]).samples()) == 8
+    assert [s.id for s in make_request(TINY, [f"data.source={source}"], cases=4).samples()] == [
+        whole[n].id for n in (0, 2, 4, 6)
+    ]
+
+
+def test_an_adapter_brings_the_schedule_it_was_trained_with(run: Path):
+    assert load_config("critters").sampling.num_steps == 10
+    request = make_request("critters", [], adapter=run / "adapter")
+    assert (request.config.sampling.num_steps, request.config.model.guidance) == (4, 0)
+    assert make_request(str(run), []).config.sampling.num_steps == 4
+    assert make_request(str(run / "adapter"), []).config.sampling.num_steps == 4
+    assert make_request(str(run), ["sampling.num_steps=6"]).config.sampling.num_steps == 6
+    assert make_request(str(run), [], base=True).config.sampling.num_steps == 4
+
+
+def test_what_was_trained_on_is_marked(run: Path):
+    tuned, base = make_request(str(run), [], metrics=["copy_paste"]), make_request(str(run), [], base=True)
+    assert tuned.trained_on() == ["dino", "clip_t"]
+    assert base.trained_on() == []
+    names = ["dino", "clip_t", "oracle_identity", "oracle_prompt", "joint_success", "copy_paste"]
+    assert list(tuned.all_metrics()) == names
+    other_view = make_request(str(run), ["rewards.identity.against=other_view"], metrics=["dino"])
+    assert other_view.trained_on() == ["dino against=other_view", "clip_t"]
+    assert list(other_view.all_metrics())[-1] == "dino"
+
+
+def test_a_metric_takes_the_encoder_of_the_reward_of_its_kind(run: Path):
+    request = make_request(str(run), ["rewards.identity.model=a/b"], metrics=["copy_paste", "dino model=c/d"])
+    metrics = request.all_metrics()
+    assert metrics["copy_paste"].model == "a/b"
+    assert metrics["clip_t"].model == "critters"
+    assert metrics["dino"].model == "a/b"
+    assert metrics["dino model=c/d"].model == "c/d"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            "dino against=nothing",
+            "metric 'dino against=nothing': against: input should be 'reference' or 'other_view'",
+        ),
+        ("dino modle=x", "metric 'dino modle=x': modle: extra inputs are not permitted"),
+    ],
+)
+def test_a_metric_that_is_none_is_refused_in_one_line(text: str, problem: str):
+    with pytest.raises(ConfigError) as error:
+        Metric.parse(text)
+    assert str(error.value).startswith(problem)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_without_adapter_is_named(run: Path, tmp_path: Path):
+    (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
+    with pytest.raises(ConfigError, match=r"no adapter in .*--base evaluates without one"):
+        evaluate(make_request(str(tmp_path), [], cases=1), tmp_path / "out")
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def scores(rows: Sequence[Row]) -> Tensor:
+    return torch.tensor([list(row.scores.values()) for row in rows])
+
+
+def test_an_image_is_the_same_whatever_the_batch(run: Path, tmp_path: Path):
+    whole = evaluate(make_request(str(run), [], cases=5, images=2), tmp_path / "whole")
+    single = evaluate(make_request(str(run), ["groups.rollout_batch=3"], cases=5, images=2), tmp_path / "single")
+    assert [row.key for row in single] == [row.key for row in whole]
+    assert len({row.key for row in whole}) == 10
+    torch.testing.assert_close(scores(single), scores(whole), atol=1e-3, rtol=0)
+    pictures = [sorted((tmp_path / name / "images").iterdir()) for name in ("whole", "single")]
+    for one, other in zip(*pictures, strict=True):
+        assert one.name == other.name
+        difference = np.asarray(Image.open(one)).astype(int) - np.asarray(Image.open(other))
+        assert np.abs(difference).max() <= 1
+
+
+def test_two_images_of_a_sample_differ(run: Path, tmp_path: Path):
+    rows = evaluate(make_request(str(run), [], cases=1, images=2), tmp_path)
+    assert rows[0].sample == rows[1].sample
+    assert rows[0].scores["dino"] != rows[1].scores["dino"]
+
+
+def test_tuned_and_base_see_the_same_noise_and_differ_by_the_adapter(run: Path, tmp_path: Path):
+    tuned = evaluate(make_request(str(run), [], cases=4), tmp_path / "tuned")
+    base = evaluate(make_request(str(run), [], base=True, cases=4), tmp_path / "base")
+    bare = evaluate(make_request(TINY, ["model.guidance=0"], cases=4), tmp_path / "bare")
+    assert torch.equal(scores(base), scores(bare))
+    assert not torch.equal(scores(tuned), scores(base))
+    assert (scores(tuned) - scores(base))[:, :2].abs().max() < 0.5  # a small adapter: noise of its own would do more
+
+
+def test_a_stopped_evaluation_goes_on_where_it_was(run: Path, tmp_path: Path):
+    """Three rows and half of a fourth are there; the rest is made, and nothing twice."""
+    request = make_request(str(run), ["groups.rollout_batch=2"], cases=6)
+    rows = evaluate(request, tmp_path)
+    file = tmp_path / "rows.jsonl"
+    whole = file.read_text()
+    lines = whole.splitlines(keepends=True)
+    file.write_text("".join(lines[:3]) + lines[3][:40])
+    pictures = {path: path.stat().st_mtime_ns for path in sorted((tmp_path / "images").iterdir())}
+    again = evaluate(request, tmp_path)
+    assert [row.key for row in again] == [row.key for row in rows]
+    torch.testing.assert_close(scores(again), scores(rows), atol=1e-5, rtol=0)
+    kept = [path.stat().st_mtime_ns == before for path, before in pictures.items()]
+    assert kept == [True] * 3 + [False] * 3
+    assert len(file.read_text().splitlines()) == 6
+    finished = file.stat().st_size
+    assert evaluate(request, tmp_path) == again
+    assert file.stat().st_size == finished
+
+
+def test_another_evaluation_in_the_folder_is_refused_with_what_differs(run: Path, tmp_path: Path):
+    evaluate(make_request(str(run), [], cases=2), tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"another evaluation: images 1 instead of 2\. Choose another --output"):
+        evaluate(make_request(str(run), [], cases=2, images=2), tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"adapter .* instead of None"):
+        evaluate(make_request(str(run), [], cases=2, base=True), tmp_path / "out")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "note.txt").touch()
+    with pytest.raises(ConfigError, match="is not empty and holds no evaluation"):
+        evaluate(make_request(str(run), [], cases=2), tmp_path / "full")
+
+
+def test_what_cannot_be_scored_is_counted(tmp_path: Path):
+    """The oracle knows nothing of photographs, and they have no other view."""
+    source = write_list(tmp_path)
+    request = make_request(TINY, [f"data.source={source}"], metrics=["copy_paste"], cases=2)
+    summary = summarise(request, evaluate(request, tmp_path / "out"))
+    assert summary["metrics"]["oracle_prompt"] == {"mean": None, "unscored": 2, "trained_on": False}
+    assert summary["metrics"]["copy_paste"]["unscored"] == 2
+    assert summary["metrics"]["dino"]["unscored"] == 0
+    assert summary["per_subject"]["s0"]["oracle_prompt"] is None
+    assert "oracle_prompt     could not be scored   2 unscored" in table(summary)
+
+
+def test_the_command_writes_figures_and_pictures(run: Path, tmp_path: Path):
+    from customized_grpo.cli import app
+
+    base, tuned = tmp_path / "base", tmp_path / "tuned"
+    common = ["evaluate", str(run), "--cases", "4", "--device", "cpu"]
+    first = CliRunner().invoke(app, [*common, "--base", "--output", str(base)], catch_exceptions=False)
+    second = CliRunner().invoke(app, [*common, "--output", str(tuned), "--against", str(base)], catch_exceptions=False)
+    assert "4 images of 4 subjects" in first.output
+    assert "dino *" in second.output
+    assert "dino *" not in first.output
+    assert "worse on all" in second.output
+    summary = json.loads((tuned / "summary.json").read_text())
+    assert summary["dominance"]["compared"] == 4
+    assert summary["dominance"]["rewards"] == ["dino", "clip_t"]
+    assert len(summary["per_prompt"]) == len({row.prompt for row in figures.read_rows(tuned / "rows.jsonl")})
+    assert len(list((tuned / "images").iterdir())) == 4
+    assert load_config(str(tuned)) == make_request(str(run), []).config
+
+
+# --- policies with known answers -------------------------------------------------------------------------------------
+
+
+class Known:
+    """A policy that draws: `picture` says what it makes of a sample."""
+
+    module: torch.nn.Module = torch.nn.Identity()
+    device: torch.device = CPU
+
+    def __init__(self, picture: Callable[[Sample], Image.Image]):
+        self.picture = picture
+
+    def sigmas(self, num_steps: int, shift: float | str) -> Tensor:  # noqa: ARG002 (as the protocol has it)
+        return torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
+
+    def encode(self, samples: Sequence[Sample]) -> Any:
+        return list(samples)
+
+    def noise(self, condition: list[Sample], seeds: Sequence[int]) -> Tensor:  # noqa: ARG002
+        return torch.zeros(len(condition), 1)
+
+    def velocity(self, latents: Tensor, sigma: float | Tensor, condition: Any) -> Tensor:  # noqa: ARG002
+        return torch.zeros_like(latents)
+
+    def decode(self, latents: Tensor, condition: list[Sample]) -> Tensor:  # noqa: ARG002
+        pictures = np.stack([np.asarray(self.picture(sample).convert("RGB")) for sample in condition])
+        return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+
+    def trainable_parameters(self) -> dict[str, Any]:
+        return {}
+
+    @contextmanager
+    def base_policy(self) -> Iterator[None]:
+        yield
+
+    def save_adapter(self, directory: Path) -> None:
+        raise NotImplementedError
+
+    def load_adapter(self, directory: Path) -> None:
+        raise NotImplementedError
+
+
+def wanted(sample: Sample) -> world.Situation:
+    return world.Situation(*(sample.extra[key] for key in ("scene", "place", "hat")))
+
+
+def perfect(sample: Sample) -> Image.Image:
+    return world.picture(sample.extra["critter"], wanted(sample))
+
+
+def copying(sample: Sample) -> Image.Image:
+    return sample.reference_images()[0]
+
+
+def ignorant(sample: Sample) -> Image.Image:
+    """Does what the prompt says, with one and the same critter."""
+    return world.picture(4_000_000, wanted(sample))
+
+
+METRICS = ("dino", "clip_t", "oracle_identity", "oracle_prompt", "joint_success", "copy_paste")
+
+
+def known_rows(picture: Callable[[Sample], Image.Image], config: RunConfig) -> list[Row]:
+    metrics = {name: load_reward(name, "critters", "reference", CPU) for name in METRICS}
+    cases = [(n, (sample, 0)) for n, sample in enumerate(draw_samples(40, TEST_CRITTERS, 0))]
+    return list(score_cases(config, Known(picture), metrics, cases, None))
+
+
+@pytest.fixture(scope="module")
+def known() -> dict[str, list[Row]]:
+    config = load_config(TINY)
+    return {policy.__name__: known_rows(policy, config) for policy in (perfect, copying, ignorant)}
+
+
+@pytest.mark.parametrize(
+    ("policy", "identity", "prompt", "joint"), [("perfect", 1, 1, 1), ("copying", 1, 0, 0), ("ignorant", 0, 1, 0)]
+)
+def test_the_oracle_knows_each_policy(
+    policy: str, identity: float, prompt: float, joint: float, known: dict[str, list[Row]]
+):
+    overall = figures.overall(known[policy])
+    for name, expected in (("oracle_identity", identity), ("oracle_prompt", prompt), ("joint_success", joint)):
+        assert overall[name] == Estimate(expected, expected, expected)
+
+
+def test_copying_shows_in_the_copy_paste_index(known: dict[str, list[Row]]):
+    """1 for the reference itself; a perfect picture is about as far from the reference as from the other view."""
+    means = {policy: figures.column(rows, "copy_paste").mean().item() for policy, rows in known.items()}
+    assert means["copying"] == pytest.approx(1, abs=1e-3)
+    assert abs(means["perfect"]) < 0.25
+    assert abs(means["ignorant"]) < 0.25
+
+
+def test_the_rewards_rank_the_policies_as_they_are_built_to(known: dict[str, list[Row]]):
+    """Copying pays in identity: that is the conflict."""
+    means = {p: {m: figures.column(rows, m).mean().item() for m in ("dino", "clip_t")} for p, rows in known.items()}
+    assert means["copying"]["dino"] > means["perfect"]["dino"] > means["ignorant"]["dino"]
+    assert means["perfect"]["clip_t"] == pytest.approx(means["ignorant"]["clip_t"], abs=0.1)
+    assert means["perfect"]["clip_t"] > means["copying"]["clip_t"] + 0.5
+
+
+def test_dominance_between_known_policies(known: dict[str, list[Row]]):
+    """Perfect over ignorant: better on both only where the prompt's reward happens to be higher too."""
+    oracles = ["oracle_identity", "oracle_prompt"]
+    rewards = ["dino", "clip_t"]
+    conflict = figures.joint_dominance(known["copying"], known["perfect"], rewards)
+    assert (conflict.better.mean, conflict.worse.mean) == (0, 0)  # identity up, prompt down: neither
+    tie = figures.joint_dominance(known["perfect"], known["ignorant"], oracles)
+    assert (tie.better.mean, tie.worse.mean) == (0, 0)  # the prompt is right in both
+    assert figures.joint_dominance(known["perfect"], known["ignorant"], ["oracle_identity"]).better.mean == 1
+    reverse = figures.joint_dominance(known["ignorant"], known["perfect"], rewards)
+    forward = figures.joint_dominance(known["perfect"], known["ignorant"], rewards)
+    assert reverse.worse.mean == forward.better.mean > 0.2
+    assert forward.compared == 40
+
+
+def test_a_metric_named_twice_is_one(run: Path):
+    request = Request(load_config(str(run)), metrics=(Metric(name="copy_paste"), Metric(name="copy_paste")))
+    assert list(request.all_metrics()).count("copy_paste") == 1

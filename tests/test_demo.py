@@ -1,0 +1,71 @@
+"""The demo from command to pictures, in small: everything is real but the number of updates and cases."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from customized_grpo.cli import app
+from customized_grpo.critters.samples import TEST_CRITTERS, draw_samples
+
+METRICS = ("identity_reward", "prompt_reward", "oracle_identity", "oracle_prompt", "joint_success", "copy_paste")
+CASES = 16
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    folder = tmp_path_factory.mktemp("demo") / "out"
+    arguments = ["demo", "--output", str(folder), "--updates", "2", "--cases", str(CASES), "--device", "cpu"]
+    return folder, CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+def test_the_summary_has_every_figure_with_its_interval(demo: tuple[Path, Result]):
+    summary = json.loads((demo[0] / "summary.json").read_text())
+    assert (summary["seed"], summary["cases"], summary["cases_unseen_combinations"]) == (0, CASES, CASES // 4)
+    assert summary["seconds"]["install_excluded_total"] > summary["seconds"]["training"] > 0
+    for part in ("base", "tuned", "base_unseen_combinations", "tuned_unseen_combinations"):
+        assert {*summary[part]} == {*METRICS}
+        for figure in summary[part].values():
+            assert {*figure} == {"mean", "low", "high"}
+            assert figure["low"] <= figure["mean"] <= figure["high"]
+    assert summary["base"] != summary["tuned"]
+
+
+def test_the_table_shows_the_figures_of_the_summary(demo: tuple[Path, Result]):
+    folder, result = demo
+    summary = json.loads((folder / "summary.json").read_text())
+    rows = [line for line in result.output.splitlines() if line.startswith("joint success")]
+    assert len(rows) == 2
+    for row, part in zip(rows, ("", "_unseen_combinations"), strict=True):
+        base, tuned = (summary[f"{arm}{part}"]["joint_success"] for arm in ("base", "tuned"))
+        expected = [f"{arm['mean']:.3f} [{arm['low']:.3f}, {arm['high']:.3f}]" for arm in (base, tuned)]
+        assert row.split(None, 2)[2].startswith(expected[0])
+        assert expected[1] in row
+        assert row.endswith(f"{tuned['mean'] - base['mean']:+.3f}")
+
+
+def test_the_first_twelve_cases_are_drawn_in_list_order(demo: tuple[Path, Result]):
+    """Twelve cards in three columns; the reference of the first test case is the first picture of all."""
+    page = Image.open(demo[0] / "cases.png").convert("RGB")
+    reference = draw_samples(CASES, TEST_CRITTERS, 0)[0].reference_images()[0]
+    found = page.crop((18, 18 + 18, 18 + 128, 18 + 18 + 128))
+    assert found.tobytes() == reference.resize((128, 128), Image.Resampling.NEAREST).tobytes()
+    assert page.width == 18 + 3 * (3 * 134 - 6 + 18)
+
+
+def test_the_curves_are_a_picture_with_all_three_colours(demo: tuple[Path, Result]):
+    picture = Image.open(demo[0] / "curves.png").convert("RGB")
+    colours = {colour for _, colour in picture.getcolors(maxcolors=1 << 20) or []}
+    assert {(0xC2, 0x57, 0x1A), (0x1A, 0x6F, 0xC2), (0x2A, 0x8A, 0x4A)} <= colours
+
+
+def test_the_adapter_is_there_to_be_used(demo: tuple[Path, Result]):
+    assert (demo[0] / "run" / "adapter" / "pytorch_lora_weights.safetensors").is_file()
+
+
+def test_an_existing_run_is_not_written_over(demo: tuple[Path, Result]):
+    again = CliRunner().invoke(app, ["demo", "--output", str(demo[0]), "--updates", "1", "--cases", "12"])
+    assert isinstance(again.exception, ValueError)
+    assert "exists" in str(again.exception)
