@@ -140,6 +140,7 @@ CASES: dict[str, Case] = {
     "seed": Case(1, plan),
     "device": Case("meta", device),
     "updates": Case(2, rows),
+    "tracking": Case("[tensorboard]", files),
     "save_every": Case(1, files, ("updates=2",)),
     "model.path": Case("{guided}", rows),
     "model.dtype": Case("bfloat16", rows),

@@ -294,7 +294,9 @@ def test_evaluations_come_at_the_start_and_every_so_many_updates(make_trainer: M
     trainer.train()
     rows = [json.loads(line) for line in (trainer.directory.path / "evaluations.jsonl").read_text().splitlines()]
     assert [row["update"] for row in rows] == [0, 2]
-    assert all(row.keys() == {"update", "identity_reward", "prompt_reward", "oracle_prompt"} for row in rows)
+    metrics = {"identity_reward", "prompt_reward", "oracle_prompt"}
+    assert all(row.keys() == {"update", *metrics, "spread"} for row in rows)
+    assert all(row["spread"].keys() == metrics for row in rows)
     assert sorted(p.name for p in (trainer.directory.path / "images").iterdir()) == [
         "eval-00000.png",
         "eval-00002.png",

@@ -14,6 +14,7 @@ from customized_grpo.evaluation import HeldOut
 from customized_grpo.policies.flux_kontext import LORA_TARGETS, FluxKontextPolicy
 from customized_grpo.rewards import REWARDS, Reward, load_reward
 from customized_grpo.run_directory import RunDirectory, SamplingSettings
+from customized_grpo.trackers import Trackers
 from customized_grpo.trainer import Trainer
 
 
@@ -85,6 +86,7 @@ def sampling_settings(config: RunConfig) -> SamplingSettings:
 def assemble(config: RunConfig, *, resume: bool = False) -> Trainer:
     """Everything that `train` needs; data problems show before a model is loaded or a folder made."""
     RunDirectory.check(Path(config.output), resume=resume)
+    Trackers.check(config.tracking)
     train, held_out = load_samples(config)
     if not train:
         raise ConfigError(f"{config.data.source} leaves no sample to train on; lower data.held_out_share")
@@ -99,6 +101,8 @@ def assemble(config: RunConfig, *, resume: bool = False) -> Trainer:
     policy.add_adapter(adapter.rank, adapter.alpha, targets, seed=config.seed)
     rewards = load_rewards(config)
     metrics = load_metrics(config, rewards)
-    directory = RunDirectory(Path(config.output), dump_config(config), sampling_settings(config), resume=resume)
+    directory = RunDirectory(
+        Path(config.output), dump_config(config), sampling_settings(config), resume=resume, tracking=config.tracking
+    )
     evaluated = HeldOut(held_out, metrics, config.groups.rollout_batch)
     return Trainer(config, policy, rewards, train, evaluated, directory)

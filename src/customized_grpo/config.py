@@ -185,6 +185,7 @@ class Evaluation(Section):
 
 class RunConfig(Section):
     output: str = "runs/critters"  # the run directory
+    tracking: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()  # beside the run's own files; extras
     seed: Index = 0
     device: str = "cpu"  # "cpu", "cuda", "cuda:1", ...
     updates: Index = 60  # rollouts, each followed by its optimiser steps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from customized_grpo.data import Sample
 from customized_grpo.pictures import case, sheet
 from customized_grpo.policies.base import Policy
+from customized_grpo.record import spread
 from customized_grpo.rewards import Reward
 from customized_grpo.rewards.images import to_pictures
 from customized_grpo.rollout import derive_seed, generate
@@ -49,10 +51,11 @@ class HeldOut:
         images = torch.cat([generate_cases(policy, sigmas, cases[start : start + self.batch]) for start in starts])
         return Scored(images, {name: metric(images, self.samples) for name, metric in self.metrics.items()})
 
-    def report(self, policy: Policy, sigmas: Tensor, *, grid: int) -> tuple[dict[str, float], Image.Image | None]:
-        """Mean of every metric over the cases that it could score, and the first `grid` cases as a picture."""
+    def report(self, policy: Policy, sigmas: Tensor, *, grid: int) -> tuple[dict[str, Any], Image.Image | None]:
+        """Mean and spread of every metric over the cases it could score, and the first `grid` cases as a picture."""
         scored = self.evaluate(policy, sigmas)
-        row = {name: values.nanmean().item() for name, values in scored.scores.items()}
+        row: dict[str, Any] = {name: values.nanmean().item() for name, values in scored.scores.items()}
+        row["spread"] = {name: spread(values) for name, values in scored.scores.items()}
         made = to_pictures(scored.images[:grid])
         cards = [
             case([sample.reference_images()[0], picture], sample.prompt, ["reference", "generated"])

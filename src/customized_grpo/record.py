@@ -12,6 +12,8 @@ from torch import Tensor
 
 from customized_grpo.algorithm import conflict_diagnostics, role_advantages
 
+SATURATED_BELOW = 0.01
+
 
 def reward_figures(scores: Mapping[str, Tensor]) -> dict[str, float]:
     """Mean and spread of each reward [P, G], how the two get on inside groups, and the number of unscored images."""
@@ -19,6 +21,7 @@ def reward_figures(scores: Mapping[str, Tensor]) -> dict[str, float]:
     for role, values in scores.items():
         figures[f"reward_{role}"] = values.nanmean().item()
         figures[f"reward_{role}_std"] = spread(values)
+        figures[f"saturated_{role}"] = saturated(values)
     advantages = role_advantages(scores)
     figures |= conflict_diagnostics(advantages["prompt"], advantages["identity"])
     figures["unscored"] = int(torch.stack(list(scores.values())).isnan().any(dim=0).sum())
@@ -29,6 +32,20 @@ def spread(values: Tensor) -> float:
     """Standard deviation over everything that was scored; NaN for fewer than two values."""
     scored = values[~values.isnan()]
     return scored.std().item() if len(scored) > 1 else math.nan
+
+
+def saturated(values: Tensor) -> float:
+    """Share of groups [P, G] in which a reward spreads by less than a hundredth of its size: noise, made into signal.
+
+    Its size in a group is its mean, or its spread over all groups where that is larger (a mean may be near zero).
+    """
+    scored = values[~values.isnan().all(dim=1)].double()
+    if len(scored) == 0:
+        return math.nan
+    means = scored.nanmean(dim=1)
+    deviations = (scored - means[:, None]).square().nanmean(dim=1).sqrt()
+    overall = (values[~values.isnan()].double()).std(correction=0)
+    return (deviations < SATURATED_BELOW * torch.maximum(means.abs(), overall)).double().mean().item()
 
 
 def step_rows(steps: Sequence[int], prompt_weight: Tensor, pull: Tensor) -> list[dict[str, float]]:

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from PIL import Image
 
 from customized_grpo.config import CONFIG
 from customized_grpo.policies.base import Policy
+from customized_grpo.trackers import Trackers
 
 STATE = "state.pt"
 SAMPLING = "sampling.json"
@@ -53,13 +55,16 @@ class SamplingSettings:
 class RunDirectory:
     """One run's folder. A new run needs a new one, a resumed run an old one."""
 
-    def __init__(self, path: Path, config_text: str, settings: SamplingSettings, *, resume: bool):
+    def __init__(
+        self, path: Path, config_text: str, settings: SamplingSettings, *, resume: bool, tracking: tuple[str, ...] = ()
+    ):
         self.path, self.config_text, self.settings = path, config_text, settings
         self.check(path, resume=resume)
         (path / "checkpoints").mkdir(parents=True, exist_ok=True)
         (path / "images").mkdir(exist_ok=True)
         write_text(path / CONFIG, config_text)
         write_text(path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        self.trackers = Trackers(tracking, path, yaml.safe_load(config_text))
 
     @staticmethod
     def check(path: Path, *, resume: bool) -> None:
@@ -72,14 +77,21 @@ class RunDirectory:
             )
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append to metrics.jsonl."""
+        """Append to metrics.jsonl, and tell the trackers."""
         self._append("metrics.jsonl", row)
+        self.trackers.log("train", row)
 
     def log_evaluation(self, row: Mapping[str, Any], picture: Image.Image | None) -> None:
         """Append to evaluations.jsonl and keep the picture of the first cases."""
         self._append("evaluations.jsonl", row)
+        self.trackers.log("held_out", row)
         if picture is not None:
             picture.save(self.path / "images" / f"eval-{row['update']:05d}.png")
+
+    def logs(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The rows of metrics.jsonl and evaluations.jsonl so far."""
+        metrics, evaluations = (read_log(self.path / name) for name in ("metrics.jsonl", "evaluations.jsonl"))
+        return metrics, evaluations
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         with (self.path / name).open("a", encoding="utf-8") as file:
@@ -129,17 +141,25 @@ class RunDirectory:
         return update, optimizer_steps
 
     def finish(self, policy: Policy) -> None:
-        """Write the final adapter to adapter/."""
+        """Write the final adapter to adapter/ and close the trackers."""
         target, aside = self.path / "adapter", self.path / "adapter.saving"
         shutil.rmtree(aside, ignore_errors=True)
         self._save_adapter(policy, aside)
         shutil.rmtree(target, ignore_errors=True)
         aside.replace(target)
+        self.trackers.finish()
 
     def _save_adapter(self, policy: Policy, folder: Path) -> None:
         policy.save_adapter(folder)
         write_text(folder / CONFIG, self.config_text)
         write_text(folder / SAMPLING, json.dumps(asdict(self.settings), indent=2) + "\n")
+
+
+def read_log(file: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file; none where there is no file."""
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def _as_json(value: Any) -> Any:

@@ -19,6 +19,7 @@ What this changes from the authors' release, and why:
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from customized_grpo.record import clock, reward_figures, spread, step_rows
 from customized_grpo.rewards import Reward
 from customized_grpo.rollout import Point, Rollout, Sampler
 from customized_grpo.run_directory import RunDirectory
+from customized_grpo.watch import Watch
 
 # Rollout and update must agree on log-probabilities; half precision rounds more, but must stay below the clip range.
 RATIO_TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-4}
@@ -69,22 +71,25 @@ class Trainer:
         self.plan = Plan(config, self.samples, sigmas)
         self.update = self.optimizer_steps = 0
         self.ratio_checked = False
+        self.watch = Watch({role: f"{role}_reward" for role in self.rewards})
 
     # --- the algorithm -----------------------------------------------------------------------------------------------
 
     def train(self) -> None:
         """Run to the configured number of updates, from wherever the directory's last checkpoint left off."""
         self.update, self.optimizer_steps = self.directory.restore(self.policy, self.optimizer)
+        self.watch.replay(*self.directory.logs())
         every = self.config.evaluation.every
         if every and self.update == 0:
             self._evaluate()
         bar = tqdm(range(self.update, self.config.updates), initial=self.update, total=self.config.updates)
         for _ in bar:
             row = self.step()
-            self.directory.log(row)
             bar.set_postfix(identity=f"{row['reward_identity']:.3f}", prompt=f"{row['reward_prompt']:.3f}")
             if every and self.update % every == 0:
                 self._evaluate()
+            self._warn(row)
+            self.directory.log(row)
             if self.update % self.config.save_every == 0 or self.update == self.config.updates:
                 position = (self.update, self.optimizer_steps)
                 self.directory.checkpoint(position, self.policy, self.optimizer)
@@ -218,7 +223,17 @@ class Trainer:
 
     def _evaluate(self) -> None:
         row, picture = self.held_out.report(self.policy, self.sampler.sigmas, grid=self.config.evaluation.grid)
-        self.directory.log_evaluation({"update": self.update, **row}, picture)
+        row = {"update": self.update, **row}
+        self.directory.log_evaluation(row, picture)
+        self.watch.see_evaluation(row)
+
+    def _warn(self, row: dict[str, Any]) -> None:
+        """Say what the run's figures warn of, and write it into the row."""
+        warnings = self.watch.see(row)
+        for warning in warnings:
+            tqdm.write(f"warning, update {warning.update}: {warning.kind}: {warning.message}", file=sys.stderr)
+        if warnings:
+            row["warnings"] = [warning.as_dict() for warning in warnings]
 
     def _where_not_finite(self, point: Point, images: Tensor, samples: Sequence[Sample]) -> str:
         names = {samples[image // self.config.groups.size].id for image in images.tolist()}

@@ -1,0 +1,74 @@
+"""TensorBoard, Weights & Biases and Trackio, behind Accelerate's interface to them.
+
+All work offline: TensorBoard writes into the run, Weights & Biases into the run until `wandb sync`, Trackio into its
+own folder. Each is an extra: `pip install customized-grpo[tensorboard]`, `[wandb]`, `[trackio]`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+
+
+class Trackers:
+    """The trackers of one run; figures go to all of them, with the update as the step."""
+
+    def __init__(self, names: tuple[str, ...], run: Path, config: Mapping[str, Any]):
+        self.check(names)
+        self.trackers = [_start(name, run) for name in names]
+        for tracker in self.trackers:
+            # TensorBoard takes no None
+            tracker.store_init_configuration({k: "null" if v is None else v for k, v in flatten(config)})
+
+    @staticmethod
+    def check(names: tuple[str, ...]) -> None:
+        """ValueError where a tracker is not installed."""
+        for name in names:
+            if find_spec(name) is None:
+                raise ValueError(
+                    f'tracking: {name} is not installed; pip install "customized-grpo[{name}]", or leave it out'
+                )
+
+    def log(self, part: str, row: Mapping[str, Any]) -> None:
+        """One row of figures, under "part/name"; whatever is not a number stays in the run's own files."""
+        figures = {f"{part}/{name}": value for name, value in flatten(row) if _is_number(value)}
+        for tracker in self.trackers:
+            tracker.log(figures, step=row["update"])
+
+    def finish(self) -> None:
+        for tracker in self.trackers:
+            tracker.finish()
+
+
+def _start(name: str, run: Path) -> GeneralTracker:
+    settings: dict[str, Any] = {
+        "tensorboard": {"logging_dir": run},
+        "wandb": {"dir": str(run), "name": run.name},
+        "trackio": {"name": run.name},
+    }[name]
+    if name == "wandb":
+        os.environ.setdefault("WANDB_MODE", "offline")
+    PartialState()  # Accelerate's trackers ask it which process they are in
+    tracker = LOGGER_TYPE_TO_CLASS[name]("tensorboard" if name == "tensorboard" else "customized-grpo", **settings)
+    tracker.start()
+    return tracker
+
+
+def flatten(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested names joined by dots; lists (of steps, of warnings) are left out."""
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{name}.")
+        elif value is None or isinstance(value, str | bool | int | float):
+            yield f"{prefix}{name}", value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

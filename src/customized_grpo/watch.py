@@ -1,0 +1,144 @@
+"""Warnings while a run trains: what its own figures say is going wrong, each said once.
+
+Three things that users of online RL find out days later:
+- competitive degradation: one reward's held-out trend rises while the other's falls (arXiv 2510.18263);
+- hacking: a trained reward rises on held-out cases while a metric of the same thing, not trained on, falls;
+- saturation: most groups give a reward no spread, so that its advantages are noise or nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from customized_grpo.rewards import REWARDS
+
+EVALUATIONS = 5  # the window of a trend; fewer have no trend worth the name
+SIGNIFICANCE = 0.05  # of a trend's slope, two-sided; both trends of a warning must reach it
+SMALLEST_CHANGE = 0.1  # of a trend over its window, in standard deviations of the metric over the evaluated images
+UPDATES = 10  # the window of saturation
+SATURATED = 0.5  # share of groups without spread
+
+
+Finding = tuple[tuple[str, ...], str]  # kind and what it is about, said once; the sentence
+
+
+@dataclass(frozen=True)
+class Warning:
+    """One warning: the update that it came at, what kind, one sentence with the figures."""
+
+    update: int
+    kind: str
+    message: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Trend:
+    """Change of a metric along its regression line over the window, from the first to the last evaluation."""
+
+    first: float
+    last: float
+    rising: bool
+    falling: bool
+
+    def __str__(self) -> str:
+        return f"{self.first:.3f} to {self.last:.3f}"
+
+
+@dataclass
+class Watch:
+    """Sees every row of a run in order; says each kind of warning about each metric once."""
+
+    trained: Mapping[str, str]  # role -> name of its reward's metric on held-out cases, "identity_reward"
+    evaluations: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=EVALUATIONS))
+    saturation: dict[str, deque[float]] = field(default_factory=dict)
+    said: set[tuple[str, ...]] = field(default_factory=set)
+
+    def see_evaluation(self, row: Mapping[str, Any]) -> None:
+        """A row of evaluations.jsonl; what it means is said with the next update's row."""
+        self.evaluations.append(dict(row))
+
+    def see(self, row: Mapping[str, Any]) -> list[Warning]:
+        """A row of metrics.jsonl, after the evaluation of the same update; the warnings that are due with it."""
+        found = [*self._saturated(row), *self._degraded(), *self._hacked()]
+        due = [(key, message) for key, message in found if key not in self.said]
+        self.said |= {key for key, _ in due}
+        return [Warning(row["update"], key[0], message) for key, message in due]
+
+    def replay(self, rows: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]]) -> None:
+        """Bring a fresh watch to where the logs of a stopped run left off."""
+        waiting = deque(evaluations)
+        for row in rows:
+            while waiting and waiting[0]["update"] <= row["update"]:
+                self.see_evaluation(waiting.popleft())
+            self.see(row)
+        for evaluation in waiting:
+            self.see_evaluation(evaluation)
+
+    # --- what can be wrong -------------------------------------------------------------------------------------------
+
+    def _saturated(self, row: Mapping[str, Any]) -> Iterator[Finding]:
+        for role in self.trained:
+            shares = self.saturation.setdefault(role, deque(maxlen=UPDATES))
+            shares.append(row[f"saturated_{role}"])
+            if len(shares) == UPDATES and (share := float(np.mean(shares))) >= SATURATED:
+                yield (
+                    ("saturated groups", role),
+                    f"over the last {UPDATES} updates {share:.0%} of the groups had no spread in the {role} reward: "
+                    "it decides nothing there; use harder prompts, more noise or a reward with a wider scale",
+                )
+
+    def _degraded(self) -> Iterator[Finding]:
+        trends = {role: self._trend(name) for role, name in self.trained.items()}
+        for up, rising in trends.items():
+            for down, falling in trends.items():
+                if rising and falling and rising.rising and falling.falling:
+                    yield (
+                        ("competitive degradation", up, down),
+                        f"{self._window()} the {up} reward of held-out cases rose from {rising} while the {down} "
+                        f"reward fell from {falling}",
+                    )
+
+    def _hacked(self) -> Iterator[Finding]:
+        for role, name in self.trained.items():
+            rising = self._trend(name)
+            if rising is None or not rising.rising:
+                continue
+            for metric in self._of_the_same(role):
+                falling = self._trend(metric)
+                if falling and falling.falling:
+                    yield (
+                        ("hacking suspected", role, metric),
+                        f"{self._window()} the {role} reward of held-out cases rose from {rising} while {metric}, "
+                        f"which is not trained on, fell from {falling}",
+                    )
+
+    def _of_the_same(self, role: str) -> list[str]:
+        """Metrics of the evaluations that measure what the role's reward should, without being it."""
+        names = [name for name in self.evaluations[-1] if name.split()[0] in REWARDS]
+        return [name for name in names if REWARDS[name.split()[0]].measures in (role, "both")]
+
+    def _window(self) -> str:
+        first, last = (self.evaluations[index]["update"] for index in (0, -1))
+        return f"over the last {EVALUATIONS} evaluations (updates {first} to {last})"
+
+    def _trend(self, metric: str) -> Trend | None:
+        """None without a full window of figures."""
+        values = [row.get(metric) for row in self.evaluations]
+        numbers = np.array([np.nan if value is None else value for value in values], dtype=float)
+        spread = self.evaluations[-1]["spread"].get(metric) if self.evaluations else None
+        if len(numbers) < EVALUATIONS or np.isnan(numbers).any() or not spread:
+            return None
+        updates = np.array([row["update"] for row in self.evaluations], dtype=float)
+        line: Any = stats.linregress(updates, numbers)
+        first, last = (line.intercept + line.slope * at for at in (updates[0], updates[-1]))
+        clear = line.pvalue < SIGNIFICANCE and abs(last - first) >= SMALLEST_CHANGE * spread
+        return Trend(first, last, rising=clear and line.slope > 0, falling=clear and line.slope < 0)
