@@ -39,6 +39,7 @@ class Request:
     images      per sample, each from a seed of its own
     metrics     beside the config's rewards and its `evaluation.metrics`
     held_out    only the part of the list that the configured run does not train on
+    case_seed   which critters are drawn; lists are what they are
     """
 
     config: RunConfig
@@ -47,6 +48,7 @@ class Request:
     images: int = 1
     metrics: tuple[Metric, ...] = ()
     held_out: bool = False
+    case_seed: int = 0
 
     def all_metrics(self) -> dict[str, Metric]:
         """Every metric by the name that rows and tables show; the trained rewards come first."""
@@ -68,7 +70,7 @@ class Request:
     def samples(self) -> list[Sample]:
         data = self.config.data
         if data.source == BUILT_IN:
-            return critters.draw_samples(self.cases or CRITTERS_CASES, critters.TEST_CRITTERS, 0)
+            return critters.draw_samples(self.cases or CRITTERS_CASES, critters.TEST_CRITTERS, self.case_seed)
         if self.held_out:
             everything = data.model_copy(update={"held_out_samples": 10**9})
             samples = load_samples(self.config.model_copy(update={"data": everything}))[1]

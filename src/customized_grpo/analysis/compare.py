@@ -1,0 +1,143 @@
+"""`customized-grpo compare`: run every arm with every seed, several at once; after each, write what is known."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import torch
+from tqdm import tqdm
+
+from customized_grpo.analysis.arm import RESULT
+from customized_grpo.analysis.comparison import BASE, Comparison
+from customized_grpo.analysis.comparison_report import Results, write_report
+
+LOG = "log.txt"
+
+
+class ComparisonError(RuntimeError):
+    """Some arms failed; the message says which and where their logs are."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one arm runs at a time: a GPU, or a share of the CPU's threads."""
+
+    device: str | None
+    environment: dict[str, str]
+
+
+@dataclass
+class Running:
+    arm: str
+    seed: int
+    slot: Slot
+    process: subprocess.Popen[bytes]
+    log: IO[bytes]
+
+
+def slots(jobs: int | None, device: str | None) -> list[Slot]:
+    """One slot per GPU, or one per CPU core; `jobs` says how many instead (several may share a GPU)."""
+    gpus = torch.cuda.device_count() if (device or "cuda").startswith("cuda") else 0
+    if gpus:
+        return [Slot("cuda", {"CUDA_VISIBLE_DEVICES": str(n % gpus)}) for n in range(jobs or gpus)]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = jobs or cores
+    return [Slot(device or "cpu", {"OMP_NUM_THREADS": str(max(cores // count, 1))})] * count
+
+
+def compare(file: Path, *, output: Path | None, jobs: int | None, device: str | None) -> str:
+    """Run what is not finished yet and write the report after each arm; returns the table.
+
+    Raises ComparisonError, after everything else has run, where an arm failed.
+    """
+    comparison = Comparison.read(file, output)
+    comparison.output.mkdir(parents=True, exist_ok=True)
+    pending = deque(job for job in comparison.jobs if not (comparison.folder(*job) / RESULT).exists())
+    free, running, failed = deque(slots(jobs, device)), list[Running](), list[tuple[str, int]]()
+    finished = len(comparison.jobs) - len(pending)
+    with tqdm(total=len(comparison.jobs), initial=finished, desc="arms", unit="arm") as bar, _stopped(running):
+        while pending or running:
+            while pending and free:
+                running.append(_start(comparison, file, *pending.popleft(), free.popleft()))
+            time.sleep(0.2)
+            for each in [each for each in running if each.process.poll() is not None]:
+                running.remove(each)
+                each.log.close()
+                free.append(each.slot)
+                bar.update()
+                if each.process.returncode:
+                    failed.append((each.arm, each.seed))
+                    tqdm.write(f"{each.arm}, seed {each.seed}: {_last_line(comparison, each)}", file=sys.stderr)
+                else:
+                    write_report(comparison, collect(comparison))
+    table = write_report(comparison, collect(comparison))
+    if failed:
+        names = ", ".join(f"{arm} (seed {seed})" for arm, seed in failed)
+        logs = comparison.folder(*failed[0]) / LOG
+        raise ComparisonError(f"{table}\n\nfailed: {names}; see {logs}. Run the same command again for the rest")
+    return table
+
+
+def _start(comparison: Comparison, file: Path, arm: str, seed: int, slot: Slot) -> Running:
+    folder = comparison.folder(arm, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    log = (folder / LOG).open("ab")
+    arguments = [str(os.getpid()), str(file), str(comparison.output), arm, str(seed)]
+    command = [sys.executable, "-m", "customized_grpo.analysis.arm", *arguments]
+    environment = {**os.environ, **slot.environment, "TRANSFORMERS_VERBOSITY": "error"}
+    process = subprocess.Popen(
+        [*command, *([slot.device] if slot.device else [])], stdout=log, stderr=subprocess.STDOUT, env=environment
+    )
+    return Running(arm, seed, slot, process, log)
+
+
+@contextmanager
+def _stopped(running: list[Running]) -> Iterator[None]:
+    """Whatever ends the comparison ends its arms."""
+    try:
+        yield
+    finally:
+        for each in running:
+            each.process.terminate()
+        for each in running:
+            each.process.wait()
+            each.log.close()
+
+
+def _last_line(comparison: Comparison, each: Running) -> str:
+    text = (comparison.folder(each.arm, each.seed) / LOG).read_text(encoding="utf-8", errors="replace")
+    return (text.strip().splitlines() or [f"exit code {each.process.returncode}"])[-1]
+
+
+def collect(comparison: Comparison) -> Results:
+    """The results of all finished arms, by arm and seed."""
+    found: Results = {}
+    for arm, seed in comparison.jobs:
+        file = comparison.folder(arm, seed) / RESULT
+        if file.exists():
+            found.setdefault(arm, {})[seed] = json.loads(file.read_text(encoding="utf-8"))
+    return {arm: found[arm] for arm in (BASE, *comparison.arms) if arm in found}
+
+
+def describe(comparison: Comparison) -> str:
+    """What would run, for --dry-run."""
+    lines = [
+        f"{len(comparison.jobs)} runs into {comparison.output}, seeds {', '.join(map(str, comparison.seeds))}",
+        "",
+    ]
+    for arm in (BASE, *comparison.arms):
+        config = comparison.config(arm, comparison.seeds_of(arm)[0])
+        changes = ", ".join(f"{key}={value}" for key, value in comparison.lines(arm).items())
+        images = 0 if arm == BASE else config.updates * config.groups.prompts * config.groups.size
+        lines.append(f"{arm:<20} {len(comparison.seeds_of(arm))} seeds, {images} images each   {changes}")
+    return "\n".join(lines)

@@ -1,0 +1,140 @@
+"""What a comparison file says: arms that differ in a few lines, over seeds, on equal terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from customized_grpo.analysis.evaluate import Request
+from customized_grpo.config import ConfigError, RunConfig, load_config
+
+BASE = "base"  # the arm that is always there: the model without adapter
+
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+# An arm's lines: dotted settings; `seeds` if it has others than the rest.
+ArmLines = Mapping[str, Any]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Primary(_Section):
+    """The one question that is asked before looking: is `metric` of `arm` above that of each of `against`?"""
+
+    arm: str
+    against: Annotated[tuple[str, ...], Field(min_length=1)]
+    metric: str = "joint_success"
+
+
+class Test(_Section):
+    """How a finished arm is measured: an arm's result is the mean over its last checkpoints."""
+
+    cases: Annotated[int, Field(ge=1)] | None = None  # null: all held-out samples; of critters 512
+    checkpoints: Annotated[int, Field(ge=1)] = 1  # so many of the last ones, `save_every` updates apart
+
+
+class Comparison(_Section):
+    """A comparison file."""
+
+    output: Path
+    recipe: str
+    overrides: Mapping[str, Any] = {}  # settings that all arms share
+    seeds: Seeds
+    test: Test = Test()
+    primary: Primary
+    compare_on: tuple[str, ...] = ()  # metrics of the further differences; none: all of the recipe's
+    arms: Annotated[Mapping[str, ArmLines | None], Field(min_length=1)]
+
+    @classmethod
+    def read(cls, file: Path, output: Path | None = None) -> Comparison:
+        """From YAML. Raises ConfigError with every mistake of the file and of the arms' settings."""
+        if not file.is_file():
+            raise ConfigError(f"no comparison in {file}; name a YAML file")
+        try:
+            values = yaml.safe_load(file.read_text(encoding="utf-8"))
+            found = cls.model_validate(values)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{file} is not YAML: {error}") from error
+        except ValidationError as error:
+            lines = [f"{'.'.join(map(str, each['loc']))}: {each['msg'].lower()}" for each in error.errors()]
+            raise ConfigError("\n".join(f"{file}: {line}" for line in lines)) from None
+        if output is not None:
+            found = found.model_copy(update={"output": output})
+        problems = found._problems()
+        if problems:
+            raise ConfigError("\n".join(f"{file}: {problem}" for problem in problems))
+        return found
+
+    @cached_property
+    def jobs(self) -> list[tuple[str, int]]:
+        """Every arm with every seed, seed by seed, the base first: after a stop, whole seeds are there to compare."""
+        names = [BASE, *self.arms]
+        seeds = dict.fromkeys(seed for name in names for seed in self.seeds_of(name))
+        return [(name, seed) for seed in seeds for name in names if seed in self.seeds_of(name)]
+
+    def seeds_of(self, arm: str) -> tuple[int, ...]:
+        return self.seeds if arm == BASE else tuple((self.arms[arm] or {}).get("seeds", self.seeds))
+
+    def folder(self, arm: str, seed: int) -> Path:
+        return self.output / "arms" / arm / f"seed-{seed}"
+
+    def lines(self, arm: str) -> dict[str, Any]:
+        """What an arm changes."""
+        changed = {} if arm == BASE else dict(self.arms[arm] or {})
+        return {key: value for key, value in changed.items() if key != "seeds"}
+
+    def config(self, arm: str, seed: int, device: str | None = None) -> RunConfig:
+        """The whole configuration of one run. Raises ConfigError."""
+        settings = {**self.overrides, **self.lines(arm), "seed": seed, "output": str(self.folder(arm, seed) / "run")}
+        if device is not None:
+            settings["device"] = device
+        return load_config(self.recipe, [f"{key}={_as_yaml(value)}" for key, value in settings.items()])
+
+    def _problems(self) -> list[str]:
+        problems, configs = [], {}
+        for arm in (BASE, *self.arms):
+            if arm in self.arms and (arm == BASE or "/" in arm or arm.startswith(".")):
+                problems.append(f"arms.{arm}: this name is taken or no name for a folder")
+                continue
+            try:
+                configs[arm] = self.config(arm, self.seeds_of(arm)[0])
+            except ConfigError as error:
+                problems += [f"arms.{arm}: {line}" for line in str(error).splitlines()]
+        for arm in (self.primary.arm, *self.primary.against):
+            if arm not in self.arms:
+                problems.append(f"primary: no arm is named {arm!r}; arms: {', '.join(self.arms)}")
+        return problems + ([] if problems else self._unequal(configs))
+
+    def _unequal(self, configs: Mapping[str, RunConfig]) -> list[str]:
+        """Arms on unequal terms, arms that leave too few checkpoints, metrics that no arm is tested on."""
+        tested = list(Request(configs[BASE]).all_metrics())
+        problems = [
+            f"{where}: {metric} is not tested; tested: {', '.join(tested)} (more with evaluation.metrics)"
+            for where, metrics in (("primary.metric", (self.primary.metric,)), ("compare_on", self.compare_on))
+            for metric in metrics
+            if metric not in tested
+        ]
+        images = {arm: config.updates * config.groups.prompts * config.groups.size for arm, config in configs.items()}
+        if len(set(images.values())) > 1:
+            counts = ", ".join(f"{arm} {count}" for arm, count in images.items() if arm != BASE)
+            problems.append(f"arms generate different numbers of images while training ({counts}); equal them")
+        for arm, config in configs.items():
+            saved = -(-config.updates // config.save_every)
+            if saved < self.test.checkpoints:
+                problems.append(
+                    f"arms.{arm}: {config.updates} updates with save_every={config.save_every} leave {saved} "
+                    f"checkpoints, test.checkpoints asks for {self.test.checkpoints}"
+                )
+            if config.data != configs[BASE].data:
+                problems.append(f"arms.{arm}: arms share their data; it changes the section `data`")
+        return problems
+
+
+def _as_yaml(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()

@@ -1,0 +1,286 @@
+"""`compare`: equal terms, seeds as the unit, and a kill that nobody sees in the result."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from customized_grpo.analysis.arm import run_arm
+from customized_grpo.analysis.compare import ComparisonError, collect, compare, describe, slots
+from customized_grpo.analysis.comparison import Comparison
+from customized_grpo.analysis.comparison_report import Results, differences, write_report
+from customized_grpo.config import ConfigError
+
+TINY = str(Path(__file__).parents[1] / "tiny.yaml")
+FILE: dict[str, Any] = {
+    "output": "unused",
+    "recipe": TINY,
+    "overrides": {"updates": 3, "save_every": 1, "evaluation.every": 1, "data.held_out_samples": 2},
+    "seeds": [0],
+    "test": {"cases": 4, "checkpoints": 2},
+    "primary": {"arm": "sars_tdw", "against": ["naive"], "metric": "joint_success"},
+    "compare_on": ["dino", "clip_t"],
+    "arms": {"naive": {"shaping.rule": "linear", "weighting.kind": "constant"}, "sars_tdw": None},
+}
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    file = folder / "comparison.yaml"
+    file.write_text(yaml.safe_dump({**FILE, "output": str(folder / "out"), **changes}, sort_keys=False))
+    return file
+
+
+def problems(folder: Path, **changes: Any) -> list[str]:
+    with pytest.raises(ConfigError) as error:
+        Comparison.read(write(folder, **changes))
+    return [line.split(": ", 1)[1] for line in str(error.value).splitlines()]
+
+
+# --- the file --------------------------------------------------------------------------------------------------------
+
+
+def test_arms_are_a_few_lines_on_common_ground(tmp_path: Path):
+    comparison = Comparison.read(write(tmp_path, seeds=[3, 5]))
+    naive, tuned = comparison.config("naive", 5), comparison.config("sars_tdw", 5)
+    assert (naive.shaping.rule, naive.weighting.kind, naive.seed, naive.updates) == ("linear", "constant", 5, 3)
+    different = {"shaping": naive.shaping, "weighting": naive.weighting, "output": naive.output}
+    assert tuned.model_copy(update=different) == naive
+    assert comparison.jobs == [(arm, seed) for seed in (3, 5) for arm in ("base", "naive", "sars_tdw")]
+
+
+def test_an_arm_may_have_fewer_seeds(tmp_path: Path):
+    arms = {**FILE["arms"], "extra": {"seeds": [0], "shaping.gamma": 0.2}}
+    comparison = Comparison.read(write(tmp_path, seeds=[0, 1], arms=arms))
+    assert [seed for arm, seed in comparison.jobs if arm == "extra"] == [0]
+    assert comparison.lines("extra") == {"shaping.gamma": 0.2}
+    assert "extra                1 seeds, 18 images each   shaping.gamma=0.2" in describe(comparison)
+
+
+def test_every_mistake_of_the_file_and_of_its_arms_is_said_at_once(tmp_path: Path):
+    arms = {"naive": {"shaping.rul": "linear"}, "sars_tdw": {"optimizer.lr": -1}, "base": None}
+    found = problems(tmp_path, arms=arms, primary={"arm": "sarstdw", "against": ["naive"]})
+    assert found == [
+        "arms.naive: shaping.rul: unknown key; did you mean 'rule'?",
+        "arms.sars_tdw: optimizer.lr: input should be greater than 0, not -1",
+        "arms.base: this name is taken or no name for a folder",
+        "primary: no arm is named 'sarstdw'; arms: naive, sars_tdw, base",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seed": [0]}, "seed: extra inputs are not permitted"),
+        ({"seeds": []}, "seeds: tuple should have at least 1 item"),
+        ({"test": {"checkpoints": 4}}, "3 updates with save_every=1 leave 3 checkpoints, test.checkpoints asks for 4"),
+        ({"arms": {**FILE["arms"], "long": {"updates": 9}}}, "different numbers of images while training (naive 18"),
+        ({"arms": {**FILE["arms"], "wide": {"groups.size": 4}}}, "sars_tdw 18, wide 24); equal them"),
+        ({"arms": {**FILE["arms"], "other": {"data.train_samples": 2}}}, "arms share their data"),
+        ({"compare_on": ["pickscore"]}, "compare_on: pickscore is not tested; tested: dino, clip_t"),
+    ],
+)
+def test_what_would_be_no_comparison_is_refused(changes: dict[str, Any], said: str, tmp_path: Path):
+    assert any(said in line for line in problems(tmp_path, **changes))
+
+
+def test_a_file_that_is_none_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"no comparison in .*nothing\.yaml"):
+        Comparison.read(tmp_path / "nothing.yaml")
+
+
+# --- the figures -----------------------------------------------------------------------------------------------------
+
+
+def result(joint: float, dino: float = 0.5) -> dict[str, Any]:
+    """A finished arm with these figures."""
+    rows = [{"update": n, "conflict_excess": 0.1, "correlation": -0.2} for n in (1, 2)]
+    held_out = [{"update": n, "identity_reward": dino, "prompt_reward": joint * n} for n in (0, 1, 2)]
+    test = {"joint_success": joint, "dino": dino, "clip_t": None}
+    return {"test": test, "updates": rows, "held_out": held_out, "warnings": []}
+
+
+@pytest.fixture
+def results() -> Results:
+    """Worked by hand below: sars_tdw - naive is .2, .1, .3 in joint success."""
+    return {
+        "base": {seed: result(0.1) for seed in (0, 1, 2)},
+        "naive": {0: result(0.1), 1: result(0.4), 2: result(0.2, 0.6)},
+        "sars_tdw": {0: result(0.3), 1: result(0.5), 2: result(0.5), 7: result(0.9)},
+    }
+
+
+def test_differences_are_paired_by_seed_and_the_primary_one_stands_alone(results: Results, tmp_path: Path):
+    comparison = Comparison.read(write(tmp_path, seeds=[0, 1, 2]))
+    first, second = differences(comparison, results)
+    assert (first.arm, first.against, first.metric, first.primary, first.corrected) == (
+        *("sars_tdw", "naive", "joint_success"),
+        True,
+        None,
+    )
+    assert first.difference.pairs == 3
+    assert first.difference.estimate.mean == pytest.approx(0.2)
+    assert first.difference.p_value == pytest.approx(0.0742, abs=1e-4)  # t = .2 / (.1 / sqrt(3)), two degrees
+    assert (second.metric, second.primary) == ("dino", False)
+    assert second.difference.estimate.mean == pytest.approx(-0.1 / 3)
+    assert second.corrected == pytest.approx(second.difference.p_value)  # alone in its family
+
+
+def test_holms_family_is_everything_that_is_not_primary(results: Results, tmp_path: Path):
+    results["other"] = {seed: result(0.1 * seed, 0.1 + 0.01 * seed) for seed in (0, 1, 2)}
+    arms = {**FILE["arms"], "other": {"shaping.gamma": 0}}
+    comparison = Comparison.read(write(tmp_path, seeds=[0, 1, 2], arms=arms))
+    tests = [test for test in differences(comparison, results) if not test.primary]
+    assert [(test.arm, test.metric) for test in tests] == [
+        ("sars_tdw", "dino"),
+        ("other", "dino"),
+        ("other", "joint_success"),
+    ]
+    smallest = min(tests, key=lambda test: test.difference.p_value)
+    assert smallest.corrected == pytest.approx(3 * smallest.difference.p_value)
+
+
+def test_the_report_has_tables_json_and_pictures(results: Results, tmp_path: Path):
+    comparison = Comparison.read(write(tmp_path, seeds=[0, 1, 2]))
+    comparison.output.mkdir()
+    table = write_report(comparison, results)
+    assert "| naive | 3 | 0.233 [-0.146, 0.613] | 0.533 [0.390, 0.677] |" in table
+    assert "| sars_tdw - naive | joint_success | +0.200 [-0.048, +0.448] | 0.074 | primary | 3 |" in table
+    content = json.loads((comparison.output / "comparison.json").read_text())
+    assert content["arms"]["naive"]["seeds"]["1"] == {"joint_success": 0.4, "dino": 0.5, "clip_t": None}
+    assert content["arms"]["naive"]["settings"] == FILE["arms"]["naive"]
+    assert content["differences"][0]["mean"] == pytest.approx(0.2)
+    assert (content["finished"], content["runs"]) == (10, 9)
+    for name in ("curves.png", "plane.png", "conflict.png"):
+        assert len(Image.open(comparison.output / name).convert("RGB").getcolors(1 << 20) or []) > 20
+    assert {path.name for path in comparison.output.iterdir()} == {
+        *("comparison.json", "table.md", "curves.png", "plane.png", "conflict.png")
+    }
+
+
+def test_a_report_of_one_seed_claims_no_interval(tmp_path: Path):
+    comparison = Comparison.read(write(tmp_path))
+    comparison.output.mkdir()
+    table = write_report(comparison, {"naive": {0: result(0.1)}, "sars_tdw": {0: result(0.3)}})
+    assert "| sars_tdw | 1 | 0.300 | 0.500 |" in table
+    assert "| sars_tdw - naive | joint_success | +0.200 | - | primary | 1 |" in table
+    assert "NaN" not in (comparison.output / "comparison.json").read_text()
+
+
+# --- the runs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    """A comparison whose arms ran one after the other without a stop."""
+    folder = tmp_path_factory.mktemp("whole")
+    comparison = Comparison.read(write(folder))
+    for arm, seed in comparison.jobs:
+        run_arm(comparison, arm, seed)
+    write_report(comparison, collect(comparison))
+    return comparison
+
+
+def test_arms_share_base_cases_and_noise(whole: Comparison):
+    """Before its first update every arm is the base: the same held-out figures, on the same cases."""
+    results = collect(whole)
+    starts = [results[arm][0]["held_out"][0] for arm in ("naive", "sars_tdw")]
+    assert starts[0] == starts[1]
+    assert [row["update"] for row in results["naive"][0]["held_out"]] == [0, 1, 2, 3]
+    first = [results[arm][0]["updates"][0] for arm in ("naive", "sars_tdw")]
+    assert first[0] == first[1]  # the same prompts and images; what is learnt from them differs
+    assert results["naive"][0]["updates"][1] != results["sars_tdw"][0]["updates"][1]
+    cases = [
+        {json.loads(line)["sample"] for line in file.read_text().splitlines()}
+        for file in whole.output.glob("arms/*/seed-0/test/*/rows.jsonl")
+    ]
+    assert len(cases) == 5  # the base once, two checkpoints of each arm
+    assert all(each == cases[0] and len(each) == 4 for each in cases)
+
+
+def test_an_arms_result_is_the_mean_of_its_last_checkpoints(whole: Comparison):
+    folder = whole.folder("naive", 0)
+    assert {path.name for path in (folder / "test").iterdir()} == {"step-00002", "step-00003"}
+    scores = [
+        json.loads(line)["scores"]["dino"]
+        for file in folder.glob("test/*/rows.jsonl")
+        for line in file.read_text().splitlines()
+    ]
+    assert collect(whole)["naive"][0]["test"]["dino"] == pytest.approx(sum(scores) / len(scores))
+    assert (folder / "result.json").stat().st_size < 3000
+
+
+def test_another_seed_is_tested_on_other_cases(tmp_path: Path, whole: Comparison):
+    comparison = Comparison.read(write(tmp_path, seeds=[1]))
+    run_arm(comparison, "base", 1)
+    rows = (comparison.folder("base", 1) / "test" / "base" / "rows.jsonl").read_text()
+    known = (whole.folder("base", 0) / "test" / "base" / "rows.jsonl").read_text()
+    assert json.loads(rows.splitlines()[0])["subject"] != json.loads(known.splitlines()[0])["subject"]
+
+
+def test_a_finished_arm_is_not_run_again_and_another_one_not_mixed_in(whole: Comparison):
+    before = {path: path.stat().st_mtime_ns for path in whole.folder("naive", 0).rglob("*.jsonl")}
+    run_arm(whole, "naive", 0)
+    assert {path: path.stat().st_mtime_ns for path in whole.folder("naive", 0).rglob("*.jsonl")} == before
+    other = whole.model_copy(update={"overrides": {**whole.overrides, "optimizer.lr": 0.5}})
+    with pytest.raises(ValueError, match="was begun with other settings"):
+        run_arm(other, "naive", 0)
+
+
+def test_killed_and_continued_it_writes_the_same_file(whole: Comparison, tmp_path: Path):
+    """SIGKILL in the middle of an arm's training; its process goes too, and the next start repeats nothing."""
+    file = write(tmp_path)
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "customized_grpo", "compare", str(file), "--jobs", "1", "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    training = output / "arms" / "naive" / "seed-0" / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (training.exists() and training.stat().st_size):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (output / "arms" / "base" / "seed-0" / "result.json").exists()
+    assert not (output / "arms" / "naive" / "seed-0" / "result.json").exists()
+    time.sleep(1.5)  # the arm notices within half a second
+    stopped = training.read_text()
+    time.sleep(1.0)
+    assert training.read_text() == stopped
+    base = (output / "arms" / "base" / "seed-0" / "result.json").stat().st_mtime_ns
+
+    table = compare(file, output=None, jobs=2, device="cpu")
+    assert (output / "arms" / "base" / "seed-0" / "result.json").stat().st_mtime_ns == base
+    for name in ("comparison.json", "table.md"):
+        assert (output / name).read_text() == (whole.output / name).read_text()
+    for arm in ("naive", "sars_tdw"):
+        files = [each.folder(arm, 0) / "result.json" for each in (whole, Comparison.read(file))]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    assert table.strip() in (output / "table.md").read_text()
+
+
+def test_an_arm_that_fails_is_named_and_the_others_run(tmp_path: Path):
+    """The encoder of one arm's reward does not exist."""
+    arms = {"naive": {"rewards.identity.model": str(tmp_path / "none")}, "sars_tdw": None}
+    file = write(tmp_path, arms=arms, overrides={**FILE["overrides"], "updates": 1}, test={"cases": 1})
+    with pytest.raises(ComparisonError, match=r"failed: naive \(seed 0\); see .*log\.txt"):
+        compare(file, output=None, jobs=2, device="cpu")
+    assert "error: no model in" in (tmp_path / "out" / "arms" / "naive" / "seed-0" / "log.txt").read_text()
+    assert {*collect(Comparison.read(file))} == {"base", "sars_tdw"}
+
+
+def test_slots_share_the_machine():
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    assert len(slots(None, "cpu")) == cores
+    (alone,) = slots(1, "cpu")
+    assert alone.environment == {"OMP_NUM_THREADS": str(cores)}
+    assert all(math.isclose(float(slot.environment["OMP_NUM_THREADS"]), 1) for slot in slots(cores, "cpu"))
