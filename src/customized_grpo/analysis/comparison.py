@@ -98,7 +98,7 @@ class Comparison(_Section):
 
     def _problems(self) -> list[str]:
         problems, configs = [], {}
-        for arm in (BASE, *self.arms):
+        for arm in dict.fromkeys((BASE, *self.arms)):
             if arm in self.arms and (arm == BASE or "/" in arm or arm.startswith(".")):
                 problems.append(f"arms.{arm}: this name is taken or no name for a folder")
                 continue
