@@ -284,3 +284,12 @@ def test_slots_share_the_machine():
     (alone,) = slots(1, "cpu")
     assert alone.environment == {"OMP_NUM_THREADS": str(cores)}
     assert all(math.isclose(float(slot.environment["OMP_NUM_THREADS"]), 1) for slot in slots(cores, "cpu"))
+
+
+def test_the_example_of_the_documentation_is_a_comparison():
+    comparison = Comparison.read(Path(__file__).parents[2] / "docs" / "examples" / "ablation.yaml")
+    assert len(comparison.jobs) == 3 * 5
+    rules = {arm: comparison.config(arm, 0).shaping.rule for arm in comparison.arms}
+    kinds = {arm: comparison.config(arm, 0).weighting.kind for arm in comparison.arms}
+    assert rules == {"naive": "linear", "sars": "sars", "tdw": "linear", "sars_tdw": "sars"}
+    assert kinds == {"naive": "constant", "sars": "constant", "tdw": "tdw", "sars_tdw": "tdw"}

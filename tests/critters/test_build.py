@@ -1,6 +1,7 @@
 """Building the built-in world: stages that survive a kill, gates that name what they miss, files that load."""
 
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -168,10 +169,29 @@ def test_a_finished_build_is_read_back(whole: tuple[Path, Path, str], tmp_path: 
     """No stage takes another step, no state file is written again."""
     work, target, message = whole
     states = {file: file.stat().st_mtime_ns for file in work.iterdir()}
-    assert {file.name for file in states} == {*(f"{stage}.pt" for stage in STAGES), "faithful.gates.json"}
+    assert {file.name for file in states} == {f"{stage}.pt" for stage in STAGES}
     assert run(work, tmp_path / "again") == message
     assert weights(tmp_path / "again") == weights(target)
     assert {file: file.stat().st_mtime_ns for file in work.iterdir()} == states
+
+
+def test_a_stage_of_another_recipe_is_refused(whole: tuple[Path, Path, str], tmp_path: Path):
+    """Also one that is itself the same, but stands on another: the base on a VAE with more steps."""
+    work = whole[0]
+    before = {file: file.stat().st_mtime_ns for file in work.iterdir()}
+    with in_small(), pytest.raises(stages.StaleStageError, match=r"vae\.pt was trained with steps 112 instead of 113"):
+        Build(replace(RECIPE, vae_steps=113), work).run(tmp_path)
+    with in_small(), pytest.raises(stages.StaleStageError, match=r"mixture\.pt .*'faithful': 0\.3.* instead of"):
+        Build(replace(RECIPE, mixture={"faithful": 0.5, "copied": 0.5}), work).run(tmp_path)
+    fresh_vae = tmp_path / "work"
+    fresh_vae.mkdir()
+    (fresh_vae / "clip.pt").write_bytes((work / "clip.pt").read_bytes())
+    with (
+        in_small(),
+        pytest.raises(stages.StaleStageError, match=r"clip\.pt .*'steps': 112.* instead of .*'steps': 1,"),
+    ):
+        Build(replace(RECIPE, vae_steps=1), fresh_vae).run(tmp_path)
+    assert {file: file.stat().st_mtime_ns for file in work.iterdir()} == before
 
 
 def test_the_seed_decides_where_training_starts(tmp_path: Path):
@@ -239,6 +259,23 @@ class Regression:
     def same_weights(self, other: "Regression") -> bool:
         pairs = zip(self.network.parameters(), other.network.parameters(), strict=True)
         return all(torch.equal(one, two) for one, two in pairs)
+
+
+def test_other_settings_of_a_stage_are_named_with_their_values(tmp_path: Path):
+    Regression().fit(tmp_path, steps=3)
+    with pytest.raises(stages.StaleStageError) as error:
+        Regression().fit(tmp_path, steps=4, seed=1)
+    file = tmp_path / "regression.pt"
+    assert str(error.value).startswith(f"{file} was trained with seed 0 instead of 1, steps 3 instead of 4: delete it")
+
+
+def test_the_learning_rate_warms_up_is_held_and_falls_to_zero():
+    factors = [stages._learning_rate_factor(step, steps=1000, hold=0.6) for step in range(1001)]
+    assert factors[0] == 0.01
+    assert factors[99:601] == [1.0] * 502
+    assert factors[800] == pytest.approx(0.5)
+    assert factors[1000] == pytest.approx(0, abs=1e-12)
+    assert all(later < earlier for earlier, later in itertools.pairwise(factors[601:]))
 
 
 @pytest.mark.parametrize("stop", [0, 99, 100, 101, 249])

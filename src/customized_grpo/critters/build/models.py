@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from typing import Any
 
 from diffusers import (
@@ -29,7 +30,7 @@ from customized_grpo.critters.world import SITUATIONS
 WIDTH = 64
 TEXT_TOKENS = 16  # the longest prompt has 15 words, commas and ends
 CLIP_TOKENS = 20
-LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789,.-'"
+LETTERS = string.ascii_lowercase + string.digits + ",.:;!?-'\"()&/"
 
 
 def _words() -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -50,10 +49,9 @@ class Recipe:
     clip_steps: int = 2500
     dino_steps: int = 1000
     faithful_steps: int = 2000
-    mixture_steps: int = 1200
-    settle_steps: int = 4000
+    mixture_steps: int = 7000
     mixture: Mixture = field(
-        default_factory=lambda: {"faithful": 0.30, "copied": 0.35, "drifted": 0.20, "wrong": 0.15}
+        default_factory=lambda: {"faithful": 0.36, "copied": 0.32, "drifted": 0.18, "wrong": 0.14}
     )
 
     def shortened(self, divisor: int) -> Recipe:
@@ -68,6 +66,7 @@ class Build:
     def __init__(self, recipe: Recipe, directory: Path, device: str = "cpu"):
         self.recipe, self.directory, self.device = recipe, directory, torch.device(device)
         self.log: dict[str, dict[str, float]] = {}
+        self.settings: dict[str, stages.Settings] = {}
         directory.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(recipe.seed)
         self.pipe: FluxKontextPipeline = models.pipeline().to(self.device)
@@ -83,42 +82,49 @@ class Build:
     def vae_model(self) -> AutoencoderKL:
         return self.pipe.vae
 
-    def _fit(self, name: str, modules: list[torch.nn.Module], loss: stages.Loss, steps: int, lr: float) -> None:
-        outcome = stages.fit(name, modules, loss, steps=steps, lr=lr, seed=self.recipe.seed, directory=self.directory)
+    def _fit(
+        self,
+        name: str,
+        modules: list[torch.nn.Module],
+        loss: stages.Loss,
+        *,
+        lr: float,
+        after: str = "",
+        hold: float = 0.0,
+        **own: Any,
+    ) -> None:
+        """One stage. What decides its outcome includes all that decided the stage that it stands on."""
+        steps = getattr(self.recipe, f"{name}_steps")
+        others = {**own, **({after: self.settings[after]} if after else {})}
+        self.settings[name] = {"steps": steps, "lr": lr, "hold": hold, **others}
+        schedule = {"steps": steps, "lr": lr, "hold": hold, "seed": self.recipe.seed}
+        outcome = stages.fit(name, modules, loss, **schedule, directory=self.directory, settings=others)
         self.log[name] = {"steps": steps, "lr": lr, **outcome}
 
     def vae(self) -> None:
-        self._fit("vae", [self.vae_model], stages.vae_loss(self.vae_model), self.recipe.vae_steps, 2e-3)
+        self._fit("vae", [self.vae_model], stages.vae_loss(self.vae_model), lr=2e-3)
         stages.normalise_latents(self.vae_model, self.recipe.seed)
 
     def clip(self) -> None:
         loss = stages.clip_loss(self.clip_model, self.clip_tokenizer, self.vae_model)
-        self._fit("clip", [self.clip_model], loss, self.recipe.clip_steps, 1e-3)
+        self._fit("clip", [self.clip_model], loss, lr=1e-3, after="vae")
 
     def dino(self) -> None:
-        self._fit(
-            "dino",
-            [self.dino_model],
-            stages.dino_loss(self.dino_model, self.vae_model),
-            self.recipe.dino_steps,
-            1e-3,
-        )
+        self._fit("dino", [self.dino_model], stages.dino_loss(self.dino_model, self.vae_model), lr=1e-3, after="vae")
 
-    def _base(self, name: str, mixture: Mixture, shift: float, steps: int, lr: float) -> None:
+    def faithful(self) -> None:
+        self._base("faithful", {"faithful": 1.0}, shift=2.0, lr=2e-3, after="vae")
+
+    def mixture(self) -> None:
+        """The second choice that the noise makes is learned late, and only at the full learning rate."""
+        self._base("mixture", self.recipe.mixture, shift=3.0, lr=1.5e-3, hold=0.6, after="faithful")
+
+    def _base(self, name: str, mixture: Mixture, *, shift: float, **settings: Any) -> None:
         parts = [self.pipe.transformer, self.pipe.text_encoder, self.pipe.text_encoder_2]
         for part in parts:
             part.requires_grad_(True)
-        self._fit(name, parts, stages.flow_loss(self.pipe, mixture, shift), steps, lr)
-
-    def faithful(self) -> None:
-        self._base("faithful", {"faithful": 1.0}, 2.0, self.recipe.faithful_steps, 2e-3)
-
-    def mixture(self) -> None:
-        self._base("mixture", self.recipe.mixture, 3.0, self.recipe.mixture_steps, 1e-3)
-
-    def settle(self) -> None:
-        """The mixture again from a full learning rate: the second choice of the noise is learned late."""
-        self._base("settle", self.recipe.mixture, 3.0, self.recipe.settle_steps, 1e-3)
+        loss = stages.flow_loss(self.pipe, mixture, shift)
+        self._fit(name, parts, loss, shift=shift, mixture=mixture, **settings)
 
     # --- the whole ---------------------------------------------------------------------------------------------------
 
@@ -132,9 +138,8 @@ class Build:
         rewards = gates.Rewards(self.dino_model, self.clip_model, self.clip_tokenizer)
         figures["encoders"] = gates.encoder_gates(rewards)
         self.faithful()
-        figures["faithful"] = self._measured("faithful", lambda: gates.base_gates(self.pipe, rewards, threshold))
+        figures["faithful"] = gates.base_gates(self.pipe, rewards, threshold)
         self.mixture()
-        self.settle()
         figures["base"] = gates.base_gates(self.pipe, rewards, threshold)
         self.save(target, figures)
         missed = [
@@ -145,13 +150,6 @@ class Build:
         ]
         if missed:
             raise GateError("the weights are written, but:\n" + "\n".join(missed))
-
-    def _measured(self, name: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """Figures of a stage that later stages overwrite: measured once, then read back."""
-        file = self.directory / f"{name}.gates.json"
-        if not file.exists():
-            write_text(file, json.dumps(measure()))
-        return json.loads(file.read_text())
 
     def save(self, target: Path, figures: dict[str, dict[str, float]]) -> None:
         """The formats of diffusers and transformers, and the provenance file."""

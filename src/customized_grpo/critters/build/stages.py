@@ -22,22 +22,43 @@ from customized_grpo.critters.build import pictures as pics
 from customized_grpo.critters.build.models import TEXT_TOKENS
 
 Loss = Callable[[np.random.Generator, torch.Generator], Tensor]
+Settings = dict[str, Any]  # of numbers, strings and dictionaries of them
+
+
+class StaleStageError(RuntimeError):
+    """A stage's file in the work folder was trained with other settings; the message names them."""
 
 
 def fit(
-    name: str, modules: Iterable[nn.Module], loss: Loss, *, steps: int, lr: float, seed: int, directory: Path
+    name: str,
+    modules: Iterable[nn.Module],
+    loss: Loss,
+    *,
+    steps: int,
+    lr: float,
+    seed: int,
+    directory: Path,
+    hold: float = 0.0,
+    settings: Settings | None = None,
 ) -> dict[str, float]:
-    """Minimise `loss` with AdamW, warm-up and a cosine to zero; returns seconds and the last hundred steps' mean loss.
+    """Minimise `loss` with AdamW and a warm-up of 100 steps; returns seconds and the last hundred steps' mean loss.
 
     Data are a function of (seed, name, step) and the state is saved aside and renamed every 100 steps, so a killed
     stage goes on where it was and ends with the same weights.
+
+    hold      share of the steps at the full learning rate, before a cosine to zero
+    settings  whatever else decides the outcome; a state that was saved under other settings is refused
+
+    Raises StaleStageError.
     """
     network = nn.ModuleList(modules)
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=lr, weight_decay=1e-4)
     state_file = directory / f"{name}.pt"
+    settings = {"steps": steps, "lr": lr, "seed": seed, "hold": hold, **(settings or {})}
     state: dict[str, Any] = {"step": 0, "recent": [], "seconds": 0.0}
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
+        _refuse_other_settings(state_file, state["settings"], settings)
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
     first, recent, before, start = state["step"], state["recent"], state["seconds"], time.perf_counter()
@@ -45,7 +66,7 @@ def fit(
     bar = tqdm(range(first, steps), initial=first, total=steps, desc=name, mininterval=2)
     for step in bar:
         for group in optimizer.param_groups:
-            group["lr"] = lr * min((step + 1) / 100, 1) * 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = lr * _learning_rate_factor(step, steps, hold)
         stage = int.from_bytes(name.encode()) % 2**63
         noise_seed = int(np.random.default_rng([seed, step, stage]).integers(2**62))
         value = loss(np.random.default_rng([seed, stage, step]), torch.Generator().manual_seed(noise_seed))
@@ -58,6 +79,7 @@ def fit(
             bar.set_postfix(loss=f"{np.mean(recent):.4f}")
         if step % 100 == 99 or step == steps - 1:
             state = {
+                "settings": settings,
                 "network": network.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "step": step + 1,
@@ -67,6 +89,24 @@ def fit(
             save_aside(state, state_file)
     network.eval().requires_grad_(False)
     return {"loss": float(np.mean(recent)), "seconds": state["seconds"]}
+
+
+def _learning_rate_factor(step: int, steps: int, hold: float) -> float:
+    decay = max((step - hold * steps) / (steps - hold * steps), 0.0)
+    return min((step + 1) / 100, 1) * 0.5 * (1 + math.cos(math.pi * decay))
+
+
+def _refuse_other_settings(file: Path, saved: Settings, wanted: Settings) -> None:
+    differences = [
+        f"{key} {saved.get(key)} instead of {wanted.get(key)}"
+        for key in sorted({*saved, *wanted})
+        if saved.get(key) != wanted.get(key)
+    ]
+    if differences:
+        raise StaleStageError(
+            f"{file} was trained with {', '.join(differences)}: delete it and what was built on it, "
+            f"or name another folder for unfinished stages"
+        )
 
 
 def save_aside(state: dict[str, object], path: Path) -> None:
