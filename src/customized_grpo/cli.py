@@ -100,6 +100,78 @@ def generate(
 
 
 @app.command()
+def evaluate(
+    target: Annotated[str, typer.Argument(help="A run, an adapter's folder, a recipe's name, or a YAML file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings, e.g. data.source=list.json")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="Folder of a trained adapter; default: the run's.")] = None,
+    base: Annotated[bool, typer.Option("--base", help="Without the adapter, all else alike.")] = False,
+    metric: Annotated[list[str] | None, typer.Option(help="e.g. 'dino against=other_view'; repeatable.")] = None,
+    cases: Annotated[int | None, typer.Option(help="Samples; default: all, of critters 512.", min=1)] = None,
+    images: Annotated[int, typer.Option(help="Images per sample.", min=1)] = 1,
+    against: Annotated[Path | None, typer.Option(help="Evaluation of the base, for joint dominance.")] = None,
+    output: Annotated[Path | None, typer.Option(help="A new folder, or one to go on with.")] = None,
+    device: Device = None,
+) -> None:
+    """Score a model, with or without adapter, on samples that it was not trained on; goes on where it stopped."""
+    from customized_grpo.analysis.evaluate import make_request, write_evaluation
+
+    chosen = [f"device={device or _default_device()}"]
+    request = make_request(
+        target,
+        [*chosen, *(overrides or [])],
+        adapter=adapter,
+        base=base,
+        cases=cases,
+        images=images,
+        metrics=metric or [],
+    )
+    name = "base" if request.adapter is None else "tuned"
+    folder = output or (Path(target) if Path(target).is_dir() else Path("evaluations")) / f"evaluation-{name}"
+    typer.echo(write_evaluation(request, folder, against))
+    typer.echo(f"\nfigures: {folder / 'summary.json'}   rows: {folder / 'rows.jsonl'}   pictures: {folder / 'images'}")
+
+
+@app.command()
+def compare(
+    file: Annotated[Path, typer.Argument(help="A comparison: recipe, arms, seeds, primary question.")],
+    output: Annotated[Path | None, typer.Option(help="Another folder than the file's.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Runs at once; default: GPUs, or CPU cores.", min=1)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run and stop.")] = False,
+    device: Device = None,
+) -> None:
+    """Train and test arms over seeds on equal terms; run it again to go on after an interruption."""
+    if dry_run:
+        from customized_grpo.analysis.compare import describe
+        from customized_grpo.analysis.comparison import Comparison
+
+        typer.echo(describe(Comparison.read(file, output)))
+        return
+    from customized_grpo.analysis import compare as comparison
+
+    typer.echo(comparison.compare(file, output=output, jobs=jobs, device=device))
+
+
+@app.command()
+def probe(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe, path of a YAML file, or a run.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings, e.g. noise.level=0.7")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="Folder of a trained adapter; default: the base model.")] = None,
+    prompts: Annotated[int, typer.Option(help="Training samples to probe with.", min=2)] = 32,
+    draws: Annotated[int, typer.Option(help="Images of each, at every step.", min=2)] = 8,
+    output: Annotated[Path | None, typer.Option(help="A new folder for figures, plot and schedule.")] = None,
+    device: Device = None,
+) -> None:
+    """Which denoising steps decide which reward? Noise at one step only, and a weight schedule fitted to that."""
+    from customized_grpo.config import load_config
+
+    chosen = [f"device={device}"] if device else []
+    config = load_config(recipe, [*(overrides or []), *chosen])
+    from customized_grpo.analysis.probe import run_probe
+
+    run_probe(config, adapter, prompts=prompts, draws=draws, output=output)
+
+
+@app.command()
 def build_critters(
     output: Annotated[Path, typer.Option(help="Where the weights go.")] = Path("build/critters/weights"),
     work: Annotated[Path, typer.Option(help="Where unfinished stages are kept.")] = Path("build/critters/stages"),
@@ -113,6 +185,31 @@ def build_critters(
     recipe = Recipe(seed=seed).shortened(shorten)
     Build(recipe, work, device or _default_device()).run(output)
     typer.echo(f"weights: {output}")
+
+
+@app.command()
+def check_rewards(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or path of a YAML file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings, e.g. data.source=list.json")] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help='A further reward, e.g. "dino against=other_view"; repeatable.')
+    ] = None,
+    cases: Annotated[int, typer.Option(help="Samples to check on, at most.", min=2)] = 256,
+    output: Annotated[Path | None, typer.Option(help="Folder for check_rewards.json; default: only print.")] = None,
+    device: Device = None,
+) -> None:
+    """Before training: score pictures of known worth by a recipe's rewards, and say what is wrong with them."""
+    from transformers.utils import logging
+
+    from customized_grpo.analysis.check_rewards import check_rewards, write_check
+    from customized_grpo.config import load_config
+
+    logging.disable_progress_bar()  # of loading weights, one for each reward; downloads keep theirs
+    chosen = [f"device={device}"] if device else []
+    check = check_rewards(load_config(recipe, [*(overrides or []), *chosen]), metric or [], cases)
+    typer.echo(check.text())
+    if output is not None:
+        typer.echo(f"\nfigures: {write_check(check, output)}")
 
 
 @app.command()
