@@ -126,8 +126,6 @@ def test_what_an_adapter_is_used_with_is_what_it_was_trained_with(make_config: M
         ("model.path=./not/here", r"no model in \./not/here"),
         ("model.height=30", "32x30 pixels"),
         ("rewards.identity.model=/not/here", "no model in /not/here"),
-        ("rewards.identity.name=dyno", "no reward is named 'dyno'; known: dino, clip_t"),
-        ("evaluation.metrics=[oracle]", "no reward is named 'oracle'"),
         ("adapter.targets=[to_nothing]", "to_nothing"),
     ],
 )

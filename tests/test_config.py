@@ -91,6 +91,9 @@ def test_the_last_override_wins():
     [
         ("optimizer.lrr=1", "optimizer.lrr: unknown key; did you mean 'lr'?"),
         ("optimiser.lr=1", "optimiser: unknown key; did you mean 'optimizer'?"),
+        ("evaluation.metrics=[dino agianst=x]", "evaluation.metrics.0.agianst: unknown key; did you mean 'against'?"),
+        ("evaluation.metrics=[dyno]", "evaluation.metrics.0.name: no reward is named 'dyno'; did you mean 'dino'?"),
+        ("rewards.prompt.name=clipt", "rewards.prompt.name: no reward is named 'clipt'; did you mean 'clip_t'?"),
         ("rewards.identity.aginst=reference", "rewards.identity.aginst: unknown key; did you mean 'against'?"),
         ("adapter.xyz=1", "adapter.xyz: unknown key; known here: rank, alpha, targets"),
         ("optimizer.lr=fast", "optimizer.lr: input should be a valid number, .*, not 'fast'"),

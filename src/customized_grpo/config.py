@@ -10,10 +10,12 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from customized_grpo.rewards import REWARDS
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -23,6 +25,15 @@ Index = Annotated[int, Field(ge=0)]
 
 
 CONFIG = "config.yaml"  # of a run or an adapter
+
+
+def _known_reward(name: str) -> str:
+    if name not in REWARDS:
+        raise ValueError(f"no reward is named {name!r}{_nearest(name, REWARDS, all_keys=True)}")
+    return name
+
+
+RewardName = Annotated[str, AfterValidator(_known_reward)]  # a key of customized_grpo.rewards.REWARDS
 
 
 class ConfigError(ValueError):
@@ -57,17 +68,17 @@ class Data(Section):
 
 
 class Reward(Section):
-    name: str  # a key of customized_grpo.rewards.REWARDS
+    name: RewardName
     model: str = "critters"  # the built-in encoder, or a folder or hub id in transformers' format
     against: Literal["reference", "other_view"] = "reference"  # what identity is compared with
 
 
 class IdentityReward(Reward):
-    name: str = "dino"
+    name: RewardName = "dino"
 
 
 class PromptReward(Reward):
-    name: str = "clip_t"
+    name: RewardName = "clip_t"
 
 
 class Rewards(Section):
@@ -78,7 +89,7 @@ class Rewards(Section):
 class Metric(Section):
     """A reward that is only looked at. In YAML a mapping, or one line: "dino against=other_view"."""
 
-    name: str  # a key of customized_grpo.rewards.REWARDS
+    name: RewardName
     model: str | None = None  # its encoder; null: that of the trained reward with the same kind of encoder
     against: Literal["reference", "other_view"] = "reference"
 
@@ -88,8 +99,10 @@ class Metric(Section):
         try:
             return cls.model_validate(_metric_from_text(text))
         except ValidationError as error:
-            problems = "; ".join(f"{problem['loc'][-1]}: {problem['msg'].lower()}" for problem in error.errors())
-            raise ConfigError(f"metric {text!r}: {problems}; write for instance 'dino against=other_view'") from None
+            said = [f"{problem['loc'][-1]}: {_uncapitalised(problem['msg'])}" for problem in error.errors()]
+            raise ConfigError(
+                f"metric {text!r}: {'; '.join(said)}; write for instance 'dino against=other_view'"
+            ) from None
 
     def __str__(self) -> str:
         chosen = self.model_dump(exclude_defaults=True, exclude={"name"})
@@ -317,15 +330,28 @@ def _readable(error: ValidationError) -> Iterator[str]:
             prefix = f"{where}: " if where else ""
             yield from (prefix + line for line in problem["msg"].removeprefix("Value error, ").split("\n"))
         else:
-            yield f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}, not {problem['input']!r}"
+            yield f"{where}: {_uncapitalised(problem['msg'])}, not {problem['input']!r}"
+
+
+def _uncapitalised(message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    return message[0].lower() + message[1:]
 
 
 def _fields(section: Sequence[str]) -> Mapping[str, Any]:
-    """The known keys of a section, given by its path; what has keys is a `Section`."""
+    """The known keys of a section, given by its path; what has keys is a `Section`, or a list of them."""
     model: type[BaseModel] = RunConfig
     for key in section:
-        model = cast(type[Section], model.model_fields[key].annotation)
+        if not key.isdigit():  # the place in a list
+            model = _section_in(model.model_fields[key].annotation)
     return model.model_fields
+
+
+def _section_in(annotation: Any) -> type[Section]:
+    """Section -> Section, tuple[Annotated[Section, ...], ...] -> Section."""
+    while not isinstance(annotation, type) or get_args(annotation):
+        annotation = get_args(annotation)[0]
+    return annotation
 
 
 def _nearest(key: str, known: Mapping[str, Any], *, all_keys: bool = False) -> str:

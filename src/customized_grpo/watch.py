@@ -20,7 +20,7 @@ from customized_grpo.rewards import REWARDS
 
 EVALUATIONS = 5  # the window of a trend; fewer have no trend worth the name
 SIGNIFICANCE = 0.05  # of a trend's slope, two-sided; both trends of a warning must reach it
-SMALLEST_CHANGE = 0.1  # of a trend over its window, in standard deviations of the metric over the evaluated images
+SMALLEST_CHANGE = 0.25  # of a trend over its window, in standard deviations of the metric over the evaluated images
 UPDATES = 10  # the window of saturation
 SATURATED = 0.5  # share of groups without spread
 

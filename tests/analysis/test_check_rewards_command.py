@@ -174,7 +174,7 @@ def test_dreambench(run: Callable[..., Answer], tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--metric", "dyno"], "no reward is named 'dyno'; known: dino"),
+        (["--metric", "dyno"], "no reward is named 'dyno'; did you mean 'dino'"),
         (["--metric", "dino agianst=other_view"], "agianst"),
         (["rewards.identity.model=/no/such"], "no model in /no/such"),
         (["optimizer.lrr=1"], "optimizer.lrr: unknown key; did you mean 'lr'?"),

@@ -114,6 +114,7 @@ def test_a_metric_takes_the_encoder_of_the_reward_of_its_kind(run: Path):
             "dino against=nothing",
             "metric 'dino against=nothing': against: input should be 'reference' or 'other_view'",
         ),
+        ("dyno", "metric 'dyno': name: no reward is named 'dyno'; did you mean 'dino'?"),
         ("dino modle=x", "metric 'dino modle=x': modle: extra inputs are not permitted"),
     ],
 )
