@@ -106,11 +106,24 @@ def test_noise_rarely_alarms():
 
 def test_saturated_groups_are_said_once_per_reward():
     watch = Watch(TRAINED)
-    said = [w for update in range(1, 30) for w in watch.see(row(update, prompt=0.6))]
+    said = [w for update in range(1, 30) for w in watch.see(row(update, prompt=0.8))]
     (warning,) = said
     assert (warning.update, warning.kind) == (UPDATES, "saturated groups")
-    assert "60% of the groups had no spread in the prompt reward" in warning.message
+    assert "80% of the groups had no spread in the prompt reward" in warning.message
     assert not [w for update in range(1, 30) for w in Watch(TRAINED).see(row(update, prompt=0.9))]
+    steady = Watch(TRAINED)
+    assert not [w for update in range(1, 30) for w in steady.see(row(update, prompt=0.7))]
+
+
+def test_updates_without_any_score_say_nothing():
+    """NaN while the run goes on, null once it is read back."""
+    watch = Watch(TRAINED)
+    rows = [
+        row(n, prompt=0.9) | ({"saturated_prompt": gap} if gap != 1 else {}) for n, gap in enumerate([1, None] * 15)
+    ]
+    rows[3]["saturated_prompt"] = math.nan
+    said = [w for each in rows for w in watch.see(each)]
+    assert [w.update for w in said] == [18]  # the tenth update that was scored
 
 
 def test_a_watch_that_is_replayed_goes_on_as_if_never_stopped():

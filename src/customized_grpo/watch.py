@@ -8,6 +8,7 @@ Three things that users of online RL find out days later:
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,7 +23,7 @@ EVALUATIONS = 5  # the window of a trend; fewer have no trend worth the name
 SIGNIFICANCE = 0.05  # of a trend's slope, two-sided; both trends of a warning must reach it
 SMALLEST_CHANGE = 0.25  # of a trend over its window, in standard deviations of the metric over the evaluated images
 UPDATES = 10  # the window of saturation
-SATURATED = 0.5  # share of groups without spread
+SATURATED = 0.75  # share of groups without spread; windows of late steps alone leave many
 
 
 Finding = tuple[tuple[str, ...], str]  # kind and what it is about, said once; the sentence
@@ -61,14 +62,17 @@ class Watch:
     evaluations: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=EVALUATIONS))
     saturation: dict[str, deque[float]] = field(default_factory=dict)
     said: set[tuple[str, ...]] = field(default_factory=set)
+    unread: bool = False  # whether the last evaluation has not been looked at
 
     def see_evaluation(self, row: Mapping[str, Any]) -> None:
         """A row of evaluations.jsonl; what it means is said with the next update's row."""
         self.evaluations.append(dict(row))
+        self.unread = True
 
     def see(self, row: Mapping[str, Any]) -> list[Warning]:
         """A row of metrics.jsonl, after the evaluation of the same update; the warnings that are due with it."""
-        found = [*self._saturated(row), *self._degraded(), *self._hacked()]
+        found = [*self._saturated(row), *(self._trends() if self.unread else ())]
+        self.unread = False
         due = [(key, message) for key, message in found if key not in self.said]
         self.said |= {key for key, _ in due}
         return [Warning(row["update"], key[0], message) for key, message in due]
@@ -87,14 +91,20 @@ class Watch:
 
     def _saturated(self, row: Mapping[str, Any]) -> Iterator[Finding]:
         for role in self.trained:
-            shares = self.saturation.setdefault(role, deque(maxlen=UPDATES))
-            shares.append(row[f"saturated_{role}"])
+            shares, share = self.saturation.setdefault(role, deque(maxlen=UPDATES)), row[f"saturated_{role}"]
+            if share is None or math.isnan(share):  # nothing could be scored; null once it is read back
+                continue
+            shares.append(share)
             if len(shares) == UPDATES and (share := float(np.mean(shares))) >= SATURATED:
                 yield (
                     ("saturated groups", role),
                     f"over the last {UPDATES} updates {share:.0%} of the groups had no spread in the {role} reward: "
-                    "it decides nothing there; use harder prompts, more noise or a reward with a wider scale",
+                    "it decides nothing there; use harder prompts, earlier steps, more noise or a finer reward",
                 )
+
+    def _trends(self) -> Iterator[Finding]:
+        yield from self._degraded()
+        yield from self._hacked()
 
     def _degraded(self) -> Iterator[Finding]:
         trends = {role: self._trend(name) for role, name in self.trained.items()}
