@@ -176,6 +176,7 @@ CASES: dict[str, Case] = {
     "shaping.rule": Case("min", rows),
     "shaping.gamma": Case(0.1, rows),
     "shaping.recentre": Case("true", rows),
+    "shaping.scale": Case(0.5, learnt),
     "shaping.clip": Case(0.1, rows),
     "weighting.kind": Case("constant", plan),
     "weighting.prompt": Case(0.6, plan, ("weighting.kind=constant",)),

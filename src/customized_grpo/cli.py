@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: cuda where there is one.")]
+RecipeDevice = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...; default: the recipe's.")]
 Seed = Annotated[int, typer.Option(help="Everything random follows from it.", min=0)]
 
 
@@ -42,7 +43,7 @@ def train(
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings, e.g. optimizer.lr=1e-5 seed=1")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in `output`.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the resolved configuration and stop.")] = False,
-    device: Device = None,
+    device: RecipeDevice = None,
 ) -> None:
     """Train an adapter by a recipe, with overrides."""
     from customized_grpo.config import dump_config, load_config
@@ -135,7 +136,7 @@ def evaluate(
 def compare(
     file: Annotated[Path, typer.Argument(help="A comparison: recipe, arms, seeds, primary question.")],
     output: Annotated[Path | None, typer.Option(help="Another folder than the file's.")] = None,
-    jobs: Annotated[int | None, typer.Option(help="Runs at once; default: GPUs, or CPU cores.", min=1)] = None,
+    jobs: Annotated[int | None, typer.Option(help="Runs at once; default: one per GPU or CPU core.", min=1)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run and stop.")] = False,
     device: Device = None,
 ) -> None:
@@ -159,15 +160,14 @@ def probe(
     prompts: Annotated[int, typer.Option(help="Training samples to probe with.", min=2)] = 32,
     draws: Annotated[int, typer.Option(help="Images of each, at every step.", min=2)] = 8,
     output: Annotated[Path | None, typer.Option(help="A new folder for figures, plot and schedule.")] = None,
-    device: Device = None,
+    device: RecipeDevice = None,
 ) -> None:
     """Which denoising steps decide which reward? Noise at one step only, and a weight schedule fitted to that."""
+    from customized_grpo.analysis.probe import run_probe
     from customized_grpo.config import load_config
 
     chosen = [f"device={device}"] if device else []
     config = load_config(recipe, [*(overrides or []), *chosen])
-    from customized_grpo.analysis.probe import run_probe
-
     run_probe(config, adapter, prompts=prompts, draws=draws, output=output)
 
 
@@ -196,7 +196,7 @@ def check_rewards(
     ] = None,
     cases: Annotated[int, typer.Option(help="Samples to check on, at most.", min=2)] = 256,
     output: Annotated[Path | None, typer.Option(help="Folder for check_rewards.json; default: only print.")] = None,
-    device: Device = None,
+    device: RecipeDevice = None,
 ) -> None:
     """Before training: score pictures of known worth by a recipe's rewards, and say what is wrong with them."""
     from transformers.utils import logging

@@ -153,6 +153,7 @@ class Shaping(Section):
     rule: Literal["sars", "linear", "raw_sum", "min", "max", "harmonic", "geometric", "gdpo"] = "sars"
     gamma: NonNegative = 0.4  # size of the synergy bonus of "sars"
     recentre: bool = False  # subtract the bonus's group mean (the published form does not)
+    scale: Positive = 1.0  # factor on the rule's advantage, without the bonus: to compare rules at equal spread
     clip: Positive = 5.0  # bound of the final advantage
 
 

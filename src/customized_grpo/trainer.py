@@ -117,6 +117,7 @@ class Trainer:
             prompt_weight,
             gamma=config.shaping.gamma,
             recentre=config.shaping.recentre,
+            scale=config.shaping.scale,
             clip=config.shaping.clip,
         ).flatten(0, 1)
         with clock(seconds, "update"):

@@ -241,6 +241,20 @@ def test_quality_is_added_outside_rule_and_weights(rule):
     near(combined - without, torch.tensor([[[-0.2, -0.2], [0.2, 0.2], [0, 0]]]))
 
 
+@pytest.mark.parametrize("rule", ["linear", "min", "sars"])
+def test_scale_multiplies_the_rule_and_not_the_bonus(rule):
+    rewards = {"prompt": torch.tensor([[0.0, 1.0, 2.0]]), "identity": torch.tensor([[5.0, 4.0, 0.0]])}
+    weight = torch.tensor([0.7])
+    once, thrice = (step_advantages(rule, rewards, weight, clip=100.0, scale=scale) for scale in (1.0, 3.0))
+    bonus = 0.0
+    if rule == "sars":
+        prompt, identity = (group_advantages(rewards[role]) for role in ("prompt", "identity"))
+        bonus = synergy_bonus(prompt, identity, 0.4)[..., None]
+    torch.testing.assert_close(thrice - bonus, 3 * (once - bonus))
+    clipped = step_advantages(rule, rewards, weight, clip=0.5, scale=3.0)
+    torch.testing.assert_close(clipped, thrice.clamp(-0.5, 0.5))
+
+
 def test_clip_bounds_every_rule():
     for rule in SHAPING_RULES:
         assert step_advantages(rule, CONFLICT, HALF, clip=0.3).abs().max() == pytest.approx(0.3)

@@ -177,6 +177,7 @@ def step_advantages(
     recentre: bool = False,
     clip: float = 5.0,
     quality_weight: float = 0.0,
+    scale: float = 1.0,
 ) -> Tensor:
     """Advantage of every image at every trained step [P, G, T]: all rules, one path.
 
@@ -186,6 +187,7 @@ def step_advantages(
     gamma, recentre  of "sars" only; recentre subtracts from the bonus its mean over the group
     clip             bound of the final advantage
     quality_weight   weight of the quality advantage, constant, outside rule and time weights
+    scale            factor on the rule's advantage, before bonus and clip: gives one rule the spread of another
     NaN where an image is unscored. Raises ValueError for an unknown rule, other roles or wrong shapes.
     """
     _check_request(rule, rewards_by_role, prompt_weight)
@@ -195,7 +197,7 @@ def step_advantages(
     rewards.pop("quality", None)
     weight = prompt_weight.to(advantages["prompt"])[:, None, None]
     groups = ScoredGroups(rewards, advantages, {"prompt": weight, "identity": 1 - weight})
-    terms, weights = {"shaped": SHAPING_RULES[rule](groups)}, {"shaped": 1.0}
+    terms, weights = {"shaped": SHAPING_RULES[rule](groups)}, {"shaped": scale}
     if quality is not None:
         terms["quality"], weights["quality"] = quality, quality_weight
     bonus: float | Tensor = 0.0

@@ -46,13 +46,16 @@ class Running:
 
 
 def slots(jobs: int | None, device: str | None) -> list[Slot]:
-    """One slot per GPU, or one per CPU core; `jobs` says how many instead (several may share a GPU)."""
+    """One slot per GPU, or one per CPU core; `jobs` says how many instead (several may share a GPU).
+
+    On the CPU every arm has one thread, whatever `jobs` is: the number of threads changes the last bits of a result,
+    and runs side by side need no more.
+    """
     gpus = torch.cuda.device_count() if (device or "cuda").startswith("cuda") else 0
     if gpus:
         return [Slot("cuda", {"CUDA_VISIBLE_DEVICES": str(n % gpus)}) for n in range(jobs or gpus)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = jobs or cores
-    return [Slot(device or "cpu", {"OMP_NUM_THREADS": str(max(cores // count, 1))})] * count
+    return [Slot(device or "cpu", {"OMP_NUM_THREADS": "1"})] * (jobs or cores)
 
 
 def compare(file: Path, *, output: Path | None, jobs: int | None, device: str | None) -> str:
