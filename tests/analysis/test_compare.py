@@ -18,6 +18,7 @@ from customized_grpo.analysis.compare import ComparisonError, collect, compare, 
 from customized_grpo.analysis.comparison import Comparison
 from customized_grpo.analysis.comparison_report import Results, differences, write_report
 from customized_grpo.config import ConfigError
+from customized_grpo.critters.samples import DEVELOPMENT_CRITTERS
 
 TINY = str(Path(__file__).parents[1] / "tiny.yaml")
 FILE: dict[str, Any] = {
@@ -223,6 +224,15 @@ def test_another_seed_is_tested_on_other_cases(tmp_path: Path, whole: Comparison
     rows = (comparison.folder("base", 1) / "test" / "base" / "rows.jsonl").read_text()
     known = (whole.folder("base", 0) / "test" / "base" / "rows.jsonl").read_text()
     assert json.loads(rows.splitlines()[0])["subject"] != json.loads(known.splitlines()[0])["subject"]
+
+
+def test_settings_can_be_chosen_without_a_look_at_test_cases(tmp_path: Path):
+    comparison = Comparison.read(write(tmp_path, test={"cases": 3, "split": "development"}))
+    run_arm(comparison, "base", 0)
+    rows = (comparison.folder("base", 0) / "test" / "base" / "rows.jsonl").read_text().splitlines()
+    critters = [int(json.loads(row)["subject"].removeprefix("critter-")) for row in rows]
+    assert len(critters) == 3
+    assert all(critter in DEVELOPMENT_CRITTERS for critter in critters)
 
 
 def test_a_finished_arm_is_not_run_again_and_another_one_not_mixed_in(whole: Comparison):

@@ -79,7 +79,8 @@ def _tested(
     comparison: Comparison, config: RunConfig, adapter: Path | None, folder: Path, seed: int
 ) -> dict[str, float | None]:
     """Mean of every metric on the test cases of this seed, the same for all arms."""
-    request = Request(config, adapter, cases=comparison.test.cases, held_out=True, case_seed=seed)
+    test = comparison.test
+    request = Request(config, adapter, cases=test.cases, held_out=True, case_seed=seed, split=test.split)
     name = BASE if adapter is None else adapter.name
     rows = evaluate(request, folder / "test" / name, keep_pictures=False)
     return {metric: None if figure is None else figure.mean for metric, figure in figures.overall(rows).items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -37,6 +37,7 @@ class Test(_Section):
 
     cases: Annotated[int, Field(ge=1)] | None = None  # null: all held-out samples; of critters 512
     checkpoints: Annotated[int, Field(ge=1)] = 1  # so many of the last ones, `save_every` updates apart
+    split: Literal["test", "development"] = "test"  # of critters; settings are chosen on development cases
 
 
 class Comparison(_Section):

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
@@ -40,6 +40,7 @@ class Request:
     metrics     beside the config's rewards and its `evaluation.metrics`
     held_out    only the part of the list that the configured run does not train on
     case_seed   which critters are drawn; lists are what they are
+    split       critters of final evaluations, or those that may be looked at while settings are still chosen
     """
 
     config: RunConfig
@@ -49,6 +50,7 @@ class Request:
     metrics: tuple[Metric, ...] = ()
     held_out: bool = False
     case_seed: int = 0
+    split: Literal["test", "development"] = "test"
 
     def all_metrics(self) -> dict[str, Metric]:
         """Every metric by the name that rows and tables show; the trained rewards come first."""
@@ -70,7 +72,8 @@ class Request:
     def samples(self) -> list[Sample]:
         data = self.config.data
         if data.source == BUILT_IN:
-            return critters.draw_samples(self.cases or CRITTERS_CASES, critters.TEST_CRITTERS, self.case_seed)
+            drawn = critters.TEST_CRITTERS if self.split == "test" else critters.DEVELOPMENT_CRITTERS
+            return critters.draw_samples(self.cases or CRITTERS_CASES, drawn, self.case_seed)
         if self.held_out:
             everything = data.model_copy(update={"held_out_samples": 10**9})
             samples = load_samples(self.config.model_copy(update={"data": everything}))[1]
