@@ -148,6 +148,22 @@ def test_holms_family_is_everything_that_is_not_primary(results: Results, tmp_pa
     assert smallest.corrected == pytest.approx(3 * smallest.difference.p_value)
 
 
+def test_the_table_shows_what_is_compared_and_on_request_the_way_there(results: Results, tmp_path: Path):
+    for by_seed in results.values():
+        for each in by_seed.values():
+            each["test"]["joint_success_over_training"] = 0.25
+    (tmp_path / "out").mkdir()
+    heads = [
+        write_report(Comparison.read(write(tmp_path, compare_on=names)), results).splitlines()[0]
+        for names in ([], ["dino"], ["joint_success_over_training"])
+    ]
+    assert heads == [
+        "| arm | seeds | joint_success | dino |",
+        "| arm | seeds | joint_success | dino |",
+        "| arm | seeds | joint_success | joint_success_over_training |",
+    ]
+
+
 def test_the_report_has_tables_json_and_pictures(results: Results, tmp_path: Path):
     comparison = Comparison.read(write(tmp_path, seeds=[0, 1, 2]))
     comparison.output.mkdir()
@@ -214,7 +230,13 @@ def test_an_arms_result_is_the_mean_of_its_last_checkpoints(whole: Comparison):
         for file in folder.glob("test/*/rows.jsonl")
         for line in file.read_text().splitlines()
     ]
-    assert collect(whole)["naive"][0]["test"]["dino"] == pytest.approx(sum(scores) / len(scores))
+    result = collect(whole)["naive"][0]
+    assert result["test"]["dino"] == pytest.approx(sum(scores) / len(scores))
+    watched = [row["identity_reward"] for row in result["held_out"]]
+    assert result["test"]["identity_reward_over_training"] == pytest.approx(sum(watched[1:]) / 3)
+    assert collect(whole)["base"][0]["test"].keys() == {
+        *("dino", "clip_t", "oracle_identity", "oracle_prompt", "joint_success")
+    }
     assert (folder / "result.json").stat().st_size < 3000
 
 

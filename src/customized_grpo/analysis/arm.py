@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from customized_grpo.analysis import rows as figures
-from customized_grpo.analysis.comparison import BASE, Comparison
+from customized_grpo.analysis.comparison import BASE, OVER_TRAINING, Comparison
 from customized_grpo.analysis.evaluate import Request, evaluate
 from customized_grpo.assemble import assemble
 from customized_grpo.config import RunConfig, dump_config
@@ -27,6 +27,7 @@ from customized_grpo.run_directory import read_log, write_text
 RESULT, ARM_CONFIG = "result.json", "arm.yaml"
 # What is kept of every update; the rest stays in the run's own files.
 KEPT = ("update", "reward_identity", "reward_prompt", "both_good", "conflict_excess", "both_bad", "correlation")
+FRESH = 1000  # added to the seed of an arm's test cases: `demo` and `evaluate` show those of seed 0
 DIGITS = 5  # of the kept figures, so that a result is small enough to be committed
 
 
@@ -41,12 +42,16 @@ def run_arm(comparison: Comparison, arm: str, seed: int, device: str | None = No
         adapters: list[Path | None] = [None]
     else:
         adapters = [*_trained(config, folder / "run")[-comparison.test.checkpoints :]]
+    held_out = [_kept(row, tuple(row)) for row in read_log(folder / "run" / "evaluations.jsonl")]
     result = {
         "arm": arm,
         "seed": seed,
-        "test": _mean([_tested(comparison, config, adapter, folder, seed) for adapter in adapters]),
+        "test": {
+            **_mean([_tested(comparison, config, adapter, folder, seed) for adapter in adapters]),
+            **_over_training(held_out),
+        },
         "updates": [_kept(row, KEPT) for row in read_log(folder / "run" / "metrics.jsonl")],
-        "held_out": [_kept(row, tuple(row)) for row in read_log(folder / "run" / "evaluations.jsonl")],
+        "held_out": held_out,
         "warnings": [w for row in read_log(folder / "run" / "metrics.jsonl") for w in row.get("warnings", ())],
     }
     write_text(folder / RESULT, _compact(result))
@@ -80,7 +85,7 @@ def _tested(
 ) -> dict[str, float | None]:
     """Mean of every metric on the test cases of this seed, the same for all arms."""
     test = comparison.test
-    request = Request(config, adapter, cases=test.cases, held_out=True, case_seed=seed, split=test.split)
+    request = Request(config, adapter, cases=test.cases, held_out=True, case_seed=FRESH + seed, split=test.split)
     name = BASE if adapter is None else adapter.name
     rows = evaluate(request, folder / "test" / name, keep_pictures=False)
     return {metric: None if figure is None else figure.mean for metric, figure in figures.overall(rows).items()}
@@ -92,6 +97,13 @@ def _mean(tests: Sequence[Mapping[str, float | None]]) -> dict[str, float | None
         values = [value for test in tests if (value := test[metric]) is not None]
         means[metric] = sum(values) / len(values) if values else None
     return means
+
+
+def _over_training(held_out: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
+    """Mean of every held-out figure over the evaluations after the first: high for what rises early and stays."""
+    after = [row for row in held_out if row["update"] > 0]
+    names = set.intersection(*map(set, after)) - {"update"} if after else set()  # always scored
+    return {f"{name}{OVER_TRAINING}": sum(row[name] for row in after) / len(after) for name in sorted(names)}
 
 
 def _kept(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -11,9 +11,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from customized_grpo.analysis.evaluate import Request
-from customized_grpo.config import ConfigError, RunConfig, load_config
+from customized_grpo.config import ConfigError, Rewards, RunConfig, load_config
 
 BASE = "base"  # the arm that is always there: the model without adapter
+OVER_TRAINING = "_over_training"  # a held-out figure's mean over a run's evaluations; compared like a test metric
 
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 # An arm's lines: dotted settings; `seeds` if it has others than the rest.
@@ -49,7 +50,7 @@ class Comparison(_Section):
     seeds: Seeds
     test: Test = Test()
     primary: Primary
-    compare_on: tuple[str, ...] = ()  # metrics of the further differences; none: all of the recipe's
+    compare_on: tuple[str, ...] = ()  # metrics of the table and the further differences; none: all of the recipe's
     arms: Annotated[Mapping[str, ArmLines | None], Field(min_length=1)]
 
     @classmethod
@@ -114,7 +115,10 @@ class Comparison(_Section):
 
     def _unequal(self, configs: Mapping[str, RunConfig]) -> list[str]:
         """Arms on unequal terms, arms that leave too few checkpoints, metrics that no arm is tested on."""
-        tested = list(Request(configs[BASE]).all_metrics())
+        base = configs[BASE]
+        tested = list(Request(base).all_metrics())
+        watched = [f"{role}_reward" for role in Rewards.model_fields] + [str(m) for m in base.evaluation.metrics]
+        tested += [f"{name}{OVER_TRAINING}" for name in watched] if base.evaluation.every else []
         problems = [
             f"{where}: {metric} is not tested; tested: {', '.join(tested)} (more with evaluation.metrics)"
             for where, metrics in (("primary.metric", (self.primary.metric,)), ("compare_on", self.compare_on))

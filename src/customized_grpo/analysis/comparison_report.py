@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from customized_grpo.analysis.comparison import BASE, Comparison
+from customized_grpo.analysis.comparison import BASE, OVER_TRAINING, Comparison
 from customized_grpo.analysis.intervals import Difference, Estimate, holm, over_seeds, paired_difference
 from customized_grpo.run_directory import write_text
 
@@ -67,7 +67,7 @@ def write_report(comparison: Comparison, results: Results) -> str:
     }
     text = json.dumps(_without_nan(content), indent=2) + "\n"
     write_text(comparison.output / "comparison.json", text)
-    table = "\n\n".join([_arm_table(figures, results), _test_table(tests)])
+    table = "\n\n".join([_arm_table(comparison, figures, results), _test_table(tests)])
     write_text(comparison.output / "table.md", table + "\n")
     for name, draw in (("curves.png", _curves), ("plane.png", _plane), ("conflict.png", _conflict)):
         figure = draw(results)
@@ -96,9 +96,7 @@ def differences(comparison: Comparison, results: Results) -> list[Tested]:
             if arm == against or arm not in results or against not in results:
                 continue
             tested = list(next(iter(results[arm].values()))["test"])
-            for metric in [
-                name for name in tested if name in (comparison.compare_on or tested) or name == primary.metric
-            ]:
+            for metric in shown(comparison, tested):
                 first, second = (_column(results[name], metric) for name in (arm, against))
                 if {*first} & {*second}:
                     is_primary = (arm, metric) == (primary.arm, primary.metric)
@@ -112,6 +110,13 @@ def differences(comparison: Comparison, results: Results) -> list[Tested]:
     return sorted(tests, key=lambda test: not test.primary)
 
 
+def shown(comparison: Comparison, metrics: Iterable[str]) -> list[str]:
+    """Those metrics that the file wants to be compared, the primary one among them; without a wish: all tested."""
+    wanted = {comparison.primary.metric, *comparison.compare_on}
+    everything = not comparison.compare_on
+    return [m for m in dict.fromkeys(metrics) if m in wanted or (everything and not m.endswith(OVER_TRAINING))]
+
+
 def _without_nan(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _without_nan(each) for key, each in value.items()}
@@ -123,8 +128,8 @@ def _without_nan(value: Any) -> Any:
 # --- tables, in Markdown ---------------------------------------------------------------------------------------------
 
 
-def _arm_table(figures: Mapping[str, Mapping[str, Estimate]], results: Results) -> str:
-    metrics = list(dict.fromkeys(metric for each in figures.values() for metric in each))
+def _arm_table(comparison: Comparison, figures: Mapping[str, Mapping[str, Estimate]], results: Results) -> str:
+    metrics = shown(comparison, [metric for each in figures.values() for metric in each])
     lines = [f"| arm | seeds | {' | '.join(metrics)} |", "| --- " * (len(metrics) + 2) + "|"]
     for arm, found in figures.items():
         cells = [_cell(found[metric]) if metric in found else "" for metric in metrics]
