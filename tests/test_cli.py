@@ -16,7 +16,9 @@ from customized_grpo import cli
 from customized_grpo.config import RunConfig, load_config, recipes
 from customized_grpo.data import Sample
 
-COMMANDS = ("demo", "train", "generate", "evaluate", "compare", "probe", "check-rewards", "build-critters", "env")
+COMMANDS = (
+    *("demo", "train", "generate", "evaluate", "compare", "probe", "check-rewards", "report", "build-critters", "env"),
+)
 PROMPT = "a critter in the snow, in the centre, without a hat"
 
 

@@ -61,6 +61,18 @@ def test_the_curves_are_a_picture_with_all_three_colours(demo: tuple[Path, Resul
     assert {(0xC2, 0x57, 0x1A), (0x1A, 0x6F, 0xC2), (0x2A, 0x8A, 0x4A)} <= colours
 
 
+def test_the_report_shows_the_measured_cases(demo: tuple[Path, Result]):
+    folder, result = demo
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert f"browser: {folder / 'report.html'}" in result.output
+    for sample in draw_samples(CASES, TEST_CRITTERS, 0):
+        assert sample.prompt in page
+    cases = json.loads((folder / "cases" / "tuned" / "cases.json").read_text())
+    assert len(cases) == CASES  # those of unseen combinations are not among them
+    summary = json.loads((folder / "summary.json").read_text())
+    assert sum(case["scores"]["joint_success"] for case in cases) / CASES == summary["tuned"]["joint_success"]["mean"]
+
+
 def test_the_adapter_is_there_to_be_used(demo: tuple[Path, Result]):
     assert (demo[0] / "run" / "adapter" / "pytorch_lora_weights.safetensors").is_file()
 

@@ -66,7 +66,7 @@ def _run(config: RunConfig) -> dict[str, Any]:
         "metrics.jsonl": log("metrics.jsonl"),
         "evaluations.jsonl": log("evaluations.jsonl"),
         "adapter": {name: weight.flatten().tolist() for name, weight in adapter.items()},
-        "pictures": {path.name: path.read_bytes() for path in (folder / "images").iterdir()},
+        "pictures": {path.name: path.read_bytes() for path in (folder / "images").glob("eval-*.png")},
         "names": sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*")),
     }
 

@@ -10,9 +10,16 @@ from PIL import Image
 from torch import Tensor
 
 from customized_grpo.config import RunConfig, load_config
+from customized_grpo.pictures import Shown
 from customized_grpo.policies.base import Policy
 from customized_grpo.rewards import Reward
-from customized_grpo.run_directory import RunDirectory, RunDirectoryError, SamplingSettings, environment
+from customized_grpo.run_directory import (
+    RunDirectory,
+    RunDirectoryError,
+    SamplingSettings,
+    environment,
+    keep_cases,
+)
 from customized_grpo.trainer import Trainer
 
 MakeTrainer = Callable[..., Trainer]
@@ -73,8 +80,12 @@ def test_what_a_run_leaves(make_trainer: MakeTrainer, make_config: Callable[...,
         "config.yaml",
         "environment.json",
         "evaluations.jsonl",
-        "images/eval-00000.png",
-        "images/eval-00003.png",
+        *(
+            f"images/eval-0000{update}{file}"
+            for update in (0, 3)
+            for file in (".png", "/00.png", "/01.png", "/02.png", "/03.png", "/cases.json")
+        ),
+        *(f"images/reference-0{case}.png" for case in range(4)),
         "metrics.jsonl",
     ]
     assert load_config(str(run / "config.yaml")) == make_config(*settings)
@@ -84,6 +95,38 @@ def test_what_a_run_leaves(make_trainer: MakeTrainer, make_config: Callable[...,
     assert SamplingSettings.read(run) is None  # an adapter from elsewhere has no settings beside it
     assert Image.open(run / "images" / "eval-00003.png").size > (4 * 128, 128)  # four held-out cases in a row
     assert json.loads((run / "environment.json").read_text())["packages"]["torch"] == torch.__version__
+
+
+def test_cases_are_kept_one_by_one_with_what_was_said_of_them(make_trainer: MakeTrainer, tmp_path: Path):
+    trainer = make_trainer("evaluation.every=1", "evaluation.grid=2")
+    trainer.train()
+    images = tmp_path / "run" / "images"
+    assert len(list(images.glob("reference-*.png"))) == 2  # once for both evaluations
+    for update, evaluation in enumerate(rows(tmp_path / "run", "evaluations.jsonl")):
+        cases = json.loads((images / f"eval-{update:05d}" / "cases.json").read_text())
+        for case, sample in zip(cases, trainer.held_out.samples, strict=False):
+            assert (case["sample"], case["prompt"]) == (sample.id, sample.prompt)
+            assert case["scores"].keys() == evaluation["spread"].keys()
+            reference = Image.open(images / case["reference"])
+            assert reference.tobytes() == sample.reference_images()[0].tobytes()
+            assert Image.open(images / case["picture"]).size == (32, 32)
+        assert len(cases) == 2
+        assert evaluation["scored"]["oracle_prompt"] == 4
+
+
+def test_what_could_not_be_scored_is_null_and_a_large_reference_is_kept_small(tmp_path: Path):
+    photograph = Image.new("RGB", (3000, 2000), "red")
+    shown = Shown("a/b", "dog", "a <dog>", photograph, Image.new("RGB", (8, 8)), {"dino": math.nan, "clip_t": 0.5})
+    keep_cases(tmp_path, "tuned", [shown])
+    assert json.loads((tmp_path / "tuned" / "cases.json").read_text()) == [
+        {
+            **{"sample": "a/b", "subject": "dog", "prompt": "a <dog>"},
+            **{"reference": "reference-00.png", "picture": "tuned/00.png"},
+            "scores": {"dino": None, "clip_t": 0.5},
+        }
+    ]
+    assert Image.open(tmp_path / "reference-00.png").size == (512, 341)
+    assert photograph.size == (3000, 2000)
 
 
 def test_the_environment_names_versions_and_command():
@@ -114,7 +157,7 @@ def assert_same_run(one: Trainer, other: Trainer, adapter_of: Callable[[Policy],
     assert all(torch.equal(a, b) for a, b in zip(optimizer_of(one), optimizer_of(other), strict=True))
     for name in ("metrics.jsonl", "evaluations.jsonl"):
         assert rows(one.directory.path, name) == rows(other.directory.path, name)
-    for name in ("images/eval-00004.png", "adapter/sampling.json"):
+    for name in ("images/eval-00004.png", "images/eval-00004/cases.json", "adapter/sampling.json"):
         assert (one.directory.path / name).read_bytes() == (other.directory.path / name).read_bytes()
 
 

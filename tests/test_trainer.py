@@ -295,10 +295,10 @@ def test_evaluations_come_at_the_start_and_every_so_many_updates(make_trainer: M
     rows = [json.loads(line) for line in (trainer.directory.path / "evaluations.jsonl").read_text().splitlines()]
     assert [row["update"] for row in rows] == [0, 2]
     metrics = {"identity_reward", "prompt_reward", "oracle_prompt"}
-    assert all(row.keys() == {"update", *metrics, "spread"} for row in rows)
-    assert all(row["spread"].keys() == metrics for row in rows)
+    assert all(row.keys() == {"update", *metrics, "spread", "scored"} for row in rows)
+    assert all(row[part].keys() == metrics for row in rows for part in ("spread", "scored"))
     assert sorted(p.name for p in (trainer.directory.path / "images").iterdir()) == [
-        "eval-00000.png",
-        "eval-00002.png",
+        *("eval-00000", "eval-00000.png", "eval-00002", "eval-00002.png"),
+        *("reference-00.png", "reference-01.png", "reference-02.png"),
     ]
     assert rows[0]["prompt_reward"] != rows[1]["prompt_reward"]

@@ -172,6 +172,17 @@ def probe(
 
 
 @app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Runs, evaluations, comparisons, demos, together.")],
+    output: Annotated[Path, typer.Option(help="The page; an older one is replaced.")] = Path("report.html"),
+) -> None:
+    """Make one page of folders: figures, curves, warnings, pictures. It holds everything and opens by double click."""
+    from customized_grpo.analysis.report import write_report
+
+    typer.echo(f"report: {write_report(folders, output)}")
+
+
+@app.command()
 def build_critters(
     output: Annotated[Path, typer.Option(help="Where the weights go.")] = Path("build/critters/weights"),
     work: Annotated[Path, typer.Option(help="Where unfinished stages are kept.")] = Path("build/critters/stages"),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from customized_grpo.analysis.curves import draw_curves
 from customized_grpo.analysis.intervals import Estimate, estimates
+from customized_grpo.analysis.report import write_report
 from customized_grpo.assemble import assemble, load_metrics
 from customized_grpo.config import Metric, RunConfig, load_config
 from customized_grpo.critters.samples import TEST_CRITTERS, UNSEEN_SITUATIONS, draw_samples
@@ -19,16 +20,17 @@ from customized_grpo.data import Sample
 from customized_grpo.evaluation import HeldOut
 from customized_grpo.pictures import case, sheet
 from customized_grpo.rewards.images import to_pictures
-from customized_grpo.run_directory import write_text
+from customized_grpo.run_directory import keep_cases, write_text
 
 METRICS = tuple(Metric(name=name) for name in ("oracle_identity", "oracle_prompt", "joint_success", "copy_paste"))
 SHOWN = 12  # cases in the picture: the first ones, not the best ones
+KEPT = 48  # of the report, likewise
 
 Estimates = dict[str, Estimate]
 
 
 def run_demo(output: Path | None, *, seed: int, updates: int | None, cases: int, device: str) -> None:
-    """Train, measure, draw; writes run/, cases.png, curves.png and summary.json into `output`.
+    """Train, measure, draw; writes run/, cases/, cases.png, curves.png, summary.json and report.html.
 
     Without `output` a new folder is made under runs/. The test cases are the same for every seed.
     """
@@ -56,6 +58,8 @@ def run_demo(output: Path | None, *, seed: int, updates: int | None, cases: int,
     rows = list(zip(samples, base.images, tuned.images, strict=True))[:SHOWN]
     sheet([_card(*row) for row in rows], columns=3).save(folder / "cases.png")
     draw_curves(folder / "run", folder / "curves.png")
+    for name, scored in (("base", base), ("tuned", tuned)):
+        keep_cases(folder / "cases", name, scored.shown(samples[:cases], KEPT))
     figures = {
         name: (estimates(base.scores, select), estimates(tuned.scores, select))
         for name, select in (("", ~unseen), ("_unseen_combinations", unseen))
@@ -65,6 +69,7 @@ def run_demo(output: Path | None, *, seed: int, updates: int | None, cases: int,
     seconds = {"install_excluded_total": time.perf_counter() - start, "training": training}
     summary |= {"seed": seed, "seconds": seconds, "cases": cases, "cases_unseen_combinations": len(samples) - cases}
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    page = write_report([folder], folder / "report.html")
 
     print(f"\n{cases} held-out cases: critters that neither base, encoders nor RL have seen\n")
     print(_table(*figures[""]))
@@ -72,6 +77,7 @@ def run_demo(output: Path | None, *, seed: int, updates: int | None, cases: int,
     print(_table(*figures["_unseen_combinations"]))
     print(f"\n{training:.0f} s of training, {seconds['install_excluded_total']:.0f} s in all")
     print(f"pictures: {folder / 'cases.png'}   curves: {folder / 'curves.png'}   figures: {folder / 'summary.json'}")
+    print(f"all of it on one page, to open in a browser: {page}")
 
 
 def _numbered(path: Path):

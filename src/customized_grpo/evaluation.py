@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from customized_grpo.data import Sample
-from customized_grpo.pictures import case, sheet
+from customized_grpo.pictures import Shown
 from customized_grpo.policies.base import Policy
 from customized_grpo.record import spread
 from customized_grpo.rewards import Reward
@@ -26,6 +25,21 @@ class Scored:
 
     images: Tensor
     scores: dict[str, Tensor]
+
+    def shown(self, samples: Sequence[Sample], count: int) -> list[Shown]:
+        """The first `count` of the cases, for people."""
+        made = to_pictures(self.images[:count])
+        return [
+            Shown(
+                sample.id,
+                sample.subject,
+                sample.prompt,
+                sample.reference_images()[0],
+                picture,
+                {name: values[number].item() for name, values in self.scores.items()},
+            )
+            for number, (sample, picture) in enumerate(zip(samples, made, strict=False))
+        ]
 
 
 Case = tuple[Sample, int]  # a sample and which of its images
@@ -51,14 +65,10 @@ class HeldOut:
         images = torch.cat([generate_cases(policy, sigmas, cases[start : start + self.batch]) for start in starts])
         return Scored(images, {name: metric(images, self.samples) for name, metric in self.metrics.items()})
 
-    def report(self, policy: Policy, sigmas: Tensor, *, grid: int) -> tuple[dict[str, Any], Image.Image | None]:
-        """Mean and spread of every metric over the cases it could score, and the first `grid` cases as a picture."""
+    def report(self, policy: Policy, sigmas: Tensor, *, grid: int) -> tuple[dict[str, Any], list[Shown]]:
+        """Mean and spread of every metric over the cases that it could score, and the first `grid` cases."""
         scored = self.evaluate(policy, sigmas)
         row: dict[str, Any] = {name: values.nanmean().item() for name, values in scored.scores.items()}
         row["spread"] = {name: spread(values) for name, values in scored.scores.items()}
-        made = to_pictures(scored.images[:grid])
-        cards = [
-            case([sample.reference_images()[0], picture], sample.prompt, ["reference", "generated"])
-            for sample, picture in zip(self.samples, made, strict=False)
-        ]
-        return row, sheet(cards, columns=4) if cards else None
+        row["scored"] = {name: int((~values.isnan()).sum()) for name, values in scored.scores.items()}
+        return row, scored.shown(self.samples, grid)

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
 GAP = 6  # pixels between pictures
 PAPER, INK, FAINT = (255, 255, 255), (30, 30, 30), (110, 110, 110)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A case, the picture that was made for it, and what each metric says of that (NaN: could not be scored)."""
+
+    sample: str
+    subject: str
+    prompt: str
+    reference: Image.Image
+    picture: Image.Image
+    scores: Mapping[str, float]
 
 
 def enlarge(picture: Image.Image, side: int) -> Image.Image:

@@ -1,7 +1,8 @@
 """The files of a run. Whatever is written replaces the old in one move: a crash leaves one or the other, whole.
 
 config.yaml  environment.json  metrics.jsonl  evaluations.jsonl
-images/eval-00020.png          checkpoints/step-00020/      adapter/
+images/eval-00020.png          images/eval-00020/cases.json 00.png ...   images/reference-00.png ...
+checkpoints/step-00020/        adapter/
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 import platform
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,11 +23,14 @@ import yaml
 from PIL import Image
 
 from customized_grpo.config import CONFIG
+from customized_grpo.pictures import Shown, case, sheet
 from customized_grpo.policies.base import Policy
 from customized_grpo.trackers import Trackers
 
 STATE = "state.pt"
 SAMPLING = "sampling.json"
+CASES = "cases.json"
+REFERENCE_SIDE = 512  # pixels, at most, of the references that are kept beside the pictures
 PACKAGES = ("customized-grpo", "torch", "diffusers", "transformers", "peft", "numpy")
 
 
@@ -81,12 +85,16 @@ class RunDirectory:
         self._append("metrics.jsonl", row)
         self.trackers.log("train", row)
 
-    def log_evaluation(self, row: Mapping[str, Any], picture: Image.Image | None) -> None:
-        """Append to evaluations.jsonl and keep the picture of the first cases."""
+    def log_evaluation(self, row: Mapping[str, Any], shown: Sequence[Shown]) -> None:
+        """Append to evaluations.jsonl and keep the shown cases, each by itself and all on one sheet."""
         self._append("evaluations.jsonl", row)
         self.trackers.log("held_out", row)
-        if picture is not None:
-            picture.save(self.path / "images" / f"eval-{row['update']:05d}.png")
+        if shown:
+            images, name = self.path / "images", f"eval-{row['update']:05d}"
+            keep_cases(images, name, shown)
+            titles = ["reference", "generated"]
+            cards = [case([each.reference, each.picture], each.prompt, titles) for each in shown]
+            sheet(cards, columns=4).save(images / f"{name}.png")
 
     def logs(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """The rows of metrics.jsonl and evaluations.jsonl so far."""
@@ -160,6 +168,31 @@ def read_log(file: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def keep_reference(reference: Image.Image, file: Path) -> None:
+    """Save a reference for people to look at, made smaller where it is a photograph."""
+    small = reference.copy()
+    small.thumbnail((REFERENCE_SIDE, REFERENCE_SIDE))
+    small.save(file)
+
+
+def keep_cases(images: Path, name: str, shown: Sequence[Shown]) -> None:
+    """Write the cases' pictures to `images`/`name`/, their references, once for all names, to `images` itself.
+
+    `images`/`name`/cases.json lists them: sample, subject, prompt, scores (null: could not be scored), and the two
+    files relative to `images`.
+    """
+    (images / name).mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number, each in enumerate(shown):
+        reference, picture = f"reference-{number:02d}.png", f"{name}/{number:02d}.png"
+        if not (images / reference).exists():
+            keep_reference(each.reference, images / reference)
+        each.picture.save(images / picture)
+        about = {"sample": each.sample, "subject": each.subject, "prompt": each.prompt}
+        rows.append(_as_json({**about, "reference": reference, "picture": picture, "scores": each.scores}))
+    write_text(images / name / CASES, json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _as_json(value: Any) -> Any:

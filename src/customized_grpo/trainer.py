@@ -223,9 +223,9 @@ class Trainer:
     # --- what is written down ----------------------------------------------------------------------------------------
 
     def _evaluate(self) -> None:
-        row, picture = self.held_out.report(self.policy, self.sampler.sigmas, grid=self.config.evaluation.grid)
+        row, shown = self.held_out.report(self.policy, self.sampler.sigmas, grid=self.config.evaluation.grid)
         row = {"update": self.update, **row}
-        self.directory.log_evaluation(row, picture)
+        self.directory.log_evaluation(row, shown)
         self.watch.see_evaluation(row)
 
     def _warn(self, row: dict[str, Any]) -> None:

@@ -24,9 +24,10 @@ from customized_grpo.evaluation import Case, generate_cases
 from customized_grpo.policies.base import Policy
 from customized_grpo.rewards import Reward, load_reward
 from customized_grpo.rewards.images import to_pictures
-from customized_grpo.run_directory import SamplingSettings, write_text
+from customized_grpo.run_directory import SamplingSettings, keep_reference, write_text
 
-ROWS, SETTINGS, SUMMARY, PICTURES = "rows.jsonl", "settings.json", "summary.json", "images"
+ROWS, SETTINGS, SUMMARY = "rows.jsonl", "settings.json", "summary.json"
+PICTURES, REFERENCES = "images", "references"
 CRITTERS_CASES = 512
 
 
@@ -150,7 +151,8 @@ def _digest(adapter: Path) -> str:
 def evaluate(request: Request, output: Path, *, keep_pictures: bool = True) -> list[Row]:
     """Generate and score what `output` does not hold yet; returns all rows, in the order of the list.
 
-    Writes settings.json, rows.jsonl and images/. A folder of another evaluation is refused with ConfigError.
+    Writes settings.json, rows.jsonl, images/ and references/. A folder of another evaluation is refused with
+    ConfigError.
     """
     samples = request.samples()
     if not samples:
@@ -204,7 +206,11 @@ def score_cases(
     cases: Sequence[tuple[int, Case]],
     pictures: Path | None,
 ):
-    """Generate and score numbered cases in batches and yield their rows; PNG files go to `pictures`/images."""
+    """Generate and score numbered cases in batches and yield their rows.
+
+    PNG files go to `pictures`/images and, for a sample's first image, its reference to `pictures`/references; their
+    names start with the number of the case.
+    """
     sigmas = policy.sigmas(config.sampling.num_steps, config.sampling.shift)
     size = config.groups.rollout_batch
     for start in tqdm(range(0, len(cases), size), desc="evaluating", unit="batch"):
@@ -213,9 +219,13 @@ def score_cases(
         samples = [sample for _, (sample, _) in part]
         scores = {name: metric(images, samples).tolist() for name, metric in metrics.items()}
         if pictures is not None:
-            (pictures / PICTURES).mkdir(exist_ok=True)
+            for folder in (PICTURES, REFERENCES):
+                (pictures / folder).mkdir(exist_ok=True)
             for (number, (sample, index)), picture in zip(part, to_pictures(images), strict=True):
-                picture.save(pictures / PICTURES / f"{number:05d}-{_slug(sample.id)}-{index}.png")
+                name = f"{number:05d}-{_slug(sample.id)}"
+                picture.save(pictures / PICTURES / f"{name}-{index}.png")
+                if index == 0:
+                    keep_reference(sample.reference_images()[0], pictures / REFERENCES / f"{name}.png")
         for position, (_, (sample, index)) in enumerate(part):
             row = {name: values[position] for name, values in scores.items()}
             yield Row(sample.id, sample.subject, sample.prompt, index, row)

@@ -1,0 +1,67 @@
+"""Pictures inside the page, as data URIs: pixel art as it is, photographs as small as the page's budget asks."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from customized_grpo.data.images import load_image
+
+BUDGET = 13_000_000  # bytes of all pictures, before base64 adds a third
+LARGEST = 40_000  # bytes of one, where there are few
+PIXEL_ART = 64  # pixels: up to this side a picture is kept as it is and enlarged without smoothing
+FITTED = ((384, 82), (320, 75), (256, 70), (192, 65), (160, 50), (128, 40), (96, 30))  # side, WebP quality
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    uri: str
+    width: int
+    height: int
+
+    @property
+    def pixel_art(self) -> bool:
+        return max(self.width, self.height) <= PIXEL_ART
+
+
+class Album:
+    """Thumbnails by file, each encoded once; `files` are all that the page will show."""
+
+    def __init__(self, files: Iterable[Path]):
+        self.share = min(LARGEST, BUDGET // max(len(set(files)), 1))
+        self.known: dict[Path, Thumbnail] = {}
+
+    def __getitem__(self, file: Path) -> Thumbnail:
+        """Raises ValueError for what is no picture."""
+        if file not in self.known:
+            self.known[file] = thumbnail(load_image(file), self.share)
+        return self.known[file]
+
+
+def thumbnail(picture: Image.Image, share: int) -> Thumbnail:
+    """A picture in at most about `share` bytes; pixel art without loss, whatever its size."""
+    if max(picture.size) <= PIXEL_ART:
+        return _thumbnail(picture, "png", _encoded(picture, format="PNG", optimize=True))
+    small, data = picture, b""
+    for side, quality in FITTED:
+        small = picture.copy()
+        small.thumbnail((side, side), Image.Resampling.LANCZOS)
+        data = _encoded(small, format="WEBP", quality=quality, method=4)
+        if len(data) <= share:
+            break
+    return _thumbnail(small, "webp", data)
+
+
+def _encoded(picture: Image.Image, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, **options)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def _thumbnail(picture: Image.Image, kind: str, data: bytes) -> Thumbnail:
+    return Thumbnail(f"data:image/{kind};base64,{base64.b64encode(data).decode()}", *picture.size)

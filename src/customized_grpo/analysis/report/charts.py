@@ -1,0 +1,301 @@
+"""Charts as inline SVG. Colours are classes (s0, s1, ...) of the style sheet: both themes draw the same lines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from markupsafe import Markup
+
+from customized_grpo.analysis.intervals import Estimate
+from customized_grpo.analysis.report.labels import number
+from customized_grpo.analysis.report.learning import Series
+
+WIDTH, HEIGHT = 400, 250
+LEFT, TOP, BOTTOM = 40, 14, 34
+LETTER = 6.4  # pixels, of a label
+LINE = 14  # pixels between labels
+LONGEST = 16  # letters of a label beside its line
+
+
+@dataclass(frozen=True)
+class Line:
+    """A named series with its colour class; `raw`, where there is one, is drawn faintly behind."""
+
+    name: str
+    colour: str
+    series: Series
+    raw: Series | None = None
+
+
+@dataclass(frozen=True)
+class Scale:
+    """From values to pixels."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low)
+        return round(self.start + share * (self.end - self.start), 2)
+
+
+def ticks(low: float, high: float, count: int) -> list[float]:
+    """Round numbers that cover [low, high] in at most `count` steps, and one more at either end."""
+    size = (high - low) / count
+    unit = 10 ** math.floor(math.log10(size))
+    step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= size * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(index * step, 10) for index in range(first, last + 1)]
+
+
+def line_chart(
+    title: str,
+    lines: Sequence[Line],
+    *,
+    bounds: tuple[float, float] | None = None,
+    rule: tuple[float, str] | None = None,
+) -> Markup:
+    """Lines over updates with 95 % bands, each named at its end; `rule` is a dotted line with its name.
+
+    bounds  of the values; default: whatever the lines, their bands and the rule need
+    """
+    names = [line.name for line in lines] + ([rule[1]] if rule else [])
+    right = 14 + LETTER * min(max(map(len, names)), LONGEST)
+    span = _values(lines) + ([rule[0]] if rule else [])
+    marks = ticks(*_wide(*(bounds or (min(span), max(span)))), 4)
+    first, last = min(line.series.updates[0] for line in lines), max(line.series.updates[-1] for line in lines)
+    if any(line.raw for line in lines):
+        first = min(line.raw.updates[0] for line in lines if line.raw)
+    x = Scale(first, max(last, first + 1), LEFT, WIDTH - right)
+    y = Scale(marks[0], marks[-1], HEIGHT - BOTTOM, TOP)
+    parts = [
+        *_frame(
+            x,
+            y,
+            marks,
+            [m for m in ticks(first, max(last, first + 1), 5) if first <= m <= last and m % 1 == 0],
+            "update",
+        )
+    ]
+    if rule:
+        parts.append(_line(LEFT, y(rule[0]), WIDTH - right, y(rule[0]), "rule"))
+    for line in lines:
+        parts += _drawn(line, x, y)
+    named = [(line.name, f"name {line.colour}", y(line.series.values[-1].mean)) for line in lines]
+    named += [(rule[1], "faint", y(rule[0]))] if rule else []
+    for (name, kind, _), end in zip(named, _apart([place for *_, place in named], TOP, HEIGHT - BOTTOM), strict=True):
+        parts.append(_text(WIDTH - right + 9, end + 4, _cut(name), kind))
+    now = f'<line class="now" data-first="{first}" data-last="{last}" data-left="{x(first)}" data-right="{x(last)}" '
+    parts.append(f'{now}x1="{x(last)}" x2="{x(last)}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
+    said = "; ".join(
+        f"{line.name} from {number(line.series.values[0].mean)} to {number(line.series.values[-1].mean)}"
+        for line in lines
+    )
+    return _svg(f"{title}, updates {first} to {last}: {said}", parts)
+
+
+def _values(lines: Sequence[Line]) -> list[float]:
+    """All means, and the ends of the bands as far as they leave the lines a fifth of the height."""
+    known = [value for line in lines for each in (line.series, line.raw) if each for value in each.values]
+    means = [value.mean for value in known]
+    room = 2 * (max(means) - min(means)) + 1e-3
+    lowest, highest = min(means) - room, max(means) + room
+    ends = [min(max(end, lowest), highest) for v in known for end in (v.low, v.high) if not math.isnan(end)]
+    return means + ends
+
+
+def _wide(low: float, high: float) -> tuple[float, float]:
+    """Never empty."""
+    return (low, high) if high - low > 1e-6 else (low - 0.05, high + 0.05)
+
+
+def _drawn(line: Line, x: Scale, y: Scale) -> Iterator[str]:
+    points = list(zip(line.series.updates, line.series.values, strict=True))
+    known = [(update, value) for update, value in points if not math.isnan(value.low)]
+    if len(known) > 1:
+        there = [f"{x(update)},{y(max(value.low, y.low))}" for update, value in known]
+        back = [f"{x(update)},{y(min(value.high, y.high))}" for update, value in reversed(known)]
+        yield f'<polygon class="band {line.colour}" points="{" ".join(there + back)}"/>'
+    if line.raw:
+        yield _path([(x(u), y(v.mean)) for u, v in zip(line.raw.updates, line.raw.values, strict=True)], line, " raw")
+    yield _path([(x(update), y(value.mean)) for update, value in points], line)
+    if len(points) <= 30 and not line.raw:
+        for update, value in points:
+            said = f"{line.name}, update {update}: {number(value.mean)}"
+            yield (
+                f'<circle class="dot {line.colour}" cx="{x(update)}" cy="{y(value.mean)}" r="2.6">'
+                f"<title>{escape(said)}</title></circle>"
+            )
+
+
+def _path(points: Sequence[tuple[float, float]], line: Line, extra: str = "") -> str:
+    return f'<polyline class="line{extra} {line.colour}" points="{" ".join(f"{a},{b}" for a, b in points)}"/>'
+
+
+@dataclass(frozen=True)
+class Track:
+    """A named path through the plane: (update, x, y), or a single point with its intervals."""
+
+    name: str
+    colour: str
+    points: Sequence[tuple[int | None, Estimate, Estimate]]
+
+
+def plane(title: str, tracks: Sequence[Track], x_name: str, y_name: str) -> Markup:
+    """Paths from hollow (first) to full (last), named at their ends; single points carry crosses."""
+    right = 14 + LETTER * min(max(len(track.name) for track in tracks), LONGEST)
+    x_marks, y_marks = (
+        ticks(*_wide(min(values), max(values)), 4)
+        for values in ([v for t in tracks for v in _extent(t, axis)] for axis in (1, 2))
+    )
+    x = Scale(x_marks[0], x_marks[-1], LEFT, WIDTH - right)
+    y = Scale(y_marks[0], y_marks[-1], HEIGHT - BOTTOM, TOP)
+    parts = [*_frame(x, y, y_marks, x_marks, x_name), _text(LEFT, TOP - 3, y_name, "faint")]
+    ends = _apart([y(track.points[-1][2].mean) for track in tracks], TOP, HEIGHT - BOTTOM)
+    for track, end in zip(tracks, ends, strict=True):
+        spots = [(x(a.mean), y(b.mean)) for _, a, b in track.points]
+        if len(spots) == 1:
+            _, a, b = track.points[0]
+            if not math.isnan(a.low):
+                parts.append(_line(x(a.low), spots[0][1], x(a.high), spots[0][1], f"cross {track.colour}"))
+            if not math.isnan(b.low):
+                parts.append(_line(spots[0][0], y(b.low), spots[0][0], y(b.high), f"cross {track.colour}"))
+        else:
+            corners = " ".join(f"{a},{b}" for a, b in spots)
+            parts.append(f'<polyline class="line {track.colour}" points="{corners}"/>')
+        for place, (a, b) in enumerate(spots):
+            kind = "full" if place == len(spots) - 1 else "hollow" if place == 0 else ""
+            parts.append(_spot(track, place, a, b, kind))
+        a, b = spots[-1]
+        near = (a + 9, b + 4) if len(tracks) == 1 else (WIDTH - right + 9, end + 4)
+        parts.append(_text(*near, _cut(track.name), f"name {track.colour}"))
+        if len(tracks) == 1 and len(spots) > 1:
+            parts.append(_text(spots[0][0] + 9, spots[0][1] + 12, f"update {track.points[0][0]}", "faint"))
+        if len(tracks) > 1:
+            parts.append(_line(a + 6, b, WIDTH - right + 6, end, f"leader {track.colour}"))
+    said = "; ".join(
+        f"{track.name} ends at {x_name} {number(identity.mean)}, {y_name} {number(prompt.mean)}"
+        for track in tracks
+        for _, identity, prompt in track.points[-1:]
+    )
+    return _svg(f"{title}: {said}", parts)
+
+
+def _spot(track: Track, place: int, a: float, b: float, kind: str) -> str:
+    update, identity, prompt = track.points[place]
+    said = (
+        f"{track.name}{'' if update is None else f', update {update}'}: {number(identity.mean)}, {number(prompt.mean)}"
+    )
+    size = 5 if kind else 2.6
+    data = "" if update is None else f' data-update="{update}"'
+    return (
+        f'<circle class="dot {kind} {track.colour}"{data} cx="{a}" cy="{b}" r="{size}">'
+        f"<title>{escape(said)}</title></circle>"
+    )
+
+
+def _extent(track: Track, axis: int) -> list[float]:
+    estimates: list[Estimate] = [point[axis] for point in track.points]  # type: ignore[misc]
+    wanted = [n for e in estimates for n in ((e.mean, e.low, e.high) if len(estimates) == 1 else (e.mean,))]
+    return [value for value in wanted if not math.isnan(value)]
+
+
+def step_chart(title: str, pulls: Sequence[tuple[int, float, float]], names: tuple[str, str]) -> Markup:
+    """Stacked bars: a denoising step's pull toward the prompt (below) and toward identity (above)."""
+    right = 14 + LETTER * max(map(len, names))
+    y = Scale(0, 1, HEIGHT - BOTTOM, TOP)
+    steps = [step for step, _, _ in pulls]
+    x = Scale(steps[0] - 0.6, steps[-1] + 0.6, LEFT, WIDTH - right)
+    half = min(0.4 * (x(1) - x(0)), 18)
+    shown = steps[:: max(len(steps) // 12, 1)]
+    parts = [*_frame(x, y, [0, 0.25, 0.5, 0.75, 1], shown, "denoising step")]
+    for step, prompt, identity in pulls:
+        said = f"step {step}: {names[0]} {number(prompt, digits=2)}, {names[1]} {number(identity, digits=2)}"
+        for low, high, colour in ((0, prompt, "s2"), (prompt, prompt + identity, "s1")):
+            parts.append(
+                f'<rect class="bar {colour}" x="{x(step) - half:.2f}" y="{y(high)}" width="{2 * half:.2f}" '
+                f'height="{max(y(low) - y(high), 0):.2f}"><title>{escape(said)}</title></rect>'
+            )
+    _, prompt, identity = pulls[-1]
+    ends = _apart([y(prompt / 2), y(prompt + identity / 2)], TOP, HEIGHT - BOTTOM)
+    for name, colour, end in zip(names, ("s2", "s1"), ends, strict=True):
+        parts.append(_text(WIDTH - right + 9, end + 4, name, f"name {colour}"))
+    shares = [f"step {step} {prompt / (prompt + identity):.0%}" for step, prompt, identity in pulls]
+    return _svg(f"{title}. Share of the {names[0]}: {', '.join(shares)}", parts)
+
+
+def interval_plot(figures: Sequence[Estimate | None], colours: Sequence[str]) -> Markup:
+    """The figures of a table's row on one line: a dot for each mean, a bar for its interval. Decoration: the row says
+    the same in numbers."""
+    known = [n for f in figures if f for n in (f.mean, f.low, f.high) if not math.isnan(n)]
+    if not known:
+        return Markup()
+    low, high = min(0.0, *known), max(1.0, *known)
+    width, gap = 150, 9
+    height = gap * len(figures) + 5
+    x = Scale(low, high, 5, width - 5)
+    parts = [_line(x(value), 1, x(value), height - 1, "grid") for value in {low, 0.0, high}]
+    for place, (figure, colour) in enumerate(zip(figures, colours, strict=True)):
+        y = 7 + gap * place
+        if figure is None:
+            continue
+        if not math.isnan(figure.low):
+            parts.append(_line(x(figure.low), y, x(figure.high), y, f"cross {colour}"))
+        parts.append(f'<circle class="dot full {colour}" cx="{x(figure.mean)}" cy="{y}" r="3.4"/>')
+    return Markup(
+        f'<svg class="interval" viewBox="0 0 {width} {height}" width="{width}" height="{height}" aria-hidden="true">'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+# --- what all charts share -------------------------------------------------------------------------------------------
+
+
+def _svg(said: str, parts: Sequence[str]) -> Markup:
+    return Markup(
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(said)}">'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def _frame(x: Scale, y: Scale, y_marks: Sequence[float], x_marks: Sequence[float], x_name: str) -> Iterator[str]:
+    for mark in y_marks:
+        yield _line(x.start, y(mark), x.end, y(mark), "grid")
+        yield _text(x.start - 6, y(mark) + 4, _plain(mark), "tick end")
+    for mark in x_marks:
+        yield _text(x(mark), HEIGHT - BOTTOM + 15, _plain(mark), "tick middle")
+    yield _text(x.end, HEIGHT - 4, x_name, "faint end")
+
+
+def _plain(value: float) -> str:
+    return f"{value:g}".replace("-", "−")
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    return f'<line class="{kind}" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>'
+
+
+def _text(x: float, y: float, text: str, kind: str) -> str:
+    return f'<text class="{kind}" x="{round(x, 2)}" y="{round(y, 2)}">{escape(text)}</text>'
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+
+
+def _apart(places: Sequence[float], low: float, high: float) -> list[float]:
+    """The places moved as little as keeps them a line apart and inside; in the given order."""
+    order = sorted(range(len(places)), key=lambda index: places[index])
+    moved = [0.0] * len(places)
+    previous = -math.inf
+    for index in order:
+        moved[index] = previous = max(places[index], previous + LINE, low)
+    limit = high + LINE
+    for index in reversed(order):
+        moved[index] = limit = min(moved[index], limit - LINE)
+    return moved

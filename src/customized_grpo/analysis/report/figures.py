@@ -1,0 +1,220 @@
+"""Which charts a part gets, and the sentence that explains each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from markupsafe import Markup
+
+from customized_grpo.analysis.report.charts import Line, Track, line_chart, plane, step_chart
+from customized_grpo.analysis.report.content import Arm, Part
+from customized_grpo.analysis.report.labels import YES_OR_NO, label
+from customized_grpo.analysis.report.learning import held_out_metrics, series, step_pulls
+
+Log = Literal["updates", "held_out"]
+IDENTITY, PROMPT, BOTH = "s1", "s2", "s3"
+COLOURS = {
+    **dict.fromkeys(("identity_reward", "reward_identity", "oracle_identity", "saturated_identity"), IDENTITY),
+    **dict.fromkeys(("prompt_reward", "reward_prompt", "oracle_prompt", "saturated_prompt"), PROMPT),
+    **dict.fromkeys(("joint_success", "both_good"), BOTH),
+    **dict.fromkeys(("both_bad",), "s0"),
+}
+SMOOTH = 10  # updates, for figures of single training batches
+PLANES = (("identity_reward", "prompt_reward"), ("oracle_identity", "oracle_prompt"))
+
+
+@dataclass(frozen=True)
+class Figure:
+    title: str
+    sentence: str
+    chart: Markup
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A chart of one run shows several figures, each in its colour; of several arms one figure, an arm per colour."""
+
+    title: str
+    sentence: str
+    names: Mapping[str, str]  # figure -> its name beside the line
+    bounds: tuple[float, float] | None = None
+    rule: tuple[float, str] | None = None
+
+
+LEARNING = (
+    Panel(
+        "Rewards of the training groups",
+        f"Mean reward of the images that each update learned from; the strong line averages {SMOOTH} updates.",
+        {"reward_identity": "identity", "reward_prompt": "prompt"},
+    ),
+)
+CONFLICT = (
+    Panel(
+        "Do the rewards agree on what is good?",
+        "Share of images that are above their group's average on both rewards, on one of them, or on none; where the "
+        "rewards know nothing of each other, half are in conflict.",
+        {"both_good": "both good", "conflict": "conflict", "both_bad": "both bad"},
+        (0, 1),
+        (0.5, "chance"),
+    ),
+    Panel(
+        "Correlation inside groups",
+        "Below zero, what pleases one reward displeases the other, and a sum of the two cancels itself out.",
+        {"correlation": "correlation"},
+        (-1, 1),
+        (0, "independent"),
+    ),
+    Panel(
+        "Groups without signal",
+        "Share of groups in which a reward hardly varies: its advantages are noise there.",
+        {"saturated_identity": "identity", "saturated_prompt": "prompt"},
+        (0, 1),
+    ),
+)
+CONFLICT_OF_ARMS = (
+    Panel(
+        "Conflict beyond chance",
+        "Share of images that one reward puts above their group's average and the other does not, minus the half that "
+        "independent rewards would give.",
+        {"conflict_excess": ""},
+        rule=(0, "chance"),
+    ),
+    Panel(
+        "Correlation inside groups",
+        "Below zero, what pleases one reward displeases the other, and a sum of the two cancels itself out.",
+        {"correlation": ""},
+        rule=(0, "independent"),
+    ),
+    Panel("Both good", "Share of images above their group's average on both rewards at once.", {"both_good": ""}),
+    Panel("Both bad", "Share of images above their group's average on neither reward.", {"both_bad": ""}),
+)
+
+
+def arm_colours(arms: Sequence[Arm]) -> dict[str, str]:
+    return {arm.name: f"s{number % 7 + 1}" for number, arm in enumerate(arms)}
+
+
+def learning_figures(arms: Sequence[Arm]) -> list[Figure]:
+    """Held-out cases first, then the training groups."""
+    metrics = held_out_metrics(arms)
+    rewards, truth = ([m for m in metrics if wanted(m)] for wanted in (_is_reward, YES_OR_NO.__contains__))
+    others = [metric for metric in metrics if metric not in (*rewards, *truth)]
+    if len(arms) == 1:
+        band = "the band is the 95 % interval over seeds" if len(arms[0].runs) > 1 else "bands are 95 % over cases"
+        panels = [
+            Panel("What the oracle finds right", f"Never trained on; held-out cases, {band}.", _named(truth)),
+            Panel(
+                "Rewards on held-out cases", f"What is trained on, on subjects that are not; {band}.", _named(rewards)
+            ),
+            *(Panel(label(metric), f"Held-out cases; {band}.", {metric: label(metric)}) for metric in others),
+        ]
+        found = [_of_one(arms[0], "held_out", panel) for panel in panels]
+        found += [_of_one(arms[0], "updates", panel) for panel in LEARNING]
+    else:
+        found = [
+            _of_arms(arms, "held_out", Panel(label(metric), f"{_about(metric)}{_bands(arms)}", {metric: ""}))
+            for metric in [*truth[::-1], *rewards, *others]
+        ]
+    return [figure for figure in found if figure]
+
+
+def _is_reward(metric: str) -> bool:
+    return metric.endswith("_reward")
+
+
+def _named(metrics: Sequence[str]) -> dict[str, str]:
+    return {metric: label(metric).removesuffix(" reward") for metric in metrics}
+
+
+def _about(metric: str) -> str:
+    kind = "Trained on" if _is_reward(metric) else "Never trained on" if metric in YES_OR_NO else "Measured"
+    return f"{kind}; held-out cases."
+
+
+def _bands(arms: Sequence[Arm]) -> str:
+    return " Bands: 95 % over seeds, cut off at the frame." if any(len(arm.runs) > 1 for arm in arms) else ""
+
+
+def conflict_figures(arms: Sequence[Arm]) -> list[Figure]:
+    if len(arms) != 1:
+        found = [_of_arms(arms, "updates", panel) for panel in CONFLICT_OF_ARMS]
+        return [figure for figure in found if figure]
+    found = [_of_one(arms[0], "updates", panel) for panel in CONFLICT]
+    pulls = step_pulls(arms[0].runs[0])
+    if pulls:
+        title = "Which step pulls where"
+        sentence = (
+            "How strongly a denoising step pulls on the model, and toward which reward: its weight times the size of "
+            "its gradient, averaged over the run; the strongest step is 1."
+        )
+        found.append(Figure(title, sentence, step_chart(title, pulls, ("prompt", "identity"))))
+    return [figure for figure in found if figure]
+
+
+def _of_one(arm: Arm, part: Log, panel: Panel) -> Figure | None:
+    lines = []
+    for metric, name in panel.names.items():
+        smooth = SMOOTH if part == "updates" else 1
+        found, raw = series(arm, part, metric, smooth), series(arm, part, metric) if smooth > 1 else None
+        if found:
+            short = len(found.updates) == len(raw.updates) if raw else True  # too few rows to average
+            lines.append(Line(name, COLOURS.get(metric, "ink"), found, None if short else raw))
+    return Figure(panel.title, panel.sentence, _chart(panel, lines)) if lines else None
+
+
+def _of_arms(arms: Sequence[Arm], part: Log, panel: Panel) -> Figure | None:
+    kinds, (metric,) = arm_colours(arms), panel.names
+    found = {arm.name: series(arm, part, metric, SMOOTH if part == "updates" else 1) for arm in arms}
+    lines = [Line(name, kinds[name], each) for name, each in found.items() if each]
+    return Figure(panel.title, panel.sentence, _chart(panel, lines)) if lines else None
+
+
+def _chart(panel: Panel, lines: Sequence[Line]) -> Markup:
+    return line_chart(panel.title, lines, bounds=panel.bounds, rule=panel.rule)
+
+
+def plane_figures(part: Part) -> list[Figure]:
+    """Identity against prompt: paths of trainings, or points of evaluations."""
+    found = []
+    for identity, prompt in PLANES:
+        kinds = arm_colours(part.arms) if len(part.arms) > 1 else {arm.name: "ink" for arm in part.arms}
+        tracks = [
+            Track(arm.name if len(part.arms) > 1 else f"update {points[-1][0]}", kinds[arm.name], points)
+            for arm in part.arms
+            if (points := _path(arm, identity, prompt))
+        ]
+        if tracks:
+            what = "rewards" if _is_reward(identity) else "what the oracle finds right"
+            title = f"Identity against prompt: {what}"
+            sentence = (
+                "From the base (hollow) to the end of training (full), on held-out cases; up and right is better."
+            )
+            found.append(Figure(title, sentence, plane(title, tracks, label(identity), label(prompt))))
+    if not part.arms and part.tables:
+        found += _points(part)
+    return found
+
+
+def _path(arm: Arm, identity: str, prompt: str) -> list:
+    first, second = series(arm, "held_out", identity), series(arm, "held_out", prompt)
+    known = dict(zip(second.updates, second.values, strict=True))
+    return [(u, a, known[u]) for u, a in zip(first.updates, first.values, strict=True) if u in known]
+
+
+def _points(part: Part) -> list[Figure]:
+    """Of the trained rewards, which stand first, and of the oracle."""
+    table = part.tables[0]
+    rows = {row.metric: row for row in table.rows}
+    kinds = ["s0", *(f"s{number % 7 + 1}" for number in range(len(table.columns) - 1))]
+    found = []
+    pairs = dict.fromkeys([tuple(rows)[:2], PLANES[1]])
+    for identity, prompt in (pair for pair in pairs if len(pair) == 2 and {*pair} <= set(rows)):
+        values = zip(table.columns, kinds, rows[identity].figures, rows[prompt].figures, strict=True)
+        tracks = [Track(name, kind, [(None, a, b)]) for name, kind, a, b in values if a and b]
+        if tracks:
+            title = f"{label(identity)} against {label(prompt)}"
+            sentence = "Each evaluation with its 95 % intervals; up and right is better."
+            found.append(Figure(title, sentence, plane(title, tracks, label(identity), label(prompt))))
+    return found

@@ -1,0 +1,296 @@
+"""`report`: one page that holds everything, says what the files say, and takes no text for markup."""
+
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from report_folders import HOSTILE, fake_comparison, fake_demo, fake_evaluation, fake_run
+
+from customized_grpo.analysis.evaluate import make_request, write_evaluation
+from customized_grpo.analysis.report import ReportError, write_report
+from customized_grpo.analysis.report.album import BUDGET, PIXEL_ART, thumbnail
+from customized_grpo.analysis.report.charts import ticks
+from customized_grpo.analysis.report.page import as_json_script
+from customized_grpo.trainer import Trainer
+
+VOID = {"meta", "link", "img", "input", "br"}
+
+
+class Page(HTMLParser):
+    """A page as lists: (tag, attributes) of all elements, tables as rows of texts, whether every tag is closed."""
+
+    def __init__(self, file: Path):
+        super().__init__()
+        self.text = file.read_text(encoding="utf-8")
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.tables: list[list[list[str]]] = []
+        self.open: list[str] = []
+        self.shown: list[str] = []
+        self.data = ""
+        self.feed(self.text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("th", "td"):
+            self.tables[-1][-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] == ["script"]:
+            self.data += data if data.startswith("[") else ""
+            return
+        if self.open[-1:] != ["style"]:
+            self.shown.append(data)
+        if {"th", "td"} & {*self.open}:
+            self.tables[-1][-1][-1] += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def rows(self, table: int = 0) -> dict[str, list[str]]:
+        """The body of a table: first cell -> other cells, with single blanks."""
+        lines = [[" ".join(cell.split()) for cell in row] for row in self.tables[table][1:]]
+        return {row[0].removesuffix(" trained on"): row[1:] for row in lines}
+
+
+def page_of(*folders: Path) -> Page:
+    return Page(write_report(folders, folders[0].parent / "report.html"))
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(make_trainer: Callable[..., Trainer]) -> Path:
+    trainer = make_trainer("updates=2", "evaluation.every=1", "evaluation.grid=3")
+    trainer.train()
+    return trainer.directory.path
+
+
+# --- what every page is ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    """A demo, a comparison and a run on one page."""
+    folder = tmp_path_factory.mktemp("report")
+    return page_of(fake_demo(folder / "demo"), fake_comparison(folder / "ablation"), fake_run(folder / "alone"))
+
+
+def test_a_page_holds_all_that_it_shows(everything: Page):
+    for tag, attributes in everything.elements:
+        for name, value in attributes.items():
+            if name in ("src", "href", "srcset", "action", "data", "poster"):
+                assert str(value).startswith(("data:", "#")), (tag, name)
+    assert "url(" not in everything.text
+    assert "@import" not in everything.text
+    assert not re.findall(r"https?://", everything.text)
+    (policy,) = [str(meta["content"]) for meta in everything.all("meta") if "http-equiv" in meta]
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert "script-src 'sha256-" in policy
+
+
+def test_texts_are_never_markup(everything: Page):
+    assert len(everything.all("script")) == 2  # the data and the program
+    assert HOSTILE in everything.shown
+    assert "it <b>fell</b>" in everything.shown
+    assert len(re.findall(r"<script\b", everything.text)) == 2
+    assert "innerHTML" not in everything.text
+    assert not [name for _, attributes in everything.elements for name in attributes if name.startswith("on")]
+
+
+def test_json_in_a_script_cannot_end_it():
+    hostile = [HOSTILE, "</script><script>alert(1)//", "<!--"]
+    assert "<" not in as_json_script(hostile)
+    assert json.loads(as_json_script(hostile)) == hostile
+
+
+def test_what_the_page_needs_to_be_heard(everything: Page):
+    tags = [tag for tag, _ in everything.elements]
+    assert all(tags.count(tag) == 1 for tag in ("main", "header", "footer", "nav", "h1"))
+    levels = [int(tag[1]) for tag in tags if re.fullmatch(r"h[1-6]", tag)]
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    assert all(image.get("alt") for image in everything.all("img"))
+    ids = [attributes["id"] for _, attributes in everything.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    named = [a["aria-labelledby"] for _, a in everything.elements if "aria-labelledby" in a]
+    links = [str(link["href"])[1:] for link in everything.all("a")]
+    assert {*named, *links, *(str(label["for"]) for label in everything.all("label"))} <= {*ids}
+    assert all("aria-label" in svg or "aria-hidden" in svg for svg in everything.all("svg"))
+
+
+def test_paths_of_the_maker_stay_at_home(everything: Page):
+    """Reports are passed around: no output folder, no command line."""
+    assert "/home/someone" not in everything.text
+
+
+# --- what it says ----------------------------------------------------------------------------------------------------
+
+
+def test_the_table_of_a_demo_is_its_summary(tmp_path: Path):
+    page = page_of(fake_demo(tmp_path / "demo"))
+    for table in (0, 1):
+        rows = page.rows(table)
+        assert rows["both right"][:3] == ["0.250 [0.200, 0.310]", "0.750 [0.700, 0.790]", "+0.500"]
+        assert len(rows) == 4
+    marked = [row[0] for row in page.tables[0] if "trained on" in row[0]]
+    assert [" ".join(each.split()) for each in marked] == ["identity reward trained on"]
+    assert "The first 5 of 512 cases in list order, not selected." in " ".join(page.shown)
+    assert "hacking suspected" in page.text
+    assert "1 warning while training" in page.text
+
+
+def test_the_tables_of_a_comparison_are_its_json(tmp_path: Path):
+    folder = fake_comparison(tmp_path / "ablation")
+    page, content = page_of(folder), json.loads((folder / "comparison.json").read_text())
+    rows = page.rows()
+    for place, arm in enumerate(("base", "naive", "sars_tdw")):
+        figure = content["arms"][arm]["figures"]["joint_success"]
+        assert figure["mean"] == pytest.approx(0.2 * place + 0.05)
+        said = f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+        assert rows["both right"][place] == said.replace("-", "−")
+    assert [
+        name for name in rows if f"{name} trained on" in " ".join(" ".join(r[0].split()) for r in page.tables[0])
+    ] == [
+        "DINO identity",
+        "CLIP prompt",
+    ]
+    primary = page.tables[1][1]
+    assert " ".join(primary[0].split()) == "sars_tdw − naive"
+    assert primary[4] == "primary"
+    assert len(page.tables[1]) == 1 + len(content["differences"])
+    film = json.loads(page.data)[0]
+    assert film["updates"] == [0, 12]
+    assert len(film["frames"][0][0]) == 2  # two arms side by side
+    assert "prompt of seed 0" in page.text
+    assert "prompt of seed 1" not in page.text
+
+
+def test_a_real_run_and_its_real_evaluations(run: Path, tmp_path: Path):
+    for base in (True, False):
+        request = make_request(str(run), ["device=cpu"], base=base, cases=3)
+        write_evaluation(request, run / f"evaluation-{'base' if base else 'tuned'}", None)
+    page = Page(write_report([run], tmp_path / "report.html"))
+    tuned = json.loads((run / "evaluation-tuned" / "summary.json").read_text())["metrics"]
+    for name, metric in (("DINO identity", "dino"), ("both right", "joint_success")):
+        figure = tuned[metric]
+        said = f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+        assert page.rows()[name][1] == said.replace("-", "−")
+    film = json.loads(page.data)[0]
+    assert film["updates"] == [0, 1, 2]
+    assert [len(film["frames"]), len(film["frames"][0])] == [3, 3]
+    pictures = [image for image in page.all("img") if image.get("class") == "pixels"]
+    assert (
+        len(pictures) == 3 * 2 + 3 * 3
+    )  # of the film reference and last frame, of the wall reference, base and tuned
+    assert "Which step pulls where" in page.text
+    last = Image.open(run / "images" / "eval-00002" / "00.png").convert("RGB")
+    assert thumbnail(last, 0).uri == film["frames"][2][0][0][0]
+
+
+def test_several_runs_are_arms_side_by_side(tmp_path: Path):
+    page = page_of(fake_run(tmp_path / "naive"), fake_run(tmp_path / "sars"))
+    assert [" ".join(cell.split()) for cell in page.tables[0][0][1:4]] == [
+        "base",
+        "naive, update 12",
+        "sars, update 12",
+    ]
+    assert "Conflict beyond chance" in page.text
+    again = write_report([tmp_path / "naive", tmp_path / "sars"], tmp_path / "again.html")
+    assert again.read_text() == page.text
+
+
+@pytest.mark.parametrize("kept", ["metrics.jsonl", "evaluations.jsonl", "images", None])
+def test_a_run_that_lacks_something_is_shown_without_it(kept: str | None, tmp_path: Path):
+    run = fake_run(tmp_path / "run")
+    for name in {"metrics.jsonl", "evaluations.jsonl", "images"} - {kept}:
+        (run / name).rename(tmp_path / name)
+    assert "Settings" in page_of(run).text
+
+
+# --- size ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", [32, pytest.param(512, marks=pytest.mark.slow)])
+def test_a_page_of_a_thousand_pictures_stays_small(side: int, tmp_path: Path):
+    page = page_of(fake_evaluation(tmp_path / "many", 800, side))
+    assert len(page.all("img")) > 600
+    assert len(page.text) < 20_000_000
+    assert all(image["loading"] == "lazy" and image["decoding"] == "async" for image in page.all("img"))
+    assert "content-visibility: auto" in page.text
+
+
+def test_pixel_art_is_kept_to_the_bit_and_photographs_are_fitted():
+    rng = np.random.default_rng(0)
+    art = Image.fromarray(rng.integers(0, 256, (PIXEL_ART, PIXEL_ART, 3), dtype=np.uint8))
+    kept = thumbnail(art, 10)
+    assert (kept.width, kept.height, kept.pixel_art) == (PIXEL_ART, PIXEL_ART, True)
+    assert kept.uri.startswith("data:image/png;base64,")
+    photograph = Image.fromarray(rng.integers(0, 256, (600, 900, 3), dtype=np.uint8))
+    smallest = thumbnail(photograph, BUDGET // 1000)  # noise: nothing compresses worse
+    assert 1000 * len(smallest.uri) < 19_000_000
+    large, small = thumbnail(photograph, 100_000), thumbnail(photograph, 5_000)
+    assert (large.width, large.height) == (384, 256)
+    assert small.width < 200
+    assert len(small.uri) < 5_000 * 4 / 3 + 100
+    assert small.uri.startswith("data:image/webp;base64,")
+
+
+# --- mistakes --------------------------------------------------------------------------------------------------------
+
+
+def test_folders_that_are_none_of_these(tmp_path: Path):
+    with pytest.raises(ReportError, match=r"^there is no folder .*nowhere$"):
+        write_report([tmp_path / "nowhere"], tmp_path / "report.html")
+    with pytest.raises(ReportError, match=r"is no run \(config.yaml and environment.json\), no evaluation .* no demo"):
+        write_report([tmp_path], tmp_path / "report.html")
+    unfinished = fake_evaluation(tmp_path / "unfinished", 1, 8)
+    (unfinished / "summary.json").unlink()
+    with pytest.raises(ReportError, match=r"holds no summary.json: the evaluation was stopped; run it again"):
+        write_report([unfinished], tmp_path / "report.html")
+    (unfinished / "summary.json").write_text("{")
+    with pytest.raises(ReportError, match=r"summary.json is not JSON"):
+        write_report([unfinished], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_broken_picture_is_named(tmp_path: Path):
+    folder = fake_evaluation(tmp_path / "broken", 1, 8)
+    (folder / "images" / "00000-s0-0.png").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"00000-s0-0.png: not a picture"):
+        write_report([folder], tmp_path / "report.html")
+
+
+# --- charts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "marks"),
+    [
+        (0, 1, [0, 0.25, 0.5, 0.75, 1]),
+        (-0.13, 0.31, [-0.2, 0, 0.2, 0.4]),
+        (0, 100, [0, 25, 50, 75, 100]),
+        (0.801, 0.803, [0.801, 0.8015, 0.802, 0.8025, 0.803]),
+    ],
+)
+def test_ticks_are_round_and_cover(low: float, high: float, marks: list[float]):
+    assert ticks(low, high, 4) == pytest.approx(marks)
