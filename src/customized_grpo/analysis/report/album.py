@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -57,9 +58,9 @@ def thumbnail(picture: Image.Image, share: int) -> Thumbnail:
     return _thumbnail(small, "webp", data)
 
 
-def _encoded(picture: Image.Image, **options: object) -> bytes:
+def _encoded(picture: Image.Image, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, **options)  # type: ignore[arg-type]
+    picture.save(buffer, **options)
     return buffer.getvalue()
 
 

@@ -151,7 +151,10 @@ def plane(title: str, tracks: Sequence[Track], x_name: str, y_name: str) -> Mark
     right = 14 + LETTER * min(max(len(track.name) for track in tracks), LONGEST)
     x_marks, y_marks = (
         ticks(*_wide(min(values), max(values)), 4)
-        for values in ([v for t in tracks for v in _extent(t, axis)] for axis in (1, 2))
+        for values in (
+            [v for t in tracks for v in _extent([x for _, x, _ in t.points])],
+            [v for t in tracks for v in _extent([y for _, _, y in t.points])],
+        )
     )
     x = Scale(x_marks[0], x_marks[-1], LEFT, WIDTH - right)
     y = Scale(y_marks[0], y_marks[-1], HEIGHT - BOTTOM, TOP)
@@ -199,8 +202,8 @@ def _spot(track: Track, place: int, a: float, b: float, kind: str) -> str:
     )
 
 
-def _extent(track: Track, axis: int) -> list[float]:
-    estimates: list[Estimate] = [point[axis] for point in track.points]  # type: ignore[misc]
+def _extent(estimates: Sequence[Estimate]) -> list[float]:
+    """What one axis of a track must hold: the path's means, or a single point with its interval."""
     wanted = [n for e in estimates for n in ((e.mean, e.low, e.high) if len(estimates) == 1 else (e.mean,))]
     return [value for value in wanted if not math.isnan(value)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -183,10 +184,11 @@ def _arm_history(folder: Path, seed: str) -> History:
 
 
 def _estimate(figure: Mapping[str, float | None] | None) -> Estimate | None:
-    if figure is None or figure["mean"] is None:
+    mean = None if figure is None else figure["mean"]
+    if figure is None or mean is None:
         return None
-    low, high = (float("nan") if figure[side] is None else figure[side] for side in ("low", "high"))
-    return Estimate(figure["mean"], low, high)  # type: ignore[arg-type]
+    low, high = (math.nan if (side := figure[name]) is None else side for name in ("low", "high"))
+    return Estimate(mean, low, high)
 
 
 def _runs(folders: Sequence[Path]) -> Part:
