@@ -65,6 +65,13 @@ def test_an_arm_may_have_fewer_seeds(tmp_path: Path):
     assert "extra                1 seeds, 18 images each   shaping.gamma=0.2" in describe(comparison)
 
 
+def test_the_primary_question_is_answered_first(tmp_path: Path):
+    arms = {"extra": {"shaping.gamma": 0.2}, **FILE["arms"]}
+    jobs = Comparison.read(write(tmp_path, seeds=[0, 1], arms=arms)).jobs
+    asked = [(arm, seed) for seed in (0, 1) for arm in ("base", "naive", "sars_tdw")]
+    assert jobs == [*asked, ("extra", 0), ("extra", 1)]
+
+
 def test_every_mistake_of_the_file_and_of_its_arms_is_said_at_once(tmp_path: Path):
     arms = {"naive": {"shaping.rul": "linear"}, "sars_tdw": {"optimizer.lr": -1}, "base": None}
     found = problems(tmp_path, arms=arms, primary={"arm": "sarstdw", "against": ["naive"]})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -75,8 +75,14 @@ class Comparison(_Section):
 
     @cached_property
     def jobs(self) -> list[tuple[str, int]]:
-        """Every arm with every seed, seed by seed, the base first: after a stop, whole seeds are there to compare."""
+        """Every arm with every seed. First the primary question's arms, seed by seed, then the others: what is there
+        after a stop answers the main question for whole seeds."""
+        asked = {BASE, self.primary.arm, *self.primary.against}
         names = [BASE, *self.arms]
+        first = [name for name in names if name in asked]
+        return [*self._seed_by_seed(first), *self._seed_by_seed([name for name in names if name not in asked])]
+
+    def _seed_by_seed(self, names: Sequence[str]) -> list[tuple[str, int]]:
         seeds = dict.fromkeys(seed for name in names for seed in self.seeds_of(name))
         return [(name, seed) for seed in seeds for name in names if seed in self.seeds_of(name)]
 
