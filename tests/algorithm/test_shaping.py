@@ -98,7 +98,7 @@ def test_an_image_unscored_by_one_reward_leaves_them_all(example):
 
 
 def test_rewards_of_different_shapes_are_refused():
-    with pytest.raises(ValueError, match="every role scores the same"):
+    with pytest.raises(ValueError, match="every reward scores the same"):
         mask_unscored({"prompt": torch.zeros(1, 3), "identity": torch.zeros(3, 1)})
 
 
@@ -228,7 +228,7 @@ def test_gdpo_is_whitened_over_the_batch():
 
 
 def test_gdpo_refuses_weights_that_change():
-    with pytest.raises(ValueError, match=r"prompt weights from 0\.3 to 0\.7; it takes one static weight"):
+    with pytest.raises(ValueError, match=r"weights of 'prompt' from 0\.3 to 0\.7; it takes one static weight"):
         step_advantages("gdpo", CONFLICT, torch.tensor([0.7, 0.3]))
 
 
@@ -237,8 +237,52 @@ def test_quality_is_added_outside_rule_and_weights(rule):
     quality = torch.tensor([[5.0, 7, 6]])  # A = (-1, 1, 0)
     weight = torch.tensor([0.7, 0.7])
     without = step_advantages(rule, CONFLICT, weight)
-    combined = step_advantages(rule, CONFLICT | {"quality": quality}, weight, quality_weight=0.2)
+    combined = step_advantages(rule, CONFLICT | {"quality": quality}, weight, quality_weights={"quality": 0.2})
     near(combined - without, torch.tensor([[[-0.2, -0.2], [0.2, 0.2], [0, 0]]]))
+
+
+# Three rewards in two roles: prompt A = (-1, 0, 1), identity "face" A = (1, 0, -1), identity "body" A = (-1, 1, 0).
+SHARED = {
+    "text": torch.tensor([[0.0, 1, 2]]),
+    "face": torch.tensor([[9.0, 8, 7]]),
+    "body": torch.tensor([[1.0, 3, 2]]),
+}
+ROLES = {"text": "prompt", "face": "identity", "body": "identity"}
+
+
+def test_a_role_shares_its_weight_among_its_rewards():
+    # .7 A_text + .15 A_face + .15 A_body, by hand
+    near(step_advantages("linear", SHARED, torch.tensor([0.7]), roles=ROLES)[0, :, 0], torch.tensor([-0.7, 0.15, 0.55]))
+
+
+def test_the_bonus_is_the_mean_over_identity_prompt_pairs():
+    sars, linear = (step_advantages(rule, SHARED, HALF, roles=ROLES)[0, :, 0] for rule in ("sars", "linear"))
+    # Image 1: text bad, face good: .4 tanh(-1); text bad, body bad: -.4 tanh(1). Image 2: products 0. Image 3:
+    # text good, face bad: .4 tanh(-1); text good, body average: 0.
+    near(sars - linear, 0.4 * math.tanh(1) * torch.tensor([-1.0, 0, -0.5]))
+
+
+@pytest.mark.parametrize(("rule", "expected"), [("min", (-1.0, 0, -1)), ("max", (1.0, 1, 1))])
+def test_extremes_are_over_all_rewards(rule, expected):
+    near(step_advantages(rule, SHARED, HALF, roles=ROLES)[0, :, 0], torch.tensor(expected))
+
+
+@pytest.mark.parametrize("rule", SHAPING_RULES)
+def test_a_reward_named_twice_in_its_role_changes_nothing(rule):
+    twice = {"a": CONFLICT["prompt"], "b": CONFLICT["prompt"], "c": CONFLICT["identity"], "d": CONFLICT["identity"]}
+    roles = {"a": "prompt", "b": "prompt", "c": "identity", "d": "identity"}
+    near(step_advantages(rule, twice, HALF, roles=roles), step_advantages(rule, CONFLICT, HALF))
+
+
+def test_the_advantage_of_a_role_is_the_mean_of_its_rewards():
+    found = role_advantages(SHARED, ROLES)
+    near(found["identity"], torch.tensor([[0.0, 0.5, -0.5]]))
+    assert set(found) == {"prompt", "identity"}
+
+
+def test_every_quality_reward_needs_its_weight():
+    with pytest.raises(ValueError, match=r"quality weights for \[\], quality rewards \['look'\]"):
+        step_advantages("sars", SHARED | {"look": SHARED["text"]}, HALF, roles=ROLES | {"look": "quality"})
 
 
 @pytest.mark.parametrize("rule", ["linear", "min", "sars"])

@@ -1,11 +1,15 @@
-"""From two rewards to one advantage: group z-scores, SARS, and the rules it is compared with.
+"""From rewards to one advantage: group z-scores, SARS, and the rules it is compared with.
 
 Axes: P groups (prompts), G images of a group, T trained steps. An image that one reward could not score (NaN)
 leaves the statistics of all rewards, and its advantage is NaN, which the objective masks.
+
+Rewards come by name, and each has a role: "identity", "prompt" or "quality". With one reward in each of the first two
+the formulas are the paper's. With more, a role's weight is shared equally by its members and the bonus is the mean
+over all identity-prompt pairs; quality stands beside all that with a constant weight of its own.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,16 +20,16 @@ from torch import Tensor
 _FLAT = 1e-6
 
 
-def mask_unscored(rewards_by_role: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The rewards [P, G] by role, NaN wherever any of them is NaN; in float32 or better.
+def mask_unscored(rewards: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The rewards [P, G] by name, NaN wherever any of them is NaN; in float32 or better.
 
     Raises ValueError for no rewards or different shapes.
     """
-    shapes = {role: tuple(rewards.shape) for role, rewards in rewards_by_role.items()}
+    shapes = {name: tuple(values.shape) for name, values in rewards.items()}
     if len(set(shapes.values())) != 1:
-        raise ValueError(f"rewards have shapes {shapes}; every role scores the same [groups, images]")
-    unscored = torch.stack([rewards.isnan() for rewards in rewards_by_role.values()]).any(dim=0)
-    return {role: _floating(rewards).masked_fill(unscored, math.nan) for role, rewards in rewards_by_role.items()}
+        raise ValueError(f"rewards have shapes {shapes}; every reward scores the same [groups, images]")
+    unscored = torch.stack([values.isnan() for values in rewards.values()]).any(dim=0)
+    return {name: _floating(values).masked_fill(unscored, math.nan) for name, values in rewards.items()}
 
 
 def group_advantages(rewards: Tensor) -> Tensor:
@@ -48,9 +52,31 @@ def group_advantages(rewards: Tensor) -> Tensor:
     return advantages.to(rewards.dtype)
 
 
-def role_advantages(rewards_by_role: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def reward_advantages(rewards: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Each reward's own group advantages [P, G], after `mask_unscored`."""
-    return {role: group_advantages(rewards) for role, rewards in mask_unscored(rewards_by_role).items()}
+    return {name: group_advantages(values) for name, values in mask_unscored(rewards).items()}
+
+
+def role_advantages(rewards: Mapping[str, Tensor], roles: Mapping[str, str] | None = None) -> dict[str, Tensor]:
+    """Group advantages [P, G] by role; of several rewards in one role, the mean.
+
+    roles   role of each reward by name; None: the names are the roles
+    """
+    advantages = reward_advantages(rewards)
+    members = _members(advantages, roles)
+    return {role: _mean([advantages[name] for name in names]) for role, names in members.items()}
+
+
+def _members(rewards: Mapping[str, Tensor], roles: Mapping[str, str] | None) -> dict[str, list[str]]:
+    """Names of the rewards by role."""
+    members: dict[str, list[str]] = {}
+    for name in rewards:
+        members.setdefault(name if roles is None else roles[name], []).append(name)
+    return members
+
+
+def _mean(values: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(values)).mean(dim=0)
 
 
 def synergy_bonus(prompt_advantage: Tensor, identity_advantage: Tensor, gamma: float) -> Tensor:
@@ -96,11 +122,15 @@ def combine_advantages(
 
 @dataclass(frozen=True)
 class ScoredGroups:
-    """What a rule sees, by the roles "prompt" and "identity". A rule returns [P, G] or [T, P, G]."""
+    """What a rule sees of the identity and prompt rewards, by name. A rule returns [P, G] or [T, P, G]."""
 
     rewards: Mapping[str, Tensor]  # [P, G], masked
     advantages: Mapping[str, Tensor]  # [P, G]
     weights: Mapping[str, Tensor]  # [T, 1, 1], they sum to 1
+
+    def stacked(self) -> Tensor:
+        """The advantages [rewards, P, G]."""
+        return torch.stack(list(self.advantages.values()))
 
 
 def _linear(groups: ScoredGroups) -> Tensor:
@@ -114,25 +144,23 @@ def _raw_sum(groups: ScoredGroups) -> Tensor:
 
 
 def _min(groups: ScoredGroups) -> Tensor:
-    """The worse of the two advantages; no weights, the same at every step."""
-    return torch.minimum(groups.advantages["prompt"], groups.advantages["identity"])
+    """The worst of the advantages; no weights, the same at every step."""
+    return groups.stacked().amin(dim=0)
 
 
 def _max(groups: ScoredGroups) -> Tensor:
-    """The better of the two advantages; no weights, the same at every step."""
-    return torch.maximum(groups.advantages["prompt"], groups.advantages["identity"])
+    """The best of the advantages; no weights, the same at every step."""
+    return groups.stacked().amax(dim=0)
 
 
 def _harmonic(groups: ScoredGroups) -> Tensor:
     """z-score of the harmonic mean of softplus(A), which is positive, so without pole; no weights."""
-    prompt, identity = (F.softplus(groups.advantages[role]) for role in ("prompt", "identity"))
-    return group_advantages(2 * prompt * identity / (prompt + identity))
+    return group_advantages(1 / (1 / F.softplus(groups.stacked())).mean(dim=0))
 
 
 def _geometric(groups: ScoredGroups) -> Tensor:
     """z-score of the geometric mean of softplus(A); no weights."""
-    prompt, identity = (F.softplus(groups.advantages[role]) for role in ("prompt", "identity"))
-    return group_advantages((prompt * identity).sqrt())
+    return group_advantages(F.softplus(groups.stacked()).log().mean(dim=0).exp())
 
 
 def _gdpo(groups: ScoredGroups) -> Tensor:
@@ -141,12 +169,12 @@ def _gdpo(groups: ScoredGroups) -> Tensor:
     Whitened step by step, weights that change with the step would lose the scale they set, so they are
     refused. The batch is all the groups handed in: gather those of every process first.
     """
-    weights = groups.weights["prompt"]
-    if weights.min() < weights.max():
-        raise ValueError(
-            f"gdpo with prompt weights from {weights.min():.3g} to {weights.max():.3g}; "
-            "it takes one static weight: use constant weighting, or the rule 'linear' with TDW"
-        )
+    for name, weights in groups.weights.items():
+        if weights.min() < weights.max():
+            raise ValueError(
+                f"gdpo with weights of {name!r} from {weights.min():.3g} to {weights.max():.3g}; "
+                "it takes one static weight: use constant weighting, or the rule 'linear' with TDW"
+            )
     combined = _linear(groups)
     whitened = group_advantages(combined.flatten(start_dim=-2)).view_as(combined)
     # Every group averages 0, so the batch does, but for rounding: no signal for groups without spread.
@@ -170,54 +198,72 @@ STATIC_WEIGHTS = frozenset({"gdpo"})  # of these, the ones that refuse a weight 
 
 def step_advantages(
     rule: str,
-    rewards_by_role: Mapping[str, Tensor],
+    rewards: Mapping[str, Tensor],
     prompt_weight: Tensor,
     *,
+    roles: Mapping[str, str] | None = None,
     gamma: float = 0.4,
     recentre: bool = False,
     clip: float = 5.0,
-    quality_weight: float = 0.0,
+    quality_weights: Mapping[str, float] | None = None,
     scale: float = 1.0,
 ) -> Tensor:
     """Advantage of every image at every trained step [P, G, T]: all rules, one path.
 
     rule             a key of SHAPING_RULES
-    rewards_by_role  [P, G] for "prompt" and "identity", and "quality" if there is one; raw, NaN = unscored
+    rewards          [P, G] by name; raw, NaN = unscored
     prompt_weight    [T], in the order of the trained steps; the identity gets the rest
+    roles            "identity", "prompt" or "quality" for each reward by name; None: the names are the roles
     gamma, recentre  of "sars" only; recentre subtracts from the bonus its mean over the group
     clip             bound of the final advantage
-    quality_weight   weight of the quality advantage, constant, outside rule and time weights
+    quality_weights  weight of each quality reward's advantage, constant, outside rule and time weights
     scale            factor on the rule's advantage, before bonus and clip: gives one rule the spread of another
     NaN where an image is unscored. Raises ValueError for an unknown rule, other roles or wrong shapes.
     """
-    _check_request(rule, rewards_by_role, prompt_weight)
-    rewards = mask_unscored(rewards_by_role)
-    advantages = role_advantages(rewards)
-    quality = advantages.pop("quality", None)
-    rewards.pop("quality", None)
-    weight = prompt_weight.to(advantages["prompt"])[:, None, None]
-    groups = ScoredGroups(rewards, advantages, {"prompt": weight, "identity": 1 - weight})
-    terms, weights = {"shaped": SHAPING_RULES[rule](groups)}, {"shaped": scale}
-    if quality is not None:
-        terms["quality"], weights["quality"] = quality, quality_weight
+    members = _members(rewards, roles)
+    quality = dict(quality_weights or {})
+    _check_request(rule, rewards, members, prompt_weight, quality)
+    rewards = mask_unscored(rewards)
+    advantages = {name: group_advantages(values) for name, values in rewards.items()}
+    weight = prompt_weight.to(next(iter(advantages.values())))[:, None, None]
+    shares = {
+        name: of_role / len(members[role])
+        for role, of_role in (("prompt", weight), ("identity", 1 - weight))
+        for name in members[role]
+    }
+    groups = ScoredGroups({n: rewards[n] for n in shares}, {n: advantages[n] for n in shares}, shares)
+    terms = {"shaped": SHAPING_RULES[rule](groups)} | {name: advantages[name] for name in quality}
     bonus: float | Tensor = 0.0
     if rule in USES_BONUS:
-        bonus = synergy_bonus(advantages["prompt"], advantages["identity"], gamma)
+        pairs = [(advantages[p], advantages[i]) for p in members["prompt"] for i in members["identity"]]
+        bonus = _mean([synergy_bonus(prompt, identity, gamma) for prompt, identity in pairs])
         if recentre:
             bonus = bonus - bonus.nanmean(dim=-1, keepdim=True)
-    combined = combine_advantages(terms, weights, bonus, clip)
-    return combined.expand(len(prompt_weight), *advantages["prompt"].shape).movedim(0, -1).contiguous()
+    combined = combine_advantages(terms, {"shaped": scale, **quality}, bonus, clip)
+    shape = (len(prompt_weight), *next(iter(advantages.values())).shape)
+    return combined.expand(shape).movedim(0, -1).contiguous()
 
 
-def _check_request(rule: str, rewards_by_role: Mapping[str, Tensor], prompt_weight: Tensor) -> None:
+def _check_request(
+    rule: str,
+    rewards: Mapping[str, Tensor],
+    members: Mapping[str, list[str]],
+    prompt_weight: Tensor,
+    quality_weights: Mapping[str, float],
+) -> None:
     if rule not in SHAPING_RULES:
         raise ValueError(f"shaping rule is {rule!r}; use one of {', '.join(SHAPING_RULES)}")
-    if set(rewards_by_role) - {"quality"} != {"prompt", "identity"}:
+    if set(members) - {"quality"} != {"prompt", "identity"}:
         raise ValueError(
-            f"rewards for the roles {sorted(rewards_by_role)}; give 'prompt' and 'identity' (and 'quality'). "
+            f"rewards for the roles {sorted(members)}; give 'prompt' and 'identity' (and 'quality'). "
             "To train on one of the two, set a constant prompt weight of 1 or 0"
         )
-    shape = tuple(rewards_by_role["prompt"].shape)
+    if set(quality_weights) != set(members.get("quality", ())):
+        raise ValueError(
+            f"quality weights for {sorted(quality_weights)}, quality rewards {sorted(members.get('quality', ()))}; "
+            "give each quality reward its weight"
+        )
+    shape = tuple(next(iter(rewards.values())).shape)
     if len(shape) != 2 or prompt_weight.dim() != 1:
         raise ValueError(
             f"rewards of shape {shape} and prompt_weight of shape {tuple(prompt_weight.shape)}; "
