@@ -34,7 +34,7 @@ test: lint ## style, types and all tests that take seconds
 	$(PY) -m pytest -m "not slow" $(ARGS)
 
 test-all: lint ## the same with the tests that take minutes; a report is opened in Chromium where there is one
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[dev,browser]"
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[dev,browser,datasets]"
 	$(PY) -m pytest $(ARGS)
 
 clean: ## remove .venv and caches; runs/ and build/ stay

@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may fetch anything; read when hugg
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,15 +66,18 @@ def make_policy() -> Callable[..., FluxKontextPolicy]:
         height: int = 32,
         width: int = 32,
         guidance: float = 2.5,
+        max_sequence_length: int = models.TEXT_TOKENS,
         dtype: torch.dtype = torch.float32,
+        **further: Any,
     ) -> FluxKontextPolicy:
         policy = FluxKontextPolicy(
             resolve(path, "generator"),
             height=height,
             width=width,
             guidance=guidance,
-            max_sequence_length=models.TEXT_TOKENS,
+            max_sequence_length=max_sequence_length,
             dtype=dtype,
+            **further,
         )
         if rank is not None:
             policy.add_adapter(rank, alpha, targets, seed=seed)

@@ -71,8 +71,8 @@ def test_the_resolved_config_reads_back_to_itself(name: str, tmp_path: Path):
         ("adapter.targets=[to_q, to_k]", lambda c: c.adapter.targets == ("to_q", "to_k")),
         ("window={strategy: all, size: null}", lambda c: c.window.size is None and c.window.last is None),
         ("data.root=/a=b", lambda c: c.data.root == "/a=b"),
-        ("rewards.identity.against=other_view", lambda c: c.rewards.identity.name == "dino"),
-        ("rewards.prompt.model=somewhere", lambda c: c.rewards.prompt.name == "clip_t"),
+        ("rewards.identity.against=other_view", lambda c: c.rewards["identity"].name == "dino"),
+        ("rewards.prompt.model=somewhere", lambda c: c.rewards["prompt"].name == "clip_t"),
     ],
 )
 def test_overrides_are_typed(override: str, read: Callable[[RunConfig], bool]):

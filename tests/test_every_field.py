@@ -18,10 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from customized_grpo.algorithm import sigma_schedule
-from customized_grpo.assemble import assemble, load_policy, load_samples
+from customized_grpo.assemble import assemble, load_policy, load_rewards, load_samples
 from customized_grpo.config import RunConfig, load_config
 from customized_grpo.critters.weights import FOLDER
 from customized_grpo.plan import Plan
+from customized_grpo.rewards.settings import ClipT, Dino, RewardSettings
+from customized_grpo.trainer import TrainingError
 
 TINY = str(Path(__file__).with_name("tiny.yaml"))
 SMALL = (
@@ -107,9 +109,39 @@ def forward_batches(config: RunConfig) -> Any:
     return seen
 
 
+def encoder_batches(config: RunConfig) -> Any:
+    """Pictures per forward pass of every encoder."""
+    seen = []
+    for reward in load_rewards(config).values():
+        hook = lambda module, inputs, named, out: seen.append(len(named["pixel_values"]))  # noqa: ARG005, E731
+        vision = getattr(reward, "model", None) or reward.features.model  # pyright: ignore
+        vision = getattr(vision, "vision_model", vision)
+        vision.register_forward_hook(hook, with_kwargs=True)
+        reward(torch.rand(3, 3, 32, 32), load_samples(config)[0][:3])
+    return seen
+
+
+def stops(config: RunConfig) -> Any:
+    """What a run has to say when it does not go on."""
+    try:
+        assemble(config).train()
+    except TrainingError as error:
+        return str(error)
+    return "went on"
+
+
 def device(config: RunConfig) -> Any:
     policy = load_policy(config)
     return policy.device.type, next(policy.module.parameters()).device.type
+
+
+def memory(config: RunConfig) -> Any:
+    """What a policy recomputes, where its text encoders are, and what encoding leaves on disk."""
+    policy = load_policy(config)
+    if policy.device.type != "meta":
+        policy.encode(load_samples(config)[0][:1])
+    kept = sorted(path.name for path in Path(config.output).parent.rglob("*.safetensors"))
+    return policy.module.is_gradient_checkpointing, policy.pipe.text_encoder_2.device.type, kept
 
 
 def folders(config: RunConfig) -> Any:
@@ -148,20 +180,30 @@ CASES: dict[str, Case] = {
     "model.width": Case(36, rows),
     "model.guidance": Case(5, rows, ("model.path={guided}",)),
     "model.max_sequence_length": Case(20, rows),
+    "model.gradient_checkpointing": Case("true", memory),
+    "model.offload_text_encoders": Case("true", memory, ("device=meta",)),
+    "model.condition_cache": Case("{tmp}/conditions", memory),
     "adapter.rank": Case(3, learnt),
     "adapter.alpha": Case(8, rows),  # the gradient's norm
     "adapter.targets": Case("[to_k]", learnt),
     "data.source": Case("{list}", samples),
     "data.root": Case("{root}", samples, ("data.source={stray}",)),
+    "data.class_word": Case("cat", samples, ("data.source={photographs}", "data.class_word=dog")),
     "data.train_samples": Case(5, samples),
     "data.held_out_samples": Case(1, samples),
     "data.held_out_share": Case(0.7, samples, LIST),
     "rewards.identity.name": Case("clip_t", rows),
     "rewards.identity.model": Case("{dino}", rows),
     "rewards.identity.against": Case("other_view", rows),
+    "rewards.identity.region": Case("centre", rows),
+    "rewards.identity.over": Case("min", rows, ("data.source={list}", "data.held_out_share=0")),
+    "rewards.identity.batch": Case(1, encoder_batches),
     "rewards.prompt.name": Case("dino", rows),
     "rewards.prompt.model": Case("{clip}", rows),
-    "rewards.prompt.against": Case("other_view", rows, ("rewards.prompt.name=dino",)),
+    "rewards.prompt.batch": Case(1, encoder_batches),
+    "rewards.look.role": Case("prompt", learnt, ("rewards.look={{name: copy_paste, role: identity}}",)),
+    "rewards.look.weight": Case(0.9, learnt, ("rewards.look={{name: copy_paste, role: quality, weight: .1}}",)),
+    "max_unscored": Case(0.5, stops, ("rewards.identity.against=other_view", "max_unscored=1", *LIST)),
     "sampling.num_steps": Case(4, rows),
     "sampling.shift": Case(2, rows),
     "noise.dynamics": Case("dance", rows),
@@ -207,9 +249,14 @@ CASES: dict[str, Case] = {
 
 
 def fields_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Dotted names of all fields, sections taken apart."""
+    """Dotted names of all fields, sections taken apart; of the rewards the built-in two, the others have own tests."""
     for name, info in model.model_fields.items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+        if name == "rewards":
+            every = {field for field in RewardSettings.model_fields if field != "name"}
+            yield from (f"rewards.identity.{field}" for field in Dino.model_fields if field not in every)
+            yield from (f"rewards.prompt.{field}" for field in ClipT.model_fields if field not in every)
+            yield from sorted(f"rewards.look.{field}" for field in every)
+        elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             yield from fields_of(info.annotation, f"{prefix}{name}.")
         else:
             yield prefix + name
@@ -254,6 +301,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, guided_checkpoint: Path) ->
         "list": str(folder / "list.json"),
         "stray": str(stray),
         "root": str(folder),
+        "photographs": str(folder / "cat"),
         "dino": str(folder / "dino"),
         "clip": str(folder / "clip"),
         "guided": str(guided_checkpoint),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from customized_grpo.data import Sample
 from customized_grpo.policies.base import Policy
 from customized_grpo.rewards import Reward
+from customized_grpo.rewards.scoring import RewardError, Scorer
 from customized_grpo.rollout import Rollout, derive_seed, generate
 from customized_grpo.trainer import Trainer, TrainingError
 
@@ -40,7 +41,7 @@ def scoring(values: list[list[float]]) -> Reward:
     return score
 
 
-def optimised(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Rollout, Tensor, list[Sample]]]:
+def optimised(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Rollout, Tensor, list[Sample], int]]:
     """What `optimise` was called with, as it goes on."""
     calls, optimise = [], trainer.optimise
 
@@ -64,7 +65,7 @@ def test_every_rule_trains_through_the_same_lines(
     trainer = make_trainer(f"shaping.rule={rule}", f"weighting.kind={kind}", "weighting.prompt=.6")
     before, calls = adapter_of(trainer.policy), optimised(trainer, monkeypatch)
     row = trainer.step()
-    ((_, advantages, _),) = calls
+    ((_, advantages, *_),) = calls
     assert advantages.shape == (6, 2)
     assert row["advantage_std"] == pytest.approx(advantages.std().item())
     after = adapter_of(trainer.policy)
@@ -81,10 +82,10 @@ def test_advantages_are_the_papers_at_the_true_steps(make_trainer: MakeTrainer, 
         *("sampling.num_steps=10", "window.strategy=fixed", "window.start=6", "window.last=8"),
         *("groups.prompts=1", "shaping.gamma=.4"),
     )
-    trainer.rewards = {"prompt": scoring([[0.0, 1.0, 2.0]]), "identity": scoring([[5.0, 4.0, 0.0]])}
+    trainer.rewards.update({"prompt": scoring([[0.0, 1.0, 2.0]]), "identity": scoring([[5.0, 4.0, 0.0]])})
     calls = optimised(trainer, monkeypatch)
     row = trainer.step()
-    ((rollout, advantages, _),) = calls
+    ((rollout, advantages, *_),) = calls
     weights = [0.3 + 0.4 / (1 + math.exp(20 * (u - 0.4))) for u in (0.6, 0.7)]
     assert [point.step for point in rollout.trajectory] == [6, 7]
     assert [entry["step"] for entry in row["steps"]] == [6, 7]
@@ -118,10 +119,8 @@ def test_rows_carry_the_weights_of_their_windows_steps(make_trainer: MakeTrainer
 def test_the_row_tells_what_the_rewards_did(make_trainer: MakeTrainer):
     trainer = make_trainer()
     # Group 1: prompt and identity opposed. Group 2: identity flat.
-    trainer.rewards = {
-        "prompt": scoring([[0.0, 1.0, 2.0], [1.0, 2.0, 6.0]]),
-        "identity": scoring([[2.0, 1.0, 0.0], [3.0, 3.0, 3.0]]),
-    }
+    trainer.rewards["prompt"] = scoring([[0.0, 1.0, 2.0], [1.0, 2.0, 6.0]])
+    trainer.rewards["identity"] = scoring([[2.0, 1.0, 0.0], [3.0, 3.0, 3.0]])
     row = trainer.step()
     assert row["reward_prompt"] == pytest.approx(2.0)
     assert row["reward_identity"] == pytest.approx(2.0)
@@ -149,7 +148,82 @@ def test_rewards_see_every_image_with_its_own_sample(make_trainer: MakeTrainer):
     trainer.step()
     assert seen["ids"] == [first.id] * 3 + [second.id] * 3
     assert torch.equal(seen["images"], images)
-    assert trainer.score(images, [first, second])["identity"].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_remote_rewards_are_asked_for_every_batch_and_land_in_order(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+):
+    """Two images a batch, so that scores come from three requests."""
+    trainer, asked = make_trainer("groups.rollout_batch=2"), []
+
+    class Remote:
+        remote = True
+
+        def __call__(self, images: Tensor, samples: Sequence[Sample]) -> Tensor:
+            asked.append([sample.id for sample in samples])
+            return images.mean(dim=(1, 2, 3))
+
+    trainer.scorer = Scorer({**trainer.rewards, "identity": Remote()})
+    kept: dict[str, Tensor] = {}
+    finish = trainer.scorer.finish
+
+    def keeping(images: Tensor, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        scores = finish(images, samples)
+        kept.update(scores, images=images)
+        return scores
+
+    monkeypatch.setattr(trainer.scorer, "finish", keeping)
+    trainer.step()
+    first, second = trainer.plan.batch(0)
+    assert sorted(asked) == sorted([[first.id] * 2, [first.id, second.id], [second.id] * 2])
+    assert torch.allclose(kept["identity"], kept["images"].mean(dim=(1, 2, 3)))
+
+
+def test_the_advantage_is_made_of_every_reward_in_its_role(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch):
+    """Identity in two views that disagree cancels; quality has its own weight."""
+    trainer = make_trainer(
+        *("groups.prompts=1", "shaping.rule=linear", "weighting.kind=constant", "weighting.prompt=.6"),
+        "rewards.view={name: dino, against: other_view, role: identity}",
+        "rewards.look={name: clip_t, role: quality, weight: .1}",
+    )
+    rising, falling = [[0.0, 1.0, 2.0]], [[2.0, 1.0, 0.0]]
+    scores = {"prompt": rising, "identity": rising, "view": falling, "look": falling}
+    trainer.rewards.update({key: scoring(values) for key, values in scores.items()})
+    calls = optimised(trainer, monkeypatch)
+    row = trainer.step()
+    ((_, advantages, *_),) = calls
+    assert advantages[:, 0].tolist() == pytest.approx([-0.5, 0, 0.5], abs=1e-6)
+    assert {f"reward_{key}" for key in scores} <= set(row)
+
+
+@pytest.mark.parametrize(
+    ("gave", "said"),
+    [
+        ([1.0, 2.0], "reward 'identity' returned list"),
+        (torch.zeros(5), r"reward 'identity' returned shape \(5,\) for 6 images"),
+        (torch.tensor([math.inf] * 6), "reward 'identity' returned an infinity"),
+    ],
+)
+def test_a_reward_that_breaks_its_contract_stops_the_run(gave: object, said: str, make_trainer: MakeTrainer):
+    trainer = make_trainer()
+    trainer.rewards["identity"] = lambda images, samples: gave  # noqa: ARG005  # pyright: ignore
+    with pytest.raises(RewardError, match=said):
+        trainer.step()
+
+
+def test_a_run_stops_where_too_little_can_be_scored_with_the_last_words(make_trainer: MakeTrainer):
+    class Down:
+        last_error = "503 from http://judge: out of memory"
+
+        def __call__(self, images: Tensor, samples: Sequence[Sample]) -> Tensor:  # noqa: ARG002
+            return torch.tensor([math.nan] * 4 + [1.0, 2.0])
+
+    trainer = make_trainer("max_unscored=.6")
+    trainer.rewards["identity"] = Down()
+    said = r"rewards.identity could not score 67% of 6 images.*0\.6: 503 from http://judge: out of memory"
+    with pytest.raises(RewardError, match=said):
+        trainer.step()
+    assert trainer.optimizer_steps == 0
 
 
 # --- the ratio check -------------------------------------------------------------------------------------------------
@@ -238,8 +312,8 @@ def test_images_without_score_leave_and_the_rest_trains(
     make_trainer: MakeTrainer,
     adapter_of: AdapterOf,
 ):
-    trainer = make_trainer("optimizer.weight_decay=0")
-    trainer.rewards = {"prompt": scoring(SPREAD), "identity": scoring(identity)}
+    trainer = make_trainer("optimizer.weight_decay=0", "max_unscored=1")
+    trainer.rewards.update({"prompt": scoring(SPREAD), "identity": scoring(identity)})
     before = adapter_of(trainer.policy)
     row = trainer.step()
     after = adapter_of(trainer.policy)
@@ -251,13 +325,13 @@ def test_images_without_score_leave_and_the_rest_trains(
 
 def test_flat_groups_leave_everything_as_it_is(make_trainer: MakeTrainer, adapter_of: AdapterOf):
     trainer = make_trainer()
-    trainer.rewards = {"prompt": scoring([[0.5] * 3] * 2), "identity": scoring([[0.5] * 3] * 2)}
+    trainer.rewards.update({"prompt": scoring([[0.5] * 3] * 2), "identity": scoring([[0.5] * 3] * 2)})
     before = adapter_of(trainer.policy)
     row = trainer.step()
     assert row["flat_groups"] == 2
     assert row["gradient_norm"] == 0
     assert torch.equal(adapter_of(trainer.policy), before)
-    trainer.rewards = {"prompt": scoring(SPREAD), "identity": scoring(SPREAD)}
+    trainer.rewards.update({"prompt": scoring(SPREAD), "identity": scoring(SPREAD)})
     trainer.step()  # and training goes on
     assert not torch.equal(adapter_of(trainer.policy), before)
 

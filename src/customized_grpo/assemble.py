@@ -6,13 +6,14 @@ from pathlib import Path
 
 import torch
 
-from customized_grpo.config import ConfigError, Metric, Rewards, RunConfig, dump_config
+from customized_grpo.config import ConfigError, Data, RunConfig, dump_config
 from customized_grpo.critters import samples as critters
 from customized_grpo.critters.weights import BUILT_IN, resolve
-from customized_grpo.data import Sample, load_list, split_by_subject
+from customized_grpo.data import Sample, load_data
+from customized_grpo.distributed import Processes
 from customized_grpo.evaluation import HeldOut
 from customized_grpo.policies.flux_kontext import LORA_TARGETS, FluxKontextPolicy
-from customized_grpo.rewards import REWARDS, Reward, load_reward
+from customized_grpo.rewards import Reward
 from customized_grpo.run_directory import RunDirectory, SamplingSettings
 from customized_grpo.trackers import Trackers
 from customized_grpo.trainer import Trainer
@@ -29,7 +30,16 @@ def load_policy(config: RunConfig) -> FluxKontextPolicy:
         width=model.width,
         guidance=model.guidance,
         max_sequence_length=model.max_sequence_length,
+        gradient_checkpointing=model.gradient_checkpointing,
+        offload_text_encoders=model.offload_text_encoders,
+        condition_cache=model.condition_cache,
     )
+
+
+def read_data(data: Data, held_out_share: float, seed: int = 0) -> tuple[list[Sample], list[Sample]]:
+    """(training, held-out) samples of a source with files, all of them; a share of 0 holds out none."""
+    root = None if data.root is None else Path(data.root)
+    return load_data(data.source, root=root, class_word=data.class_word, held_out_share=held_out_share, seed=seed)
 
 
 def load_samples(config: RunConfig) -> tuple[list[Sample], list[Sample]]:
@@ -40,8 +50,7 @@ def load_samples(config: RunConfig) -> tuple[list[Sample], list[Sample]]:
         # The same development cases for every seed, so that runs can be compared.
         held_out = critters.draw_samples(data.held_out_samples, critters.DEVELOPMENT_CRITTERS, 0)
         return train, held_out
-    samples = load_list(Path(data.source), None if data.root is None else Path(data.root))
-    train, held_out = split_by_subject(samples, data.held_out_share, config.seed)
+    train, held_out = read_data(data, data.held_out_share, config.seed)
     train = train[: data.train_samples]
     # Spread over the list, not its head: the head is often one subject.
     every = max(len(held_out) // data.held_out_samples, 1)
@@ -49,26 +58,16 @@ def load_samples(config: RunConfig) -> tuple[list[Sample], list[Sample]]:
 
 
 def load_rewards(config: RunConfig) -> dict[str, Reward]:
-    """The trained rewards by role."""
+    """The trained rewards by their keys."""
     device = torch.device(config.device)
-    roles = {"identity": config.rewards.identity, "prompt": config.rewards.prompt}
-    return {role: load_reward(r.name, r.model, r.against, device) for role, r in roles.items()}
+    return {key: reward.make(device) for key, reward in config.trained().items()}
 
 
 def load_metrics(config: RunConfig, rewards: dict[str, Reward]) -> dict[str, Reward]:
     """What held-out cases are scored with: the rewards themselves and the metrics of `evaluation.metrics`."""
     device = torch.device(config.device)
-    further = {
-        str(metric): load_reward(metric.name, encoder_of(metric, config.rewards), metric.against, device)
-        for metric in config.evaluation.metrics
-    }
-    return {f"{role}_reward": reward for role, reward in rewards.items()} | further
-
-
-def encoder_of(metric: Metric, rewards: Rewards) -> str:
-    """The metric's own encoder, or that of the trained reward with an encoder of its kind."""
-    kind = REWARDS[metric.name].encoder if metric.name in REWARDS else None
-    return metric.model or (rewards.prompt.model if kind == "clip" else rewards.identity.model)
+    further = {str(metric): config.resolve(metric).make(device) for metric in config.evaluation.metrics}
+    return {f"{key}_reward": reward for key, reward in rewards.items()} | further
 
 
 def sampling_settings(config: RunConfig) -> SamplingSettings:
@@ -95,14 +94,21 @@ def assemble(config: RunConfig, *, resume: bool = False) -> Trainer:
             f"{config.data.source} leaves no held-out sample to evaluate on; raise data.held_out_share, or set "
             "evaluation.every=0"
         )
-    policy = load_policy(config)
+    processes = Processes(config.device)
+    if config.groups.prompts < processes.count:
+        raise ConfigError(
+            f"groups.prompts={config.groups.prompts} leaves some of {processes.count} processes without a group; give "
+            f"each at least one, groups.prompts={processes.count}"
+        )
+    placed = config.model_copy(update={"device": str(processes.device)})
+    policy = load_policy(placed)
     adapter = config.adapter
     targets = LORA_TARGETS if adapter.targets is None else adapter.targets
     policy.add_adapter(adapter.rank, adapter.alpha, targets, seed=config.seed)
-    rewards = load_rewards(config)
-    metrics = load_metrics(config, rewards)
+    rewards = load_rewards(placed)
+    metrics = load_metrics(placed, rewards)
     directory = RunDirectory(
         Path(config.output), dump_config(config), sampling_settings(config), resume=resume, tracking=config.tracking
     )
-    evaluated = HeldOut(held_out, metrics, config.groups.rollout_batch)
-    return Trainer(config, policy, rewards, train, evaluated, directory)
+    evaluated = HeldOut(held_out, metrics, config.groups.rollout_batch, processes)
+    return Trainer(config, policy, rewards, train, evaluated, directory, processes)

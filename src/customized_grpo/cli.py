@@ -102,13 +102,16 @@ def generate(
 
 @app.command()
 def evaluate(
-    target: Annotated[str, typer.Argument(help="A run, an adapter's folder, a recipe's name, or a YAML file.")],
+    target: Annotated[
+        str, typer.Argument(help="A run, an adapter's folder, a recipe's name, or a YAML file.")
+    ],
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings, e.g. data.source=list.json")] = None,
     adapter: Annotated[Path | None, typer.Option(help="Folder of a trained adapter; default: the run's.")] = None,
     base: Annotated[bool, typer.Option("--base", help="Without the adapter, all else alike.")] = False,
     metric: Annotated[list[str] | None, typer.Option(help="e.g. 'dino against=other_view'; repeatable.")] = None,
     cases: Annotated[int | None, typer.Option(help="Samples; default: all, of critters 512.", min=1)] = None,
-    images: Annotated[int, typer.Option(help="Images per sample.", min=1)] = 1,
+    images: Annotated[int | None, typer.Option(help="Per sample; default: 1, of DreamBench 4.", min=1)] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of the data's files: data.root.")] = None,
     against: Annotated[Path | None, typer.Option(help="Evaluation of the base, for joint dominance.")] = None,
     output: Annotated[Path | None, typer.Option(help="A new folder, or one to go on with.")] = None,
     device: Device = None,
@@ -116,7 +119,7 @@ def evaluate(
     """Score a model, with or without adapter, on samples that it was not trained on; goes on where it stopped."""
     from customized_grpo.analysis.evaluate import make_request, write_evaluation
 
-    chosen = [f"device={device or _default_device()}"]
+    chosen = [f"device={device or _default_device()}", *([f"data.root={root}"] if root else [])]
     request = make_request(
         target,
         [*chosen, *(overrides or [])],

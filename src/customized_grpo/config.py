@@ -13,35 +13,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
-from customized_grpo.rewards import REWARDS
-
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Index = Annotated[int, Field(ge=0)]
-
+from customized_grpo.data.sources import contradictions
+from customized_grpo.fields import Count, Index, NonNegative, Positive, Section, Share
+from customized_grpo.rewards.settings import BUILT_IN, REWARDS, AnyReward, RewardSettings, Role, parse_reward
 
 CONFIG = "config.yaml"  # of a run or an adapter
 
 
-def _known_reward(name: str) -> str:
-    if name not in REWARDS:
-        raise ValueError(f"no reward is named {name!r}{_nearest(name, REWARDS, all_keys=True)}")
-    return name
-
-
-RewardName = Annotated[str, AfterValidator(_known_reward)]  # a key of customized_grpo.rewards.REWARDS
-
-
 class ConfigError(ValueError):
     """A configuration that cannot run; the message has one line per mistake."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Model(Section):
@@ -51,6 +33,9 @@ class Model(Section):
     width: Count = 32
     guidance: NonNegative = 2.5  # embedded guidance, where the checkpoint has it
     max_sequence_length: Count = 16  # T5 tokens
+    gradient_checkpointing: bool = False  # the update computes activations twice instead of holding them all
+    offload_text_encoders: bool = False  # on the CPU, except while prompts are encoded
+    condition_cache: str | None = None  # a folder that keeps encoded prompts and references for other runs
 
 
 class Adapter(Section):
@@ -60,65 +45,27 @@ class Adapter(Section):
 
 
 class Data(Section):
-    source: str = "critters"  # the built-in world, or a .json or .jsonl list of {prompt, image_paths}
-    root: str | None = None  # folder that the list's paths start from; null: the list's own
+    source: str = "critters"  # the built-in world, a named layout, a list or a folder: see docs/data.md
+    root: str | None = None  # folder of a named layout, or where a list's paths start from; null: the list's own
+    class_word: str | None = None  # what the photographs show, "dog", or a list that does not say it
     train_samples: Count | None = None  # at most so many; critters need a number
     held_out_samples: Count = 128  # fixed cases of the evaluation during training
-    held_out_share: Share = 0.1  # of a list's subjects, kept from training; critters are always new ones
+    held_out_share: Share = 0.1  # of the subjects, kept from training; critters are always new ones
 
 
-class Reward(Section):
-    name: RewardName
-    model: str = "critters"  # the built-in encoder, or a folder or hub id in transformers' format
-    against: Literal["reference", "other_view"] = "reference"  # what identity is compared with
+def _with_roles(rewards: Any) -> Any:
+    """`identity` and `prompt` are always there; a reward under a key that is a role has that role."""
+    if not isinstance(rewards, Mapping):
+        return rewards
+    usual = {"identity": {"name": "dino"}, "prompt": {"name": "clip_t"}, "quality": {}}
+    both = {"identity": {}, "prompt": {}}
+    return {
+        key: {**usual[key], "role": key, **value} if key in usual and isinstance(value, Mapping) else value
+        for key, value in {**both, **rewards}.items()
+    }
 
 
-class IdentityReward(Reward):
-    name: RewardName = "dino"
-
-
-class PromptReward(Reward):
-    name: RewardName = "clip_t"
-
-
-class Rewards(Section):
-    identity: IdentityReward = IdentityReward()
-    prompt: PromptReward = PromptReward()
-
-
-class Metric(Section):
-    """A reward that is only looked at. In YAML a mapping, or one line: "dino against=other_view"."""
-
-    name: RewardName
-    model: str | None = None  # its encoder; null: that of the trained reward with the same kind of encoder
-    against: Literal["reference", "other_view"] = "reference"
-
-    @classmethod
-    def parse(cls, text: str) -> Metric:
-        """From one line; ConfigError says what is wrong with it."""
-        try:
-            return cls.model_validate(_metric_from_text(text))
-        except ValidationError as error:
-            said = [f"{problem['loc'][-1]}: {_uncapitalised(problem['msg'])}" for problem in error.errors()]
-            raise ConfigError(
-                f"metric {text!r}: {'; '.join(said)}; write for instance 'dino against=other_view'"
-            ) from None
-
-    def __str__(self) -> str:
-        chosen = self.model_dump(exclude_defaults=True, exclude={"name"})
-        return " ".join([self.name, *(f"{key}={value}" for key, value in chosen.items())])
-
-
-def _metric_from_text(value: Any) -> Any:
-    """ "dino against=other_view" -> {"name": "dino", "against": "other_view"}; anything else as it is."""
-    if not isinstance(value, str):
-        return value
-    name, *settings = value.split() or [""]
-    pairs = [setting.partition("=") for setting in settings]
-    return {"name": name} | {key: text or None for key, _, text in pairs}
-
-
-MetricText = Annotated[Metric, BeforeValidator(_metric_from_text)]
+Rewards = Annotated[Mapping[str, AnyReward], BeforeValidator(_with_roles)]
 
 
 class Sampling(Section):
@@ -193,7 +140,7 @@ class Groups(Section):
 
 class Evaluation(Section):
     every: Index = 20  # updates between evaluations on the held-out cases; 0 = never
-    metrics: tuple[MetricText, ...] = ()  # further metrics, beside the two rewards; each by name, or with settings
+    metrics: tuple[AnyReward, ...] = ()  # beside the rewards: each by name, or a line such as "dino region=centre"
     grid: Index = 8  # cases drawn into the picture of each evaluation
 
 
@@ -207,7 +154,8 @@ class RunConfig(Section):
     model: Model = Model()
     adapter: Adapter = Adapter()
     data: Data = Data()
-    rewards: Rewards = Rewards()
+    rewards: Rewards = Field(default_factory=lambda: {}, validate_default=True)  # any number, each in its role
+    max_unscored: Share = 0.5  # share of an update's images that no reward could score before the run stops
     sampling: Sampling = Sampling()
     noise: Noise = Noise()
     window: Window = Window()
@@ -229,9 +177,44 @@ class RunConfig(Section):
             problems.append(f'noise.level: "cps" takes at most 1, not {self.noise.level}')
         if self.data.source == "critters" and self.data.train_samples is None:
             problems.append("data.train_samples: critters never run out; say how many to draw, for instance 2000")
+        problems += contradictions(self.data.source, self.data.root, self.data.class_word)
+        problems += self._of_the_rewards()
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _of_the_rewards(self) -> Iterator[str]:
+        for key, reward in self.rewards.items():
+            if not key.isidentifier():
+                yield f"rewards.{key}: this key names figures and files; use letters, digits and _"
+            if reward.role is None:
+                yield f"rewards.{key}.role: say what it is for: identity, prompt or quality"
+            elif key in get_args(Role) and reward.role != key:
+                yield f"rewards.{key}.role: the key says {key}, not {reward.role}; choose another key"
+            elif reward.role == "quality" and reward.weight is None:
+                yield f"rewards.{key}.weight: a quality reward has a weight of its own, for instance 0.2"
+            elif reward.role != "quality" and reward.weight is not None:
+                yield f"rewards.{key}.weight: only quality has one; the section `weighting` divides the other roles"
+        for metric in self.evaluation.metrics:
+            if metric.role is not None or metric.weight is not None:
+                yield f"evaluation.metrics: {metric.name} is only looked at; it has no role and no weight"
+
+    # --- rewards and the models that they run on ---------------------------------------------------------------------
+
+    def trained(self) -> dict[str, RewardSettings]:
+        """The rewards, each with its model: where none is named the built-in one for critters, else the usual."""
+        built_in = BUILT_IN in (self.data.source, self.model.path)
+        return {
+            key: reward.with_model(BUILT_IN if built_in and reward.encoder else reward.usual_model)
+            for key, reward in self.rewards.items()
+        }
+
+    def resolve(self, metric: RewardSettings) -> RewardSettings:
+        """A metric with its model: where none is named, that of the trained reward with the same kind of encoder."""
+        trained = self.trained().values()
+        shared = [reward.own_model for reward in trained if metric.encoder and reward.encoder == metric.encoder]
+        built_in = BUILT_IN if BUILT_IN in (self.data.source, self.model.path) and metric.encoder else None
+        return metric.with_model(next(iter(shared), built_in or metric.usual_model))
 
     def _of_the_window(self) -> Iterator[str]:
         window, final = self.window, self.sampling.num_steps - 2
@@ -321,12 +304,31 @@ def _contradictions(values: dict[str, Any], error: ValidationError) -> Iterator[
             yield from _readable(remaining)
 
 
+def parse_metric(line: str) -> RewardSettings:
+    """From one line such as "dino against=other_view"; ConfigError says what is wrong with it."""
+    try:
+        return parse_reward(line)
+    except ValidationError as error:
+        raise ConfigError(
+            f"metric {line!r}: {'; '.join(_readable(error))}; write for instance 'dino against=other_view'"
+        ) from None
+
+
 def _readable(error: ValidationError) -> Iterator[str]:
     for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"] if not str(part).startswith(("constrained", "literal")))
+        location = [str(part) for part in problem["loc"] if not str(part).startswith(("constrained", "literal"))]
+        chosen = {"rewards": 2, "evaluation": 3}.get(location[0] if location else "", 0)
+        # There pydantic puts the name that chose the reward's class.
+        where = ".".join(part for n, part in enumerate(location) if n != chosen or part not in REWARDS)
         if problem["type"] == "extra_forbidden":
-            *section, key = where.split(".")
-            yield f"{where}: unknown key{_nearest(key, _fields(section), all_keys=True)}"
+            yield f"{where}: unknown key{_nearest(location[-1], _fields(location[:-1]), all_keys=True)}"
+        elif problem["type"] == "union_tag_invalid":
+            tag = problem.get("ctx", {})["tag"]
+            yield f"{where}.name: no reward is named {tag!r}{_nearest(tag, REWARDS, all_keys=True)}".lstrip(".")
+        elif problem["type"] == "union_tag_not_found":
+            yield f"{where}: a reward needs its name; known: {', '.join(REWARDS)}"
+        elif problem["type"] == "missing":
+            yield f"{where}: is missing, and cannot be guessed; give it a value"
         elif problem["type"] == "value_error":
             prefix = f"{where}: " if where else ""
             yield from (prefix + line for line in problem["msg"].removeprefix("Value error, ").split("\n"))
@@ -340,19 +342,20 @@ def _uncapitalised(message: str) -> str:
 
 
 def _fields(section: Sequence[str]) -> Mapping[str, Any]:
-    """The known keys of a section, given by its path; what has keys is a `Section`, or a list of them."""
+    """The known keys of a section, given by its path; a reward's class stands in the path by its name."""
     model: type[BaseModel] = RunConfig
     for key in section:
-        if not key.isdigit():  # the place in a list
-            model = _section_in(model.model_fields[key].annotation)
+        if key in REWARDS:
+            model = REWARDS[key]
+        elif key in model.model_fields and (found := _section_in(model.model_fields[key].annotation)):
+            model = found
     return model.model_fields
 
 
-def _section_in(annotation: Any) -> type[Section]:
-    """Section -> Section, tuple[Annotated[Section, ...], ...] -> Section."""
-    while not isinstance(annotation, type) or get_args(annotation):
-        annotation = get_args(annotation)[0]
-    return annotation
+def _section_in(annotation: Any) -> type[Section] | None:
+    """The section that a field is; None for lists and mappings, whose entries say themselves what they are."""
+    plain = isinstance(annotation, type) and not get_args(annotation)
+    return annotation if plain and issubclass(annotation, Section) else None
 
 
 def _nearest(key: str, known: Mapping[str, Any], *, all_keys: bool = False) -> str:

@@ -14,7 +14,7 @@ from customized_grpo.analysis.curves import draw_curves
 from customized_grpo.analysis.intervals import Estimate, estimates
 from customized_grpo.analysis.report import write_report
 from customized_grpo.assemble import assemble, load_metrics
-from customized_grpo.config import Metric, RunConfig, load_config
+from customized_grpo.config import RunConfig, load_config, parse_metric
 from customized_grpo.critters.samples import TEST_CRITTERS, UNSEEN_SITUATIONS, draw_samples
 from customized_grpo.data import Sample
 from customized_grpo.evaluation import HeldOut
@@ -22,7 +22,7 @@ from customized_grpo.pictures import case, sheet
 from customized_grpo.rewards.images import to_pictures
 from customized_grpo.run_directory import keep_cases, write_text
 
-METRICS = tuple(Metric(name=name) for name in ("oracle_identity", "oracle_prompt", "joint_success", "copy_paste"))
+METRICS = tuple(parse_metric(name) for name in ("oracle_identity", "oracle_prompt", "joint_success", "copy_paste"))
 SHOWN = 12  # cases in the picture: the first ones, not the best ones
 KEPT = 48  # of the report, likewise
 
@@ -49,7 +49,7 @@ def run_demo(output: Path | None, *, seed: int, updates: int | None, cases: int,
     samples += draw_samples(max(cases // 4, 1), TEST_CRITTERS, 1, UNSEEN_SITUATIONS)
     unseen = torch.arange(len(samples)) >= cases
     metrics = load_metrics(config.model_copy(update={"evaluation": _with_metrics(config)}), trainer.rewards)
-    held_out = HeldOut(samples, metrics, config.groups.rollout_batch)
+    held_out = HeldOut(samples, metrics, config.groups.rollout_batch, trainer.processes)
     policy, sigmas = trainer.policy, trainer.sampler.sigmas
     with policy.base_policy():
         base = held_out.evaluate(policy, sigmas, "measuring the base")

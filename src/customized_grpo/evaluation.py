@@ -11,11 +11,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from customized_grpo.data import Sample
+from customized_grpo.distributed import Processes
 from customized_grpo.pictures import Shown
 from customized_grpo.policies.base import Policy
 from customized_grpo.record import spread
 from customized_grpo.rewards import Reward
 from customized_grpo.rewards.images import to_pictures
+from customized_grpo.rewards.scoring import score
 from customized_grpo.rollout import derive_seed, generate
 
 
@@ -53,17 +55,24 @@ def generate_cases(policy: Policy, sigmas: Tensor, cases: Sequence[Case]) -> Ten
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The cases of a run's evaluations, with the rewards by role and further metrics by name."""
+    """The cases of a run's evaluations, with the rewards by key and further metrics by name."""
 
     samples: Sequence[Sample]
     metrics: Mapping[str, Reward]
     batch: int
+    processes: Processes
 
     def evaluate(self, policy: Policy, sigmas: Tensor, label: str | None = None) -> Scored:
-        cases = [(sample, 0) for sample in self.samples]
+        """All cases, each generated and scored by one of the processes; every process gets everything."""
+        total, part = len(self.samples), self.processes.share(len(self.samples))
+        count = part.stop - part.start
+        samples = self.samples[part] if count else self.samples[:1]  # without a case it makes one, for the shapes
+        cases = [(sample, 0) for sample in samples]
         starts = tqdm(range(0, len(cases), self.batch), desc=label, disable=label is None, leave=False)
         images = torch.cat([generate_cases(policy, sigmas, cases[start : start + self.batch]) for start in starts])
-        return Scored(images, {name: metric(images, self.samples) for name, metric in self.metrics.items()})
+        scores = {name: score(name, metric, images, samples) for name, metric in self.metrics.items()}
+        gathered = {name: self.processes.gather(values[:count], total) for name, values in scores.items()}
+        return Scored(self.processes.gather(images[:count], total), gathered)
 
     def report(self, policy: Policy, sigmas: Tensor, *, grid: int) -> tuple[dict[str, Any], list[Shown]]:
         """Mean and spread of every metric over the cases that it could score, and the first `grid` cases."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from customized_grpo.algorithm import (
     ConstantWeights,
     TimeAwareWeights,
+    step_advantages,
     step_gradient_factor,
     step_progress,
     step_scales,
@@ -25,6 +26,7 @@ class Plan:
 
     def __init__(self, config: RunConfig, samples: Sequence[Sample], sigmas: Tensor):
         self.config, self.samples, self.sigmas = config, samples, sigmas
+        self.roles = {key: str(reward.role) for key, reward in config.rewards.items()}
         weighting = config.weighting
         self.weights = (
             ConstantWeights(weighting.prompt)
@@ -63,6 +65,22 @@ class Plan:
         """Weight of the prompt's reward at each step [len(steps)]; the identity's is the rest."""
         progress = step_progress(steps, self.sigmas, self.config.weighting.progress)
         return self.weights.prompt_weight(progress)
+
+    def advantages(self, scores: Mapping[str, Tensor], prompt_weight: Tensor) -> Tensor:
+        """Shaped advantages [P, G, T] of rewards [P, G] by key, at steps with these prompt weights [T]."""
+        shaping, rewards = self.config.shaping, self.config.rewards
+        quality = {key: reward.weight for key, reward in rewards.items() if reward.weight is not None}
+        return step_advantages(
+            shaping.rule,
+            scores,
+            prompt_weight,
+            roles=self.roles,
+            quality_weights=quality,
+            gamma=shaping.gamma,
+            recentre=shaping.recentre,
+            scale=shaping.scale,
+            clip=shaping.clip,
+        )
 
     def scales(self, steps: Sequence[int]) -> Tensor:
         """`step_scale` of each step [len(steps)], comparable between windows."""

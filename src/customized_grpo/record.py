@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,16 +16,21 @@ from customized_grpo.algorithm import conflict_diagnostics, role_advantages
 SATURATED_BELOW = 0.01
 
 
-def reward_figures(scores: Mapping[str, Tensor]) -> dict[str, float]:
-    """Mean and spread of each reward [P, G], how the two get on inside groups, and the number of unscored images."""
-    figures: dict[str, float] = {}
-    for role, values in scores.items():
-        figures[f"reward_{role}"] = values.nanmean().item()
-        figures[f"reward_{role}_std"] = spread(values)
-        figures[f"saturated_{role}"] = saturated(values)
-    advantages = role_advantages(scores)
+def reward_figures(scores: Mapping[str, Tensor], roles: Mapping[str, str]) -> dict[str, Any]:
+    """Mean and spread of each reward [P, G], how identity and prompt get on inside groups, what was not scored.
+
+    "unscored" counts images that some reward could not score, "unscored_by" says which, where there are any.
+    """
+    figures: dict[str, Any] = {}
+    for key, values in scores.items():
+        figures[f"reward_{key}"] = values.nanmean().item()
+        figures[f"reward_{key}_std"] = spread(values)
+        figures[f"saturated_{key}"] = saturated(values)
+    advantages = role_advantages(scores, roles)
     figures |= conflict_diagnostics(advantages["prompt"], advantages["identity"])
     figures["unscored"] = int(torch.stack(list(scores.values())).isnan().any(dim=0).sum())
+    if figures["unscored"]:
+        figures["unscored_by"] = {key: int(values.isnan().sum()) for key, values in scores.items()}
     return figures
 
 

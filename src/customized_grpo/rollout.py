@@ -82,10 +82,12 @@ class Sampler:
         size: int,
         steps: Sequence[int],
         seed_of: Callable[[int, int | None], int],
+        ready: Callable[[Tensor, slice], None] = lambda images, part: None,  # noqa: ARG005
     ) -> Rollout:
         """`size` images for each entry of `condition`; noise at `steps` (ascending), ODE at all others.
 
         seed_of(group, member) seeds an image's noise; member None seeds what the group starts from.
+        ready(images, part) is called with each batch of finished images and where they stand among the B.
         """
         total = len(self.sigmas) - 1
         start = policy.noise(condition, [seed_of(group, None) for group in range(len(condition))])
@@ -105,6 +107,7 @@ class Sampler:
             x, passed = self._stochastic(policy, latents[part], members[part], steps, generators[part])
             x = denoise(policy, x, members[part], self.sigmas, range(steps[-1] + 1, total))
             images.append(policy.decode(x, members[part]))
+            ready(images[-1], part)
             points.append(passed)
         trajectory = tuple(_join(batches) for batches in zip(*points, strict=True))
         return Rollout(torch.cat(images), members, trajectory)

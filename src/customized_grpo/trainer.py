@@ -29,14 +29,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from customized_grpo.algorithm import clipped_objective, kl_to_base, log_prob, step_advantages
+from customized_grpo.algorithm import clipped_objective, kl_to_base, log_prob
 from customized_grpo.config import RunConfig
 from customized_grpo.data import Sample
+from customized_grpo.distributed import Processes
 from customized_grpo.evaluation import HeldOut
 from customized_grpo.plan import Plan
 from customized_grpo.policies.base import Policy
 from customized_grpo.record import clock, reward_figures, spread, step_rows
 from customized_grpo.rewards import Reward
+from customized_grpo.rewards.scoring import Scorer
 from customized_grpo.rollout import Point, Rollout, Sampler
 from customized_grpo.run_directory import RunDirectory
 from customized_grpo.watch import Watch
@@ -51,7 +53,7 @@ class TrainingError(RuntimeError):
 
 @dataclass
 class Trainer:
-    """One run: a policy with a fresh adapter, a reward per role, training samples, a directory."""
+    """One run: a policy with a fresh adapter, rewards by the keys of the configuration, samples, a directory."""
 
     config: RunConfig
     policy: Policy
@@ -59,6 +61,7 @@ class Trainer:
     samples: Sequence[Sample]
     held_out: HeldOut
     directory: RunDirectory
+    processes: Processes
 
     def __post_init__(self) -> None:
         config = self.config
@@ -71,7 +74,8 @@ class Trainer:
         self.plan = Plan(config, self.samples, sigmas)
         self.update = self.optimizer_steps = 0
         self.ratio_checked = False
-        self.watch = Watch({role: f"{role}_reward" for role in self.rewards})
+        self.scorer = Scorer(self.rewards)
+        self.watch = Watch({key: f"{key}_reward" for key in self.rewards}, self.plan.roles)
 
     # --- the algorithm -----------------------------------------------------------------------------------------------
 
@@ -85,7 +89,7 @@ class Trainer:
         bar = tqdm(range(self.update, self.config.updates), initial=self.update, total=self.config.updates)
         for _ in bar:
             row = self.step()
-            bar.set_postfix(identity=f"{row['reward_identity']:.3f}", prompt=f"{row['reward_prompt']:.3f}")
+            bar.set_postfix({key: f"{row[f'reward_{key}']:.3f}" for key in self.rewards})
             if every and self.update % every == 0:
                 self._evaluate()
             self._warn(row)
@@ -99,35 +103,36 @@ class Trainer:
         """One update; returns its row of metrics."""
         config = self.config
         seconds: dict[str, float] = {}
-        samples, steps = self.plan.batch(self.update), self.plan.window(self.update)
+        everyone, steps, size = self.plan.batch(self.update), self.plan.window(self.update), config.groups.size
+        mine = self.processes.share(len(everyone))  # the groups of this process
+        samples = everyone[mine]
+        shown = [sample for sample in samples for _ in range(size)]
         with clock(seconds, "rollout"):
             rollout = self.sampler.rollout(
                 self.policy,
                 self.policy.encode(samples),
-                config.groups.size,
+                size,
                 steps,
-                lambda group, member: self.plan.seed(self.update, group, member),
+                lambda group, member: self.plan.seed(self.update, mine.start + group, member),
+                lambda images, part: self.scorer.begin(images, shown[part]),
             )
         with clock(seconds, "reward"):
-            scores = self.score(rollout.images, samples)
+            found = self.scorer.finish(rollout.images, shown)
+            scores = {  # [P, G], of all processes: advantages, figures and normaliser are those of the whole update
+                key: self.processes.gather(values.unflatten(0, (-1, size)), len(everyone))
+                for key, values in found.items()
+            }
+            self.scorer.check(scores, config.max_unscored)
         prompt_weight = self.plan.prompt_weight(steps)
-        advantages = step_advantages(  # [P, G, T]
-            config.shaping.rule,
-            scores,
-            prompt_weight,
-            gamma=config.shaping.gamma,
-            recentre=config.shaping.recentre,
-            scale=config.shaping.scale,
-            clip=config.shaping.clip,
-        ).flatten(0, 1)
+        advantages = self.plan.advantages(scores, prompt_weight).flatten(0, 1)  # [P G, T]
         with clock(seconds, "update"):
             if not self.ratio_checked:
                 self.check_ratio(rollout)
-            diagnostics = self.optimise(rollout, advantages, samples)
+            diagnostics = self.optimise(rollout, advantages, samples, mine.start * size)
         self.update += 1
         return {
             "update": self.update,
-            **reward_figures(scores),
+            **reward_figures(scores, self.plan.roles),
             "advantage_std": spread(advantages),
             "steps": step_rows(steps, prompt_weight, self.plan.pull(steps)),
             **diagnostics,
@@ -135,23 +140,28 @@ class Trainer:
             "seconds": seconds,
         }
 
-    def optimise(self, rollout: Rollout, advantages: Tensor, samples: Sequence[Sample]) -> dict[str, float]:
+    def optimise(
+        self, rollout: Rollout, advantages: Tensor, samples: Sequence[Sample], first: int = 0
+    ) -> dict[str, float]:
         """`updates_per_rollout` optimiser steps on all trained transitions of a rollout.
 
-        advantages [B, T]. Images without any signal (a flat group) cost no computation; the loss is divided by the
-        number of scored entries all the same, so leaving them out changes nothing.
+        advantages [B, T] are of all processes' images; those of this rollout begin at `first`. Images without any
+        signal (a flat group) cost no computation; the loss is divided by the number of scored entries all the same, so
+        leaving them out changes nothing.
         """
         config, totals = self.config.objective, defaultdict(float)
         scales = self.plan.scales([point.step for point in rollout.trajectory])
         scored = int((~advantages.isnan()).sum())
         signal = torch.full((len(advantages),), config.kl > 0) | (advantages.nan_to_num() != 0).any(dim=1)
-        active = (signal & ~advantages.isnan().all(dim=1)).nonzero().flatten()
-        if len(active) == 0:
+        signal &= ~advantages.isnan().all(dim=1)
+        if not signal.any():
             return {"gradient_norm": 0.0}
+        mine = slice(first, first + len(rollout.images))
+        active, advantages = signal[mine].nonzero().flatten(), advantages[mine]
         for _ in range(config.updates_per_rollout):
             self.optimizer.zero_grad(set_to_none=True)
             for index, point in enumerate(rollout.trajectory):
-                for images in active.split(self.config.groups.update_batch):
+                for images in active.split(self.config.groups.update_batch) if len(active) else ():
                     loss, diagnostics = self._loss(
                         rollout, point, images, advantages[images, index], scales[index].item(), scored
                     )
@@ -160,14 +170,18 @@ class Trainer:
                     loss.backward()
                     for name, value in diagnostics.items():
                         totals[name] += float(value) * len(images)
+            self.processes.sum_gradients(self.parameters)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.plan.lr(self.optimizer_steps)
             norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.max_grad_norm)
             totals["gradient_norm"] += float(norm) / config.updates_per_rollout
             self.optimizer.step()
             self.optimizer_steps += 1
-        entries = len(active) * len(rollout.trajectory) * config.updates_per_rollout
-        return {name: value if name == "gradient_norm" else value / entries for name, value in totals.items()}
+        entries = int(signal.sum()) * len(rollout.trajectory) * config.updates_per_rollout
+        named = ("ratio_mean", "clip_fraction", "approx_kl", *(("kl",) if config.kl > 0 else ()))
+        sums = self.processes.sum(torch.tensor([totals[name] for name in named], dtype=torch.float64))
+        means = dict(zip(named, (sums / entries).tolist(), strict=True))
+        return means | {"gradient_norm": totals["gradient_norm"]}
 
     def _loss(
         self, rollout: Rollout, point: Point, images: Tensor, advantage: Tensor, scale: float, scored: int
@@ -213,12 +227,6 @@ class Trainer:
                 "or another precision in one of the two."
             )
         self.ratio_checked = True
-
-    def score(self, images: Tensor, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """Rewards by role [P, G]."""
-        groups = [sample for sample in samples for _ in range(self.config.groups.size)]
-        shape = (len(samples), self.config.groups.size)
-        return {role: reward(images, groups).reshape(shape) for role, reward in self.rewards.items()}
 
     # --- what is written down ----------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from customized_grpo.rewards import REWARDS
+from customized_grpo.rewards.settings import REWARDS, parse_reward
 
 EVALUATIONS = 5  # the window of a trend; fewer have no trend worth the name
 SIGNIFICANCE = 0.05  # of a trend's slope, two-sided; both trends of a warning must reach it
@@ -58,7 +58,8 @@ class Trend:
 class Watch:
     """Sees every row of a run in order; says each kind of warning about each metric once."""
 
-    trained: Mapping[str, str]  # role -> name of its reward's metric on held-out cases, "identity_reward"
+    trained: Mapping[str, str]  # key of a reward -> name of its metric on held-out cases, "identity_reward"
+    roles: Mapping[str, str] = field(default_factory=dict)  # of the rewards by key; the key itself where left out
     evaluations: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=EVALUATIONS))
     saturation: dict[str, deque[float]] = field(default_factory=dict)
     said: set[tuple[str, ...]] = field(default_factory=set)
@@ -134,7 +135,7 @@ class Watch:
     def _of_the_same(self, role: str) -> list[str]:
         """Metrics of the evaluations that measure what the role's reward should, without being it."""
         names = [name for name in self.evaluations[-1] if name.split()[0] in REWARDS]
-        return [name for name in names if REWARDS[name.split()[0]].measures in (role, "both")]
+        return [name for name in names if parse_reward(name).measures in (self.roles.get(role, role), "both")]
 
     def _window(self) -> str:
         first, last = (self.evaluations[index]["update"] for index in (0, -1))

@@ -105,7 +105,7 @@ def test_half_the_groups_without_signal_is_where_it_begins(critters: Cases):
     uneven = torch.ones(24, dtype=torch.float64)
     for flat, expected in ((12, 0), (20, 1)):
         view = uneven + (torch.arange(24) >= flat)
-        judged = given(critters, replace(IDENTITY, measures="quality", role=None), copy=uneven, other_view=view)
+        judged = given(critters, replace(IDENTITY, measures="quality", key=None), copy=uneven, other_view=view)
         assert len(findings(judged)) == expected
 
 
@@ -121,7 +121,7 @@ def test_copying_pays(critters: Cases):
         f"({faithful:.2f}), in 100 % of 24 cases: copying will pay; compare with another view: "
         "rewards.identity.against=other_view"
     ]
-    metric = check(critters, replace(candidate, role=None)).findings[0]
+    metric = check(critters, replace(candidate, key=None)).findings[0]
     assert metric.endswith('compare with another view: --metric "pixels against=other_view"')
     elsewhere = check(critters, replace(candidate, against="other_view")).findings[0]
     assert elsewhere.endswith(
@@ -203,7 +203,7 @@ def test_a_trained_reward_is_saturated_where_right_pictures_have_all_there_is(cr
         "yes: saturated on good pictures: 1.00 with a spread of 0.00, on a scale from 0.00 to 1.00"
     )
     assert sentence.endswith("choose a finer reward: rewards.prompt.name=...")
-    assert check(critters, replace(trained, role=None)).findings == []
+    assert check(critters, replace(trained, key=None)).findings == []
 
 
 def test_saturation_needs_both_a_small_spread_and_the_ceiling(critters: Cases):
@@ -256,13 +256,13 @@ def test_two_trained_rewards_that_are_one_or_fight(critters: Cases):
     second = torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64).repeat(6)
     calm = {"measures": "quality", "reward": constant}
     for r, sentence in ((0.96, "nearly the same thing twice"), (0.94, None), (-0.49, None), (-0.51, "pull against")):
-        one = given(critters, replace(IDENTITY, role="quality", **calm), copy=first, other_view=second)
+        one = given(critters, replace(IDENTITY, key="quality", **calm), copy=first, other_view=second)
         # The rows one after another: correlation r over both.
         mixed = {
             "copy": r * first + math.sqrt(1 - r * r) * second,
             "other_view": r * second - math.sqrt(1 - r * r) * first,
         }
-        other = given(critters, replace(PROMPT, role="style", **calm), **mixed)
+        other = given(critters, replace(PROMPT, key="style", **calm), **mixed)
         found = findings(one, other)
         if sentence is None:
             assert found == []
@@ -270,13 +270,13 @@ def test_two_trained_rewards_that_are_one_or_fight(critters: Cases):
             assert len(found) == 1
             assert found[0].startswith(f"sprite and words: correlation {r:.2f}: they ")
             assert sentence in found[0]
-        metric = given(critters, replace(other.candidate, role=None), **mixed)
+        metric = given(critters, replace(other.candidate, key=None), **mixed)
         assert findings(one, metric) == []
 
 
 def test_critters_encoders_on_photographs_are_out_of_place(photographs: Callable[..., Cases], critters: Cases):
     built_in = Candidate("dino", good_identity, "quality", "identity", encoder="dino", model="critters")
-    again = replace(built_in, label="dino against=other_view", role=None)
+    again = replace(built_in, label="dino against=other_view", key=None)
     listed = photographs(a=("a", 1), b=("b", 1))
     expected = (
         "dino, dino against=other_view: the built-in encoder has seen nothing but critters; use one that knows "

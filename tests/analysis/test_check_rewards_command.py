@@ -13,7 +13,7 @@ from torch import Tensor
 from customized_grpo import cli
 from customized_grpo.analysis.known_pictures import ROWS, Cases
 from customized_grpo.data import Sample
-from customized_grpo.rewards import REWARDS, Entry
+from customized_grpo.rewards.settings import REWARDS, Oracle
 
 TINY = str(Path(__file__).parents[1] / "tiny.yaml")
 
@@ -42,7 +42,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_critters_with_the_shipped_encoders_and_every_reward_by_name(run: Callable[..., Answer], tmp_path: Path):
     """The generator is never read: there is none where this recipe says."""
-    every = [option for name in [*REWARDS, "dino against=other_view"] for option in ("--metric", name)]
+    names = [name for name, kind in REWARDS.items() if kind.encoder or issubclass(kind, Oracle)]
+    every = [option for name in [*names, "dino against=other_view"] for option in ("--metric", name)]
     answer = run(TINY, "model.path=/no/such", *every, "--cases", 48, "--output", tmp_path / "new" / "folder")
     assert answer.code == 0, answer.error
     file = tmp_path / "new" / "folder" / "check_rewards.json"
@@ -50,7 +51,7 @@ def test_critters_with_the_shipped_encoders_and_every_reward_by_name(run: Callab
     told = json.loads(file.read_text())
     rewards = told["rewards"]
     assert (told["data"], told["cases"], told["subjects"]) == ("critters", 48, 48)
-    assert {*rewards} == {*REWARDS, "dino against=other_view"}
+    assert {*rewards} == {*names, "dino against=other_view"}
     for label, reward in rewards.items():
         assert {*reward["rows"]} == {*ROWS, "faithful"}
         assert reward["rows"]["faithful"] == reward["rows"]["right_prompt"]
@@ -75,10 +76,11 @@ def test_critters_with_the_shipped_encoders_and_every_reward_by_name(run: Callab
     assert rewards["dino"]["subject_above_other"]["mean"] > 0.97
     assert rewards["dino"]["copy_above_honest"] == {"mean": 1, "low": 1, "high": 1, "pairs": 48}
     copying = [line for line in told["findings"] if "copying will pay" in line]
-    assert len(copying) == 1
+    assert [line.split(":")[0] for line in copying] == ["dino", "clip_i"]
     assert copying[0].startswith("dino: copying the reference scores higher (1.00) than another picture")
     assert copying[0].endswith("compare with another view: rewards.identity.against=other_view")
-    assert not any("cannot tell" in line for line in told["findings"])
+    # Critters' CLIP was trained on prompts, and a prompt says nothing about who stands there.
+    assert [line.split(":")[0] for line in told["findings"] if "cannot tell" in line] == ["clip_i"]
     assert told["notes"] == []
     for line in (*told["findings"], *rewards):
         assert line[:40] in answer.out
@@ -96,21 +98,22 @@ def test_without_output_nothing_is_written_and_the_answer_is_the_same_again(
 
 
 def test_a_reward_of_ones_own_sees_pictures_as_the_generator_would_make_them(
-    run: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Answer], tmp_path: Path
 ):
-    """By the name that it is registered under; three cases of five pictures, four at a time."""
-    seen: list[tuple[int, ...]] = []
-
-    def mine(images: Tensor, samples: Sequence[Sample]) -> Tensor:
-        seen.append(tuple(images.shape))
-        return torch.tensor([float(len(sample.prompt)) for sample in samples])
-
-    monkeypatch.setitem(REWARDS, "mine", Entry(lambda *_: mine, "prompt"))
-    settings = ("rewards.prompt.name=mine", "model.width=48", "model.height=40", "groups.rollout_batch=4")
+    """From a file; three cases of five pictures, four at a time."""
+    seen = tmp_path / "seen.txt"
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import torch\n"
+        "def words(images, samples):\n"
+        f"    print(tuple(images.shape), file=open({str(seen)!r}, 'a'))\n"
+        "    return torch.tensor([float(len(sample.prompt)) for sample in samples])\n"
+    )
+    settings = (f"rewards.prompt.name={file}:words", "model.width=48", "model.height=40", "groups.rollout_batch=4")
     answer = run(TINY, *settings, "evaluation.metrics=[]", "--cases", 3)
     assert answer.code == 0, answer.error
-    assert seen == [(4, 3, 40, 48)] * 3 + [(3, 3, 40, 48)]
-    assert "\nmine (rewards.prompt, measures prompt)\n" in answer.out
+    assert seen.read_text().splitlines() == ["(4, 3, 40, 48)"] * 3 + ["(3, 3, 40, 48)"]
+    assert f"\n{file}:words (rewards.prompt, measures prompt)\n" in answer.out
 
 
 def test_compared_with_another_view_copying_no_longer_pays(run: Callable[..., Answer]):

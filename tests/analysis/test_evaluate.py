@@ -18,11 +18,11 @@ from customized_grpo.analysis.evaluate import Request, evaluate, make_request, s
 from customized_grpo.analysis.intervals import Estimate
 from customized_grpo.analysis.rows import Row
 from customized_grpo.assemble import assemble
-from customized_grpo.config import ConfigError, Metric, RunConfig, load_config
+from customized_grpo.config import ConfigError, RunConfig, load_config, parse_metric
 from customized_grpo.critters import world
 from customized_grpo.critters.samples import DEVELOPMENT_CRITTERS, TEST_CRITTERS, TRAINING_CRITTERS, draw_samples
 from customized_grpo.data import Sample
-from customized_grpo.rewards import load_reward
+from customized_grpo.rewards.settings import parse_reward
 
 TINY = str(Path(__file__).parents[1] / "tiny.yaml")
 CPU = torch.device("cpu")
@@ -115,12 +115,12 @@ def test_a_metric_takes_the_encoder_of_the_reward_of_its_kind(run: Path):
             "metric 'dino against=nothing': against: input should be 'reference' or 'other_view'",
         ),
         ("dyno", "metric 'dyno': name: no reward is named 'dyno'; did you mean 'dino'?"),
-        ("dino modle=x", "metric 'dino modle=x': modle: extra inputs are not permitted"),
+        ("dino modle=x", "metric 'dino modle=x': modle: unknown key; did you mean 'model'?"),
     ],
 )
 def test_a_metric_that_is_none_is_refused_in_one_line(text: str, problem: str):
     with pytest.raises(ConfigError) as error:
-        Metric.parse(text)
+        parse_metric(text)
     assert str(error.value).startswith(problem)
     assert "\n" not in str(error.value)
 
@@ -292,7 +292,7 @@ METRICS = ("dino", "clip_t", "oracle_identity", "oracle_prompt", "joint_success"
 
 
 def known_rows(picture: Callable[[Sample], Image.Image], config: RunConfig) -> list[Row]:
-    metrics = {name: load_reward(name, "critters", "reference", CPU) for name in METRICS}
+    metrics = {name: parse_reward(name).make(CPU) for name in METRICS}
     cases = [(n, (sample, 0)) for n, sample in enumerate(draw_samples(40, TEST_CRITTERS, 0))]
     return list(score_cases(config, Known(picture), metrics, cases, None))
 
@@ -346,5 +346,5 @@ def test_dominance_between_known_policies(known: dict[str, list[Row]]):
 
 
 def test_a_metric_named_twice_is_one(run: Path):
-    request = Request(load_config(str(run)), metrics=(Metric(name="copy_paste"), Metric(name="copy_paste")))
+    request = Request(load_config(str(run)), metrics=(parse_metric("copy_paste"), parse_metric("copy_paste")))
     assert list(request.all_metrics()).count("copy_paste") == 1

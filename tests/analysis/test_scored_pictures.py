@@ -17,7 +17,7 @@ from customized_grpo.analysis.scored_pictures import (
     mean_over,
     row_figures,
 )
-from customized_grpo.config import Metric, RunConfig, load_config
+from customized_grpo.config import RunConfig, load_config, parse_metric
 from customized_grpo.critters.weights import FOLDER
 from customized_grpo.data import Sample
 from customized_grpo.rewards import Reward
@@ -130,10 +130,10 @@ def tiny(*overrides: str) -> RunConfig:
 
 def test_rewards_and_metrics_are_loaded_once_each():
     config = tiny("evaluation.metrics=[dino, clip_t, joint_success]")
-    further = [Metric(name="joint_success"), Metric(name="dino", against="other_view")]
-    further += [Metric(name="dino", model=str(FOLDER / "dino"))]
+    lines = ("joint_success", "dino against=other_view", f"dino model={FOLDER / 'dino'}")
+    further = [parse_metric(line) for line in lines]
     loaded = load_candidates(config, further)
-    assert [(each.label, each.role, each.measures) for each in loaded] == [
+    assert [(each.label, each.key, each.measures) for each in loaded] == [
         ("dino", "identity", "identity"),
         ("clip_t", "prompt", "prompt"),
         ("joint_success", None, "both"),

@@ -9,7 +9,7 @@ from torch import Tensor
 from customized_grpo.critters import metrics, world
 from customized_grpo.critters.samples import DEVELOPMENT_CRITTERS, draw_samples
 from customized_grpo.data import Sample
-from customized_grpo.rewards import load_reward
+from customized_grpo.rewards.settings import parse_reward
 
 NAMES = ("oracle_identity", "oracle_prompt", "joint_success")
 
@@ -42,7 +42,7 @@ def test_the_four_kinds_of_picture(kind: str, expected: list[int]):
     for name, value in zip(NAMES, expected, strict=True):
         assert getattr(metrics, name)(images, samples).tolist() == [value] * 30
         assert (
-            load_reward(name, "critters", "reference", torch.device("cpu"))(images, samples).tolist() == [value] * 30
+            parse_reward(name).make(torch.device("cpu"))(images, samples).tolist() == [value] * 30
         )
 
 

@@ -1,5 +1,4 @@
 import json
-import os
 import warnings
 from collections import Counter
 from itertools import pairwise
@@ -9,16 +8,6 @@ import pytest
 from PIL import Image
 
 from customized_grpo.data import DataError, Sample, load_list, split_by_subject
-
-
-@pytest.fixture
-def dreambench() -> Path:
-    """30 photographed subjects: $CUSTOMIZED_GRPO_DREAMBENCH or ../shared/dreambench of the repository."""
-    beside = Path(__file__).parents[2].parent / "shared" / "dreambench"
-    folder = Path(os.environ.get("CUSTOMIZED_GRPO_DREAMBENCH", beside))
-    if not folder.is_dir():
-        pytest.skip("no DreamBench photographs here")
-    return folder
 
 
 @pytest.fixture

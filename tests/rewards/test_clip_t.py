@@ -1,3 +1,4 @@
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +11,11 @@ from customized_grpo.critters import world
 from customized_grpo.critters.samples import TEST_CRITTERS, draw_samples
 from customized_grpo.critters.weights import FOLDER
 from customized_grpo.data import Sample
+from customized_grpo.rewards.clip import ClipFeatures
+from customized_grpo.rewards.clip_i import ClipIdentity
 from customized_grpo.rewards.clip_t import ClipPrompt
 
+CPU = torch.device("cpu")
 MODEL = FOLDER / "clip"
 
 
@@ -29,7 +33,7 @@ def images(samples: list[Sample]) -> Tensor:
 
 @pytest.fixture(scope="module")
 def reward() -> ClipPrompt:
-    return ClipPrompt(MODEL, torch.device("cpu"))
+    return ClipPrompt(MODEL, device=CPU)
 
 
 @torch.no_grad()
@@ -68,7 +72,9 @@ def test_the_order_of_the_batch_does_not_matter(reward: ClipPrompt, images: Tens
 def test_a_prompt_that_is_repeated_is_encoded_once(reward: ClipPrompt, images: Tensor, samples: list[Sample]):
     """Also across samples with ids of their own."""
     sizes: list[int] = []
-    hook = reward.model.text_model.register_forward_hook(lambda *call: sizes.append(call[2].pooler_output.shape[0]))
+    hook = reward.features.model.text_model.register_forward_hook(
+        lambda *call: sizes.append(call[2].pooler_output.shape[0])
+    )
     group = [replace(samples[i % 2], id=str(i)) for i in range(6)]
     cosines = reward(images, group)
     hook.remove()
@@ -84,14 +90,46 @@ def test_the_right_prompt_is_ranked_first(reward: ClipPrompt, images: Tensor, sa
         assert cosines.abs().max() <= 1 + 1e-6
 
 
-def test_prompts_beyond_the_models_length_are_cut(reward: ClipPrompt, images: Tensor, samples: list[Sample]):
+def test_a_prompt_beyond_the_models_length_is_cut_with_one_warning(
+    reward: ClipPrompt, images: Tensor, samples: list[Sample]
+):
     """20 tokens with both ends: 18 words count, the 19th does not."""
     words = ["a", "critter", "on", "the", "beach", "wearing", "a", "red", "hat"] * 2
-    assert len(reward.tokenizer.tokenize(" ".join(words))) == 18
+    assert len(reward.features.tokenizer.tokenize(" ".join(words))) == 18
     prompts = [" ".join(part) for part in (words, [*words, "snow"], ["snow", *words[1:]])]
-    fits, longer, other = reward(images[:1].expand(3, 3, 32, 32), [replace(samples[0], prompt=p) for p in prompts])
+    asked = [replace(samples[0], prompt=p) for p in prompts]
+    with pytest.warns(UserWarning, match="a prompt of 21 tokens is cut to the 20 that .* not scored: 'a crit") as said:
+        fits, longer, other = reward(images[:1].expand(3, 3, 32, 32), asked)
+    assert len(said) == 1
     assert fits == longer
     assert abs(fits - other) > 1e-4
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reward(images[:1].expand(3, 3, 32, 32), asked)
+
+
+@pytest.mark.parametrize("batch", [1, 4, 6])
+def test_the_size_of_forward_passes_does_not_matter(batch: int, images: Tensor, samples: list[Sample]):
+    features = ClipFeatures(MODEL, CPU)
+    sizes: dict[str, list[int]] = {"vision_model": [], "text_model": []}
+    for part, seen in sizes.items():
+        hook = getattr(features.model, part).register_forward_hook
+        hook(lambda *call, seen=seen: seen.append(call[2].pooler_output.shape[0]))
+    cosines = features.cosines(images, samples, batch)
+    torch.testing.assert_close(cosines, ClipPrompt(MODEL, device=CPU)(images, samples), atol=1e-5, rtol=0)
+    assert [max(seen) for seen in sizes.values()] == [batch, batch]
+
+
+def test_prompt_and_identity_share_the_pictures_of_an_encoder(images: Tensor, samples: list[Sample]):
+    prompt, identity = ClipPrompt(MODEL, device=CPU), ClipIdentity(MODEL, device=CPU)
+    assert prompt.features is identity.features
+    sizes: list[int] = []
+    hook = prompt.features.model.vision_model.register_forward_hook(lambda *call: sizes.append(len(call[2][0])))
+    fresh = images.clone()  # those of the tests before are known
+    prompt(fresh, samples)
+    identity(fresh, samples)
+    hook.remove()
+    assert sizes.count(6) == 1
 
 
 def test_other_words_are_taken(reward: ClipPrompt, images: Tensor, samples: list[Sample]):
@@ -101,4 +139,4 @@ def test_other_words_are_taken(reward: ClipPrompt, images: Tensor, samples: list
 
 def test_scoring_leaves_no_gradient(reward: ClipPrompt, images: Tensor, samples: list[Sample]):
     assert not reward(images, samples).requires_grad
-    assert not reward.model.training
+    assert not reward.features.model.training

@@ -1,18 +1,24 @@
+import gc
 import math
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from pictures import as_images, references, truth, views
 from PIL import Image
 from torch import Tensor
-from transformers import Dinov2Model
+from transformers import (
+    Dinov2Model,
+)
 
-from customized_grpo.critters import world
 from customized_grpo.critters.samples import TEST_CRITTERS, draw_samples
 from customized_grpo.critters.weights import FOLDER
 from customized_grpo.data import Sample
+from customized_grpo.rewards import encoder
 from customized_grpo.rewards.dino import CopyPaste, DinoFeatures, DinoIdentity
+from customized_grpo.rewards.identity import Identity, of_source
 
 CPU = torch.device("cpu")
 MODEL = FOLDER / "dino"
@@ -28,27 +34,10 @@ def model() -> Dinov2Model:
     return Dinov2Model.from_pretrained(MODEL).eval()
 
 
-def as_images(pictures: list[Image.Image]) -> Tensor:
-    return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2).float() / 255
-
-
-def truth(sample: Sample) -> Image.Image:
-    situation = world.Situation(*(sample.extra[key] for key in ("scene", "place", "hat")))
-    return world.picture(sample.extra["critter"], situation)
-
-
 @torch.no_grad()
 def by_hand(model: Dinov2Model, pictures: list[Image.Image]) -> Tensor:
     """Class tokens of pictures in [-1, 1]: the built-in processor neither resizes nor crops 32x32 pixels."""
     return model(pixel_values=as_images(pictures) * 2 - 1).last_hidden_state[:, 0]
-
-
-def references(samples: list[Sample]) -> list[Image.Image]:
-    return [sample.reference_images()[0] for sample in samples]
-
-
-def views(samples: list[Sample]) -> list[Image.Image]:
-    return [sample.other_view_images()[0] for sample in samples]
 
 
 def forward_sizes(features: DinoFeatures) -> list[int]:
@@ -63,7 +52,7 @@ def forward_sizes(features: DinoFeatures) -> list[int]:
 
 def test_a_copy_has_identity_1(samples: list[Sample]):
     for against, copies in (("reference", references(samples)), ("other_view", views(samples))):
-        identity = DinoIdentity(MODEL, against, CPU)(as_images(copies), samples)
+        identity = DinoIdentity(MODEL, device=CPU, against=against)(as_images(copies), samples)
         torch.testing.assert_close(identity, torch.ones(6), atol=1e-5, rtol=0)
 
 
@@ -73,7 +62,7 @@ def test_identity_is_the_cosine_of_class_tokens(against: str, samples: list[Samp
     compared = references(samples) if against == "reference" else views(samples)
     first, second = by_hand(model, made), by_hand(model, compared)
     expected = (first * second).sum(-1) / (first.norm(dim=-1) * second.norm(dim=-1))
-    identity = DinoIdentity(MODEL, against, CPU)(as_images(made), samples)
+    identity = DinoIdentity(MODEL, device=CPU, against=against)(as_images(made), samples)
     assert identity.shape == (6,)
     assert identity.dtype == torch.float32
     torch.testing.assert_close(identity, expected, atol=1e-5, rtol=0)
@@ -83,9 +72,9 @@ def test_identity_is_the_cosine_of_class_tokens(against: str, samples: list[Samp
 def test_identity_does_not_depend_on_the_batch(samples: list[Sample]):
     images = as_images([truth(sample) for sample in samples])
     order = [3, 0, 5, 1, 4, 2, 0]
-    whole = DinoIdentity(MODEL, "reference", CPU)(images, samples)
-    mixed = DinoIdentity(MODEL, "reference", CPU)(images[order], [samples[i] for i in order])
-    alone = torch.cat([DinoIdentity(MODEL, "reference", CPU)(images[i : i + 1], samples[i : i + 1]) for i in order])
+    whole = DinoIdentity(MODEL, device=CPU)(images, samples)
+    mixed = DinoIdentity(MODEL, device=CPU)(images[order], [samples[i] for i in order])
+    alone = torch.cat([DinoIdentity(MODEL, device=CPU)(images[i : i + 1], samples[i : i + 1]) for i in order])
     torch.testing.assert_close(mixed, whole[order], atol=1e-5, rtol=0)
     torch.testing.assert_close(alone, whole[order], atol=1e-5, rtol=0)
 
@@ -93,37 +82,95 @@ def test_identity_does_not_depend_on_the_batch(samples: list[Sample]):
 def test_without_another_view_there_is_nothing_to_compare_with(samples: list[Sample]):
     images = as_images([truth(sample) for sample in samples])
     bare = [replace(s, other_views=()) if i % 2 else s for i, s in enumerate(samples)]
-    for reward in (DinoIdentity(MODEL, "other_view", CPU), CopyPaste(MODEL, CPU)):
+    for reward in (DinoIdentity(MODEL, device=CPU, against="other_view"), CopyPaste(MODEL, device=CPU)):
         assert reward(images, bare).isnan().tolist() == [False, True] * 3
         torch.testing.assert_close(reward(images, bare)[::2], reward(images, samples)[::2], atol=1e-5, rtol=0)
-    assert not DinoIdentity(MODEL, "reference", CPU)(images, bare).isnan().any()
+    assert not DinoIdentity(MODEL, device=CPU)(images, bare).isnan().any()
 
 
-def test_references_are_encoded_once(samples: list[Sample]):
+def test_references_are_encoded_once_and_alone(samples: list[Sample]):
+    """Alone, so that their features do not depend on what else was new; whatever else uses the encoder shares them."""
     group = [sample for sample in samples[:2] for _ in range(3)]
     images = as_images([truth(sample) for sample in group])
-    reward = DinoIdentity(MODEL, "reference", CPU)
-    sizes = forward_sizes(reward.features)
+    features = DinoFeatures(MODEL, CPU)
+    reward, copy_paste = Identity(features), CopyPaste(MODEL, device=CPU)
+    copy_paste.features = features
+    sizes = forward_sizes(features)
     first = reward(images, group)
-    assert sorted(sizes) == [1, 1, 6]  # the images, and each subject once
+    assert sizes == [6, 1, 1]  # the images, and each subject once
     sizes.clear()
-    again = reward(images, group)
+    again = reward(images.clone(), group)
     assert sizes == [6]
     assert torch.equal(first, again)
-    copy_paste = CopyPaste(MODEL, CPU)
-    sizes = forward_sizes(copy_paste.features)
-    copy_paste(images, group)
-    assert sorted(sizes) == [1, 1, 1, 1, 6]  # reference and other view of each
     sizes.clear()
-    copy_paste(images, group)
-    assert sizes == [6]
+    copy_paste(images.clone(), group)
+    assert sizes == [6, 1, 1]  # the other view of each; the references are known
+    sizes.clear()
+    prompts = [replace(sample, id=f"{sample.id} again", prompt="another prompt") for sample in group]
+    reward(images.clone(), prompts)
+    assert sizes == [6]  # the same pictures under another prompt
+
+
+def test_generated_images_are_encoded_once_for_several_metrics(samples: list[Sample]):
+    images = as_images([truth(sample) for sample in samples])
+    features = DinoFeatures(MODEL, CPU)
+    rewards = [Identity(features), Identity(features, against="other_view"), Identity(features, region="mask")]
+    sizes = forward_sizes(features)
+    first = [reward(images, samples) for reward in rewards]
+    assert sizes.count(6) == 1
+    images.mul_(0.5)  # the same tensor, other pictures
+    assert not torch.equal(rewards[0](images, samples), first[0])
+    assert sizes.count(6) == 2
+    with torch.inference_mode():
+        unwatched = images.clone()
+        before = rewards[0](unwatched, samples)
+        unwatched.zero_()
+        assert not torch.equal(rewards[0](unwatched, samples), before)
+
+
+def test_rewards_with_the_same_encoder_share_it_and_let_it_go():
+    first, second = DinoIdentity(MODEL, device=CPU), CopyPaste(MODEL, device=CPU)
+    assert first.features is second.features
+    other = DinoIdentity(MODEL, device=CPU, preprocess="benchmark")
+    assert other.features is not first.features
+    gone = weakref.ref(other.features)
+    del other
+    gc.collect()
+    assert gone() is None
+
+
+def test_features_of_generated_images_do_not_keep_them_alive(samples: list[Sample]):
+    images = as_images([truth(sample) for sample in samples])
+    features, gone = DinoFeatures(MODEL, CPU), weakref.ref(images)
+    features.of_images(images)
+    del images
+    assert gone() is None
+
+
+def test_only_the_features_used_last_are_kept(samples: list[Sample], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(encoder, "KEPT", 2)
+    features = DinoFeatures(MODEL, CPU)
+    sizes = forward_sizes(features)
+    for number in (0, 1, 0, 2, 0, 1):  # at 2, 1 goes: 0 was used since
+        of_source(features, samples[number].references[0])
+    assert len(sizes) == 4
+
+
+@pytest.mark.parametrize("batch", [1, 4, 6])
+def test_identity_does_not_depend_on_the_size_of_forward_passes(batch: int, samples: list[Sample]):
+    images = as_images([truth(sample) for sample in samples])
+    features = DinoFeatures(MODEL, CPU)
+    sizes = forward_sizes(features)
+    scores = Identity(features, batch=batch)(images, samples)
+    torch.testing.assert_close(scores, DinoIdentity(MODEL, device=CPU)(images, samples), atol=1e-5, rtol=0)
+    assert max(sizes) == batch
 
 
 def test_lists_that_share_ids_do_not_share_references():
     """An id is unique in its list; another list may use it for another subject."""
     one, other = (draw_samples(6, TEST_CRITTERS, seed) for seed in (0, 1))
     other = [replace(sample, id=first.id) for sample, first in zip(other, one, strict=True)]
-    reward, copy_paste = DinoIdentity(MODEL, "reference", CPU), CopyPaste(MODEL, CPU)
+    reward, copy_paste = DinoIdentity(MODEL, device=CPU), CopyPaste(MODEL, device=CPU)
     for part in (one, other, one):
         copies = as_images(references(part))
         torch.testing.assert_close(reward(copies, part), torch.ones(6), atol=1e-5, rtol=0)
@@ -134,14 +181,14 @@ def test_pictures_of_any_size_are_scored(samples: list[Sample], model: Dinov2Mod
     """Twice as large by whole pixels and shrunk again by the processor: nearly the same picture."""
     large = [replace(s, references=(references([s])[0].resize((64, 64), Image.Resampling.NEAREST),)) for s in samples]
     images = as_images(references(samples)).repeat_interleave(2, 2).repeat_interleave(2, 3)
-    torch.testing.assert_close(DinoIdentity(MODEL, "reference", CPU)(images, large), torch.ones(6), atol=1e-5, rtol=0)
+    torch.testing.assert_close(DinoIdentity(MODEL, device=CPU)(images, large), torch.ones(6), atol=1e-5, rtol=0)
     cosines = torch.cosine_similarity(DinoFeatures(MODEL, CPU)(references(large)), by_hand(model, references(samples)))
     assert cosines.min() > 0.9
 
 
 def test_scoring_leaves_no_gradient(samples: list[Sample]):
     images = as_images([truth(sample) for sample in samples]).requires_grad_()
-    reward = DinoIdentity(MODEL, "reference", CPU)
+    reward = DinoIdentity(MODEL, device=CPU)
     assert not reward(images.detach(), samples).requires_grad
     assert not reward.features.model.training
     assert not any(p.requires_grad for p in reward.features.model.parameters())
@@ -151,7 +198,7 @@ def test_scoring_leaves_no_gradient(samples: list[Sample]):
 
 
 def test_copy_paste_is_1_for_the_reference_and_minus_1_for_the_other_view(samples: list[Sample]):
-    index = CopyPaste(MODEL, CPU)
+    index = CopyPaste(MODEL, device=CPU)
     torch.testing.assert_close(index(as_images(references(samples)), samples), torch.ones(6), atol=1e-4, rtol=0)
     torch.testing.assert_close(index(as_images(views(samples)), samples), -torch.ones(6), atol=1e-4, rtol=0)
 
@@ -165,7 +212,7 @@ def test_copy_paste_in_between_is_the_difference_of_angles(samples: list[Sample]
         return math.acos(float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)))
 
     expected = [(angle(v, i) - angle(r, i)) / angle(v, r) for i, r, v in zip(image, reference, view, strict=True)]
-    index = CopyPaste(MODEL, CPU)(as_images(made), samples)
+    index = CopyPaste(MODEL, device=CPU)(as_images(made), samples)
     assert index.tolist() == pytest.approx(expected, abs=1e-4)
     assert max(map(abs, expected)) < 1
 
@@ -173,10 +220,10 @@ def test_copy_paste_in_between_is_the_difference_of_angles(samples: list[Sample]
 def test_copy_paste_changes_sign_when_reference_and_view_change_places(samples: list[Sample]):
     images = as_images([truth(sample) for sample in samples])
     swapped = [replace(s, references=s.other_views, other_views=s.references) for s in samples]
-    index = CopyPaste(MODEL, CPU)
+    index = CopyPaste(MODEL, device=CPU)
     torch.testing.assert_close(index(images, swapped), -index(images, samples), atol=1e-4, rtol=0)
 
 
 def test_copy_paste_against_the_same_picture_cannot_be_scored(samples: list[Sample]):
     twins = [replace(s, other_views=s.references) for s in samples]
-    assert CopyPaste(MODEL, CPU)(as_images([truth(s) for s in samples]), twins).isnan().all()
+    assert CopyPaste(MODEL, device=CPU)(as_images([truth(s) for s in samples]), twins).isnan().all()

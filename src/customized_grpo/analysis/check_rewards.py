@@ -27,7 +27,7 @@ from customized_grpo.analysis.scored_pictures import (
     mean_over,
     row_figures,
 )
-from customized_grpo.config import Metric, RunConfig
+from customized_grpo.config import RunConfig, parse_metric
 from customized_grpo.critters.weights import BUILT_IN
 from customized_grpo.run_directory import write_text
 
@@ -127,7 +127,7 @@ def _saturated(judged: Judged) -> Iterator[str]:
     candidate, (floor, ceiling) = judged.candidate, judged.range
     good = judged.scores["right_prompt"] if candidate.judges("prompt") else judged.honest
     good = good[~good.isnan()]
-    if candidate.role is None or len(good) < 2:
+    if candidate.key is None or len(good) < 2:
         return
     mean, spread = good.mean().item(), good.std().item()
     if spread <= SATURATED * (ceiling - floor) and ceiling - mean <= SATURATED * (ceiling - floor):
@@ -188,7 +188,7 @@ class Check:
 
     @cached_property
     def findings(self) -> list[str]:
-        trained = [judged for judged in self.judged if judged.candidate.role]
+        trained = [judged for judged in self.judged if judged.candidate.key]
         related = [line for pair in combinations(trained, 2) for line in _related(*pair)]
         each = [line for judged in self.judged for line in findings_of(judged)]
         return [*_out_of_place(self.judged), *each, *related]
@@ -236,7 +236,7 @@ class Check:
             "right_above_wrong_prompt": judged.pairs(scores["right_prompt"], scores["wrong_prompt"]),
         }
         return {
-            "role": candidate.role,
+            "role": candidate.role or candidate.key,
             "measures": candidate.measures,
             "against": candidate.against,
             "model": candidate.model,
@@ -266,7 +266,7 @@ class Check:
 
     def _table(self, judged: Judged) -> Iterator[str]:
         candidate = judged.candidate
-        kind = f"rewards.{candidate.role}" if candidate.role else "a metric"
+        kind = f"rewards.{candidate.key}" if candidate.key else "a metric"
         yield f"{candidate.label} ({kind}, measures {candidate.measures})"
         if judged.table.isnan().all():
             yield "  no picture could be scored"
@@ -309,7 +309,7 @@ def check_rewards(config: RunConfig, metrics: Sequence[str], cases: int) -> Chec
 
     Raises ValueError, in one line, for a list, a reward, a model or a device that is not there.
     """
-    further = [Metric.parse(text) for text in metrics]
+    further = [parse_metric(line) for line in metrics]
     known = load_cases(config.data, cases)
     candidates = load_candidates(config, further)
     size = (config.model.width, config.model.height)

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from customized_grpo.analysis.evaluate import Request
-from customized_grpo.config import ConfigError, Rewards, RunConfig, load_config
+from customized_grpo.config import ConfigError, RunConfig, load_config
 
 BASE = "base"  # the arm that is always there: the model without adapter
 OVER_TRAINING = "_over_training"  # a held-out figure's mean over a run's evaluations; compared like a test metric
@@ -123,7 +123,7 @@ class Comparison(_Section):
         """Arms on unequal terms, arms that leave too few checkpoints, metrics that no arm is tested on."""
         base = configs[BASE]
         tested = list(Request(base).all_metrics())
-        watched = [f"{role}_reward" for role in Rewards.model_fields] + [str(m) for m in base.evaluation.metrics]
+        watched = [f"{key}_reward" for key in base.rewards] + [str(m) for m in base.evaluation.metrics]
         tested += [f"{name}{OVER_TRAINING}" for name in watched] if base.evaluation.every else []
         problems = [
             f"{where}: {metric} is not tested; tested: {', '.join(tested)} (more with evaluation.metrics)"

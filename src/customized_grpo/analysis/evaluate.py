@@ -6,24 +6,27 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
 
+from customized_grpo.analysis import dreambench
 from customized_grpo.analysis import rows as figures
 from customized_grpo.analysis.rows import Row
-from customized_grpo.assemble import encoder_of, load_policy, load_samples, sampling_settings
-from customized_grpo.config import ConfigError, Metric, RunConfig, dump_config, load_config
+from customized_grpo.assemble import load_policy, load_samples, read_data, sampling_settings
+from customized_grpo.config import ConfigError, RunConfig, dump_config, load_config, parse_metric
 from customized_grpo.critters import samples as critters
 from customized_grpo.critters.weights import BUILT_IN
-from customized_grpo.data import Sample, load_list
+from customized_grpo.data import Sample
 from customized_grpo.evaluation import Case, generate_cases
 from customized_grpo.policies.base import Policy
-from customized_grpo.rewards import Reward, load_reward
+from customized_grpo.rewards import Reward
 from customized_grpo.rewards.images import to_pictures
+from customized_grpo.rewards.scoring import score
+from customized_grpo.rewards.settings import RewardSettings
 from customized_grpo.run_directory import SamplingSettings, keep_reference, write_text
 
 ROWS, SETTINGS, SUMMARY = "rows.jsonl", "settings.json", "summary.json"
@@ -48,27 +51,25 @@ class Request:
     adapter: Path | None = None
     cases: int | None = None
     images: int = 1
-    metrics: tuple[Metric, ...] = ()
+    metrics: tuple[RewardSettings, ...] = ()
     held_out: bool = False
     case_seed: int = 0
     split: Literal["test", "development"] = "test"
 
-    def all_metrics(self) -> dict[str, Metric]:
+    def all_metrics(self) -> dict[str, RewardSettings]:
         """Every metric by the name that rows and tables show; the trained rewards come first."""
-        rewards = self.config.rewards
-        trained = [Metric(**reward.model_dump()) for reward in (rewards.identity, rewards.prompt)]
-        named: dict[str, Metric] = {}
+        trained = [reward.as_metric() for reward in self.config.trained().values()]
+        named: dict[str, RewardSettings] = {}
         for metric in (*trained, *self.config.evaluation.metrics, *self.metrics):
-            resolved = metric.model_copy(update={"model": encoder_of(metric, rewards)})
-            short = metric.model_copy(update={"model": None})
-            if str(short) in named and named[str(short)] != resolved:
-                short = resolved  # the same metric on two encoders: the encoder is part of its name
-            named[str(short)] = resolved
+            resolved = self.config.resolve(metric)
+            # The same metric on two encoders: the encoder is part of its name.
+            known = named.get(resolved.label, resolved)
+            named[resolved.label if known == resolved else str(resolved)] = resolved
         return named
 
     def trained_on(self) -> list[str]:
         """Names of the metrics that the adapter was rewarded for."""
-        return [] if self.adapter is None else list(self.all_metrics())[:2]
+        return [] if self.adapter is None else list(self.all_metrics())[: len(self.config.rewards)]
 
     def samples(self) -> list[Sample]:
         data = self.config.data
@@ -79,7 +80,7 @@ class Request:
             everything = data.model_copy(update={"held_out_samples": 10**9})
             samples = load_samples(self.config.model_copy(update={"data": everything}))[1]
         else:
-            samples = load_list(Path(data.source), None if data.root is None else Path(data.root))
+            samples, _ = read_data(data, 0)
         every = 1 if self.cases is None else max(len(samples) // self.cases, 1)
         return samples[::every][: self.cases]
 
@@ -106,27 +107,30 @@ def make_request(
     adapter: Path | None = None,
     base: bool = False,
     cases: int | None = None,
-    images: int = 1,
+    images: int | None = None,
     metrics: Sequence[str] = (),
 ) -> Request:
     """From what a user types. `target` is a recipe, a YAML file, a run, or an adapter's folder.
 
     A run is evaluated with its adapter, on the samples that it did not train on. An adapter brings the schedule and
-    guidance that it was trained with; overrides win.
+    guidance that it was trained with; overrides win. DreamBench has 4 images per case, everything else 1.
     """
     folder = Path(target)
     if folder.is_dir() and adapter is None:
         adapter = folder / "adapter" if (folder / "adapter").is_dir() else folder
     trained = None if adapter is None else SamplingSettings.read(adapter)
     config = load_config(target, [*(_as_overrides(trained) if trained else []), *overrides])
-    return Request(
+    protocol = config.data.source == dreambench.SOURCE
+    request = Request(
         config=config,
         adapter=None if base else adapter,
         cases=cases,
-        images=images,
-        metrics=tuple(Metric.parse(text) for text in metrics),
+        images=images or (dreambench.IMAGES if protocol else 1),
+        metrics=tuple(parse_metric(line) for line in metrics),
         held_out=folder.is_dir() and not any(each.startswith("data.source") for each in overrides),
     )
+    masked = dreambench.with_masks(config, request.samples()) if protocol else ()
+    return replace(request, metrics=(*request.metrics, *masked))
 
 
 def _as_overrides(settings: SamplingSettings) -> list[str]:
@@ -193,10 +197,7 @@ def _claim(output: Path, settings: Mapping[str, Any]) -> None:
 
 def _load_metrics(request: Request) -> dict[str, Reward]:
     device = torch.device(request.config.device)
-    return {
-        name: load_reward(metric.name, str(metric.model), metric.against, device)
-        for name, metric in request.all_metrics().items()
-    }
+    return {name: metric.make(device) for name, metric in request.all_metrics().items()}
 
 
 def score_cases(
@@ -217,7 +218,7 @@ def score_cases(
         part = cases[start : start + size]
         images = generate_cases(policy, sigmas, [case for _, case in part])
         samples = [sample for _, (sample, _) in part]
-        scores = {name: metric(images, samples).tolist() for name, metric in metrics.items()}
+        scores = {name: score(name, metric, images, samples).tolist() for name, metric in metrics.items()}
         if pictures is not None:
             for folder in (PICTURES, REFERENCES):
                 (pictures / folder).mkdir(exist_ok=True)
@@ -294,6 +295,16 @@ def write_evaluation(request: Request, output: Path, against: Path | None) -> st
     """The whole command: evaluate, write config.yaml and summary.json, return the table."""
     rows = evaluate(request, output)
     summary = summarise(request, rows, against)
+    said = [table(summary)]
+    if request.config.data.source == dreambench.SOURCE:
+        name, metrics = "base" if request.adapter is None else "tuned", request.all_metrics()
+        measured = {name: summary["metrics"]}
+        if against is not None:
+            measured = {"base": json.loads((against / SUMMARY).read_text(encoding="utf-8"))["metrics"], **measured}
+        real = dreambench.real_photographs(request.config, metrics, request.samples())
+        summary["real_photographs"] = {metric: figure.as_dict() for metric, figure in real.items()}
+        said.append(dreambench.customary_table(metrics, measured, real))
+        write_text(output / dreambench.TABLE, said[-1] + "\n")
     write_text(output / "config.yaml", dump_config(request.config))
     write_text(output / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    return table(summary)
+    return "\n\n".join(said)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from customized_grpo.assemble import read_data
 from customized_grpo.config import Data
 from customized_grpo.critters import samples as critters
 from customized_grpo.critters import world
 from customized_grpo.critters.weights import BUILT_IN
-from customized_grpo.data import Sample, load_list
+from customized_grpo.data import Sample
 from customized_grpo.data.images import Source
 
 ROWS = ("copy", "other_view", "other_subject", "right_prompt", "wrong_prompt")
@@ -38,7 +38,7 @@ def load_cases(data: Data, count: int) -> Cases:
     """
     if data.source == BUILT_IN:
         return Cases(critters.draw_samples(count, critters.DEVELOPMENT_CRITTERS, 0))
-    samples = load_list(Path(data.source), None if data.root is None else Path(data.root))
+    samples, _ = read_data(data, 0)
     kept = min(count, len(samples))
     return Cases([samples[index * len(samples) // kept] for index in range(kept)])
 

@@ -29,7 +29,7 @@ from customized_grpo.analysis.probe_fit import (
 from customized_grpo.analysis.probe_plot import draw_probe
 from customized_grpo.analysis.probe_steps import Probe, Profile
 from customized_grpo.assemble import load_metrics, load_policy, load_rewards, load_samples, sampling_settings
-from customized_grpo.config import ConfigError, Metric, RunConfig
+from customized_grpo.config import ConfigError, RunConfig, parse_metric
 from customized_grpo.critters.weights import BUILT_IN
 from customized_grpo.data import Sample
 from customized_grpo.plan import Plan
@@ -107,7 +107,7 @@ def _with_oracles(config: RunConfig) -> RunConfig:
     metrics = config.evaluation.metrics
     if config.data.source == BUILT_IN:
         named = {metric.name for metric in metrics}
-        metrics = (*(Metric(name=name) for name in ORACLES if name not in named), *metrics)
+        metrics = (*(parse_metric(name) for name in ORACLES if name not in named), *metrics)
     return config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"metrics": metrics})})
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,36 +15,37 @@ from tqdm import tqdm
 from customized_grpo.algorithm import group_advantages
 from customized_grpo.analysis.intervals import Estimate, estimate
 from customized_grpo.analysis.known_pictures import ROWS, Cases
-from customized_grpo.assemble import encoder_of
-from customized_grpo.config import Metric, RunConfig
+from customized_grpo.config import RunConfig
 from customized_grpo.data import Sample, fit, load_image
 from customized_grpo.data.images import Source
 from customized_grpo.policies.base import usable_device
-from customized_grpo.rewards import REWARDS, Reward, load_reward
+from customized_grpo.rewards import Reward
+from customized_grpo.rewards.settings import RewardSettings
 
 # --- rewards under test ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A reward under test. `role` is its key in `rewards` of the configuration; None: it is only a metric."""
+    """A reward under test. `key` is its place in `rewards` of the configuration; None: it is only a metric."""
 
     label: str  # its name and what sets it apart from others of that name; unique
     reward: Reward
-    measures: str  # as in rewards.Entry
-    role: str | None = None
+    measures: str  # as in RewardSettings
+    key: str | None = None
     against: str = "reference"
-    encoder: str | None = None  # kind, as in rewards.Entry
+    encoder: str | None = None  # kind, as in RewardSettings
     model: str | None = None
+    role: str | None = None  # None: the key says it
 
     def judges(self, quality: Literal["identity", "prompt"]) -> bool:
         """Whether it must tell good from bad in this respect: it says so, or it is trained for it."""
-        return self.measures in (quality, "both") or self.role == quality
+        return self.measures in (quality, "both") or (self.role or self.key) == quality
 
     def set_to(self, key: str, value: str) -> str:
         """What a user writes to change one of its settings."""
-        if self.role:
-            return f"rewards.{self.role}.{key}={value}"
+        if self.key:
+            return f"rewards.{self.key}.{key}={value}"
         changed = {"name": self.label.split()[0], "against": self.against, key: value}
         if key == "name" or changed["against"] == "reference":
             del changed["against"]
@@ -52,25 +53,26 @@ class Candidate:
         return f'--metric "{" ".join([name, *(f"{key}={text}" for key, text in changed.items())])}"'
 
 
-def load_candidates(config: RunConfig, further: Sequence[Metric] = ()) -> list[Candidate]:
+def load_candidates(config: RunConfig, further: Sequence[RewardSettings] = ()) -> list[Candidate]:
     """The trained rewards and every metric, each once; ValueError for an unknown name, model or device."""
     device = usable_device(config.device)
-    trained = [(role, getattr(config.rewards, role)) for role in type(config.rewards).model_fields]
-    wanted: list[tuple[str | None, Any]] = [(role, reward) for role, reward in trained if reward is not None]
-    wanted += [(None, metric) for metric in (*config.evaluation.metrics, *further)]
+    wanted: list[tuple[str | None, RewardSettings]] = list(config.trained().items())
+    wanted += [(None, config.resolve(metric)) for metric in (*config.evaluation.metrics, *further)]
+    # A metric under the name that the user wrote, a reward under its shortest.
+    written = [(config.resolve(metric), str(metric)) for metric in (*config.evaluation.metrics, *further)]
     candidates: dict[str, Candidate] = {}
-    known = set()
-    for role, chosen in wanted:
-        model = chosen.model if role else encoder_of(chosen, config.rewards)
-        if role is None and (chosen.name, model, chosen.against) in known:
+    known: list[RewardSettings] = []
+    for key, chosen in wanted:
+        bare = chosen.as_metric()
+        if key is None and bare in known:
             continue
-        known.add((chosen.name, model, chosen.against))
-        reward = load_reward(chosen.name, model, chosen.against, device)
-        entry = REWARDS[chosen.name]
-        short = Metric(name=chosen.name, against=chosen.against) if role else chosen
-        full = Metric(name=chosen.name, model=model, against=chosen.against)
-        label = next(name for name in (f"{short}", f"{full}", f"{full} ({role})") if name not in candidates)
-        candidates[label] = Candidate(label, reward, entry.measures, role, chosen.against, entry.encoder, model)
+        known.append(bare)
+        short = bare.label if key else next(line for metric, line in written if metric == bare)
+        label = next(name for name in (short, f"{bare}", f"{bare} ({key})") if name not in candidates)
+        against = getattr(chosen, "against", "reference")
+        candidates[label] = Candidate(
+            label, chosen.make(device), chosen.measures, key, against, chosen.encoder, chosen.own_model, chosen.role
+        )
     return list(candidates.values())
 
 
@@ -147,7 +149,7 @@ def judge(cases: Cases, candidates: Sequence[Candidate], size: tuple[int, int], 
     shown = [(row, i, each) for row in ROWS for i, each in enumerate(cases.rows[row]) if each is not None]
     for start in tqdm(range(0, len(shown), batch), desc="scoring", leave=False):
         part = shown[start : start + batch]
-        images = torch.stack([_tensor(each.picture, size) for _, _, each in part])
+        images = torch.stack([as_image(each.picture, size) for _, _, each in part])
         for candidate, values in zip(candidates, scores, strict=True):
             given = _scored(candidate, images, [each.sample for _, _, each in part])
             for (row, i, _), value in zip(part, given, strict=True):
@@ -155,8 +157,8 @@ def judge(cases: Cases, candidates: Sequence[Candidate], size: tuple[int, int], 
     return [Judged(candidate, cases, values) for candidate, values in zip(candidates, scores, strict=True)]
 
 
-def _tensor(picture: Source, size: tuple[int, int]) -> Tensor:
-    """[3, H, W] in [0, 1]"""
+def as_image(picture: Source, size: tuple[int, int]) -> Tensor:
+    """A picture as if it had been generated: [3, H, W] in [0, 1], cut and scaled to (width, height)."""
     fitted = fit(load_image(picture), *size)
     pixels = torch.frombuffer(bytearray(fitted.tobytes()), dtype=torch.uint8)
     return pixels.reshape(fitted.height, fitted.width, 3).permute(2, 0, 1) / 255

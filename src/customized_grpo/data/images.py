@@ -4,13 +4,23 @@ Colour profiles are not applied: pixel values are taken as sRGB.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-Source = Image.Image | Path
+
+class Stored(Protocol):
+    """A picture inside another file, such as a table: opened at each call, never kept. `str` says where it lies."""
+
+    def __hash__(self) -> int: ...
+
+    def open_image(self) -> Image.Image: ...
+
+
+Source = Image.Image | Path | Stored
 
 _WIDE_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
@@ -41,13 +51,13 @@ def load_mask(source: Source | str) -> Image.Image:
         return _rgb(image).convert("L")
 
 
-def check_image(path: Path) -> None:
-    """Passes over a file that `load_image` can read, at a fraction of its cost for JPEG and PNG.
+def check_image(source: Source) -> None:
+    """Passes over a picture that `load_image` can read, at a fraction of its cost for JPEG and PNG files.
 
     Raises:
         ValueError: as for `load_image`.
     """
-    with _opened(path) as image:
+    with _opened(source) as image:
         if image.format in ("JPEG", "MPO"):
             image.draft("L", (1, 1))  # decodes every byte at an eighth of the size
             image.load()
@@ -55,6 +65,11 @@ def check_image(path: Path) -> None:
             image.verify()  # checksums instead of pixels
         else:
             _rgb(image)
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """All that lies in a folder, by name, but hidden files: not by ending, so nothing is passed over in silence."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def fit(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -99,13 +114,19 @@ def _eight_bit_grey(image: Image.Image) -> Image.Image:
 @contextmanager
 def _opened(source: Source | str) -> Iterator[Image.Image]:
     """The picture; whatever goes wrong with it inside the block becomes one line: which, why, what to do."""
-    in_memory = isinstance(source, Image.Image)
+    name = "picture in memory" if isinstance(source, Image.Image) else source
     try:
-        with nullcontext(source) if in_memory else Image.open(source) as image:
+        with _context(source) as image:
             yield image
     # A bad file makes decoders raise OSError, SyntaxError, ValueError, RuntimeError, struct.error and others.
     except Exception as error:
-        raise ValueError(f"{'picture in memory' if in_memory else source}: {_why(error)}") from error
+        raise ValueError(f"{name}: {_why(error)}") from error
+
+
+def _context(source: Source | str) -> AbstractContextManager[Image.Image]:
+    if isinstance(source, Image.Image):
+        return nullcontext(source)
+    return Image.open(source) if isinstance(source, str | Path) else source.open_image()
 
 
 def _why(error: Exception) -> str:

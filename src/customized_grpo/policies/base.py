@@ -29,7 +29,10 @@ def usable_device(name: str) -> torch.device:
 
 
 class Condition(Protocol):
-    """What a batch of images is generated from: encoded prompts and references, and the picture's size."""
+    """What a batch of images is generated from: encoded prompts and references, and the picture's size.
+
+    Entries may differ in their number of references: grouping them for the model is the family's business.
+    """
 
     def __len__(self) -> int: ...
 

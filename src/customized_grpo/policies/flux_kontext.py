@@ -1,16 +1,15 @@
-"""FLUX.1-Kontext: the reference's tokens are appended to the image's and marked by their position ids.
+"""FLUX.1-Kontext: the references' tokens are appended to the image's and marked by their position ids.
 
 The arithmetic is that of diffusers' `FluxKontextPipeline` (diffusers 0.42), opened up so that it has a velocity and
-a gradient; at zero noise the images are the pipeline's, bit for bit.
+a gradient; at zero noise and with one reference the images are the pipeline's, bit for bit. With several references
+see `flux_condition`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from customized_grpo.algorithm import sigma_schedule
-from customized_grpo.data import Sample, fit
+from customized_grpo.data import Sample
 from customized_grpo.policies.base import usable_device
+from customized_grpo.policies.condition_cache import ConditionCache
+from customized_grpo.policies.flux_condition import Bucket, FluxCondition
+from customized_grpo.policies.flux_encoder import TEXT_ENCODERS, FluxEncoder
 
 ADAPTER = "default"
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
@@ -37,30 +39,6 @@ LORA_TARGETS = (
 )
 
 
-@dataclass(frozen=True)
-class FluxCondition:
-    """Encoded prompts [B, L, C] and [B, C], packed reference tokens [B, R, D] with their ids [R, 3]; pixels."""
-
-    text: Tensor
-    pooled: Tensor
-    reference: Tensor
-    reference_ids: Tensor
-    height: int
-    width: int
-
-    def __len__(self) -> int:
-        return len(self.text)
-
-    def repeat(self, count: int) -> FluxCondition:
-        return self._each(lambda tensor: tensor.repeat_interleave(count, dim=0))
-
-    def __getitem__(self, part: slice | Tensor) -> FluxCondition:
-        return self._each(lambda tensor: tensor[part])
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> FluxCondition:
-        return replace(self, text=change(self.text), pooled=change(self.pooled), reference=change(self.reference))
-
-
 class FluxKontextPolicy:
     """FLUX.1-Kontext as a `Policy`.
 
@@ -69,7 +47,11 @@ class FluxKontextPolicy:
     height, width      of the generated pictures and of the reference as the model sees it, in pixels
     guidance           embedded guidance; read where the checkpoint has `guidance_embeds`
     max_sequence_length   T5 tokens
-    Raises ValueError where the size is not a multiple of the model's patches.
+    gradient_checkpointing   keep no activations inside the transformer's blocks for the backward pass, which computes
+                       them again; the same gradients, and nothing changes where none are asked for
+    offload_text_encoders   hold the text encoders on the CPU, except while `encode` needs them
+    condition_cache    a folder that keeps what was encoded for the next process; None: none
+    Raises ValueError where the size is not a multiple of the model's patches, or the folder is a file.
     """
 
     def __init__(
@@ -82,20 +64,36 @@ class FluxKontextPolicy:
         width: int = 512,
         guidance: float = 2.5,
         max_sequence_length: int = 512,
+        gradient_checkpointing: bool = False,
+        offload_text_encoders: bool = False,
+        condition_cache: str | Path | None = None,
     ):
         self.device, self.dtype = usable_device(device), dtype
+        cache = None if condition_cache is None else ConditionCache(condition_cache)
         # Any: diffusers' annotations leave out what its pipelines return and hold.
-        self.pipe: Any = FluxKontextPipeline.from_pretrained(path, dtype=dtype).to(device)
-        for part in (self.pipe.transformer, self.pipe.vae, self.pipe.text_encoder, self.pipe.text_encoder_2):
-            part.eval().requires_grad_(False)
+        self.pipe: Any = FluxKontextPipeline.from_pretrained(path, dtype=dtype)
+        for name in ("transformer", "vae", *TEXT_ENCODERS):
+            stays = offload_text_encoders and name in TEXT_ENCODERS
+            getattr(self.pipe, name).to("cpu" if stays else device).eval().requires_grad_(False)
         self.module = self.pipe.transformer
+        if gradient_checkpointing:
+            self.module.enable_gradient_checkpointing()  # acts wherever a gradient is asked for, in eval() too
         self.height, self.width = height, width
         self.guidance, self.max_sequence_length = guidance, max_sequence_length
         self.scale = self.pipe.vae_scale_factor
         multiple = 2 * self.scale
         if height % multiple or width % multiple:
             raise ValueError(f"pictures of {width}x{height} pixels; this model needs multiples of {multiple}")
-        self._encode_one = lru_cache(maxsize=256)(self._encode_sample)
+        self.encoder = FluxEncoder(
+            self.pipe,
+            device=self.device,
+            dtype=dtype,
+            height=height,
+            width=width,
+            max_sequence_length=max_sequence_length,
+            offload=offload_text_encoders,
+            cache=cache,
+        )
 
     # --- the adapter -------------------------------------------------------------------------------------------------
 
@@ -136,6 +134,7 @@ class FluxKontextPolicy:
             raise ValueError(f"no adapter in {directory}: {ADAPTER_FILE} is missing; name the folder that holds it")
         if not getattr(self.module, "peft_config", None):
             self.pipe.load_lora_weights(str(directory), adapter_name=ADAPTER)
+            self.encoder.forget()  # an adapter from elsewhere may hold weights for a text encoder
             return
         prefix = "transformer."
         state = {name.removeprefix(prefix): weight for name, weight in load_file(file).items()}
@@ -162,31 +161,7 @@ class FluxKontextPolicy:
         return scheduler.sigmas
 
     def encode(self, samples: Sequence[Sample]) -> FluxCondition:
-        entries = [self._encode_one(sample) for sample in samples]
-        return replace(
-            entries[0],
-            **{name: torch.cat([getattr(e, name) for e in entries]) for name in ("text", "pooled", "reference")},
-        )
-
-    @torch.no_grad()
-    def _encode_sample(self, sample: Sample) -> FluxCondition:
-        """One sample at a time: an entry's bits depend neither on its neighbours nor on what is cached."""
-        text, pooled, _ = self.pipe.encode_prompt(
-            sample.prompt, None, device=self.device, max_sequence_length=self.max_sequence_length
-        )
-        picture = fit(sample.reference_images()[0], self.width, self.height)
-        pixels = self.pipe.image_processor.preprocess(picture, self.height, self.width)
-        _, tokens, _, ids = self.pipe.prepare_latents(
-            pixels,
-            1,
-            self._channels,
-            self.height,
-            self.width,
-            self.dtype,
-            self.device,
-            generator=torch.Generator(),  # draws noise that is not used; the global generator must not move
-        )
-        return FluxCondition(text, pooled, tokens.float(), ids, self.height, self.width)
+        return FluxCondition(self.encoder.encode(samples), self.height, self.width)
 
     @property
     def _channels(self) -> int:
@@ -204,22 +179,30 @@ class FluxKontextPolicy:
     # --- the generator -----------------------------------------------------------------------------------------------
 
     def velocity(self, latents: Tensor, sigma: float | Tensor, condition: FluxCondition) -> Tensor:
+        """One forward pass for each number of references in the batch."""
         # Through thousandths and back, as the pipeline does: the same bits reach the time embedding.
         time = torch.as_tensor(sigma, dtype=torch.float32, device=self.device).expand(len(latents)) * 1000 / 1000
+        buckets = condition.buckets
+        if len(buckets) == 1:
+            return self._forward(latents, time, buckets[0])
+        velocities = torch.cat([self._forward(latents[b.rows], time[b.rows], b) for b in buckets])
+        return velocities[torch.cat([b.rows for b in buckets]).argsort()]
+
+    def _forward(self, latents: Tensor, time: Tensor, bucket: Bucket) -> Tensor:
+        """The velocity of rows that share their positions, as the transformer wants it."""
         guidance = None
         if self.module.config.guidance_embeds:
             guidance = torch.full((len(latents),), self.guidance, dtype=torch.float32, device=self.device)
-        rows, columns = condition.height // self.scale // 2, condition.width // self.scale // 2
-        ids = self.pipe._prepare_latent_image_ids(1, rows, columns, self.device, condition.reference_ids.dtype)
+        ids = torch.cat([self.encoder.position_ids(0), bucket.reference_ids])
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             velocity = self.module(
-                hidden_states=torch.cat([latents, condition.reference], dim=1),
+                hidden_states=torch.cat([latents, bucket.reference], dim=1),
                 timestep=time,
                 guidance=guidance,
-                pooled_projections=condition.pooled,
-                encoder_hidden_states=condition.text,
-                txt_ids=torch.zeros(condition.text.shape[1], 3, device=self.device, dtype=ids.dtype),
-                img_ids=torch.cat([ids, condition.reference_ids]),
+                pooled_projections=bucket.pooled,
+                encoder_hidden_states=bucket.text,
+                txt_ids=torch.zeros(bucket.text.shape[1], 3, device=self.device, dtype=ids.dtype),
+                img_ids=ids,
                 return_dict=False,
             )[0]
         return velocity[:, : latents.shape[1]].float()

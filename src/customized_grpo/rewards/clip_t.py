@@ -7,29 +7,17 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from transformers import AutoImageProcessor, CLIPModel, CLIPTokenizer
 
 from customized_grpo.data import Sample
-from customized_grpo.rewards.encoder import load_encoder
-from customized_grpo.rewards.images import to_pictures
+from customized_grpo.rewards.clip import ClipFeatures
+from customized_grpo.rewards.encoder import shared
 
 
 class ClipPrompt:
-    """Cosine in [-1, 1] of the picture and its prompt; prompts beyond the model's length are truncated."""
+    """Cosine in [-1, 1] of the picture and its prompt. Warns once of each prompt longer than the model reads."""
 
-    def __init__(self, model: str | Path, device: torch.device):
-        self.processor = AutoImageProcessor.from_pretrained(model)
-        self.tokenizer = CLIPTokenizer.from_pretrained(model)
-        self.model = load_encoder(CLIPModel, model, device)
-        self.device = device
+    def __init__(self, model: str | Path, *, device: torch.device, batch: int = 64):
+        self.features, self.batch = shared(ClipFeatures, model, device), batch
 
-    @torch.no_grad()
     def __call__(self, images: Tensor, samples: Sequence[Sample]) -> Tensor:
-        pixels = self.processor(images=to_pictures(images), return_tensors="pt")["pixel_values"]
-        prompts = list(dict.fromkeys(sample.prompt for sample in samples))
-        tokens = self.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").to(self.device)
-        texts = F.normalize(self.model.get_text_features(**tokens).pooler_output, dim=-1)
-        made = F.normalize(self.model.get_image_features(pixel_values=pixels.to(self.device)).pooler_output, dim=-1)
-        rows = torch.tensor([prompts.index(sample.prompt) for sample in samples])
-        return (made * texts[rows.to(self.device)]).sum(-1).cpu()
+        return self.features.cosines(images, samples, self.batch)

@@ -1,78 +1,103 @@
-"""Identity by a DINOv2 encoder: cosine of class tokens, and the copy-paste index made from the same features."""
+"""Identity by a DINO encoder: cosine of class tokens, and the copy-paste index made from the same features."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
-from transformers import AutoImageProcessor, Dinov2Model
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    BitImageProcessor,
+    Dinov2Model,
+    Dinov2WithRegistersModel,
+    DINOv3ViTModel,
+    ViTImageProcessor,
+    ViTModel,
+)
 
 from customized_grpo.data import Sample
-from customized_grpo.rewards.encoder import load_encoder
-from customized_grpo.rewards.images import to_pictures
+from customized_grpo.rewards.encoder import PictureEncoder, load_encoder, shared
+from customized_grpo.rewards.identity import Identity, of_source
+
+Preprocess = Literal["checkpoint", "benchmark"]
+
+# By `model_type` of the checkpoint's config.json: class and settings. DINO's own checkpoints have no pooler.
+_KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "dinov2": (Dinov2Model, {}),
+    "dinov2_with_registers": (Dinov2WithRegistersModel, {}),
+    "dinov3_vit": (DINOv3ViTModel, {}),
+    "vit": (ViTModel, {"add_pooling_layer": False}),
+}
 
 
-class DinoFeatures:
-    """Unit class tokens [N, C] of pictures, prepared by the checkpoint's own image processor."""
+class DinoFeatures(PictureEncoder):
+    """Unit class tokens [N, C] of pictures, by DINO (ViT), DINOv2 or DINOv3.
 
-    def __init__(self, model: str | Path, device: torch.device):
-        self.processor = AutoImageProcessor.from_pretrained(model)
-        self.model = load_encoder(Dinov2Model, model, device)
-        self.device = device
-        self._known: dict[tuple[str, Sample], Tensor] = {}
-
-    @torch.no_grad()
-    def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
-        pixels = self.processor(images=list(pictures), return_tensors="pt")["pixel_values"].to(self.device)
-        return F.normalize(self.model(pixel_values=pixels).last_hidden_state[:, 0], dim=-1).cpu()
-
-    def of_sample(self, sample: Sample, view: str) -> Tensor:
-        """Features [C] of a sample's first reference or first other view, computed once a sample."""
-        key = (view, sample)
-        if key not in self._known:
-            views = sample.reference_images() if view == "reference" else sample.other_view_images()
-            self._known[key] = self(views[:1])[0]
-        return self._known[key]
-
-
-class DinoIdentity:
-    """Cosine in [-1, 1] of image and reference, or of image and another view of the subject.
-
-    With `against="other_view"` copying the reference is not the optimum; a sample without another view is NaN.
+    preprocess: "checkpoint", the checkpoint's own image processor, or "benchmark", what DreamBooth's DINO score is
+        measured with: shorter side to 256, bicubic, middle 224 x 224, normalised by ImageNet's mean and deviation.
+    Raises ValueError where the checkpoint is none of these.
     """
 
-    def __init__(self, model: str | Path, against: str, device: torch.device):
-        self.features, self.against = DinoFeatures(model, device), against
+    def __init__(self, model: str | Path, device: torch.device, preprocess: Preprocess = "checkpoint"):
+        super().__init__()
+        kind = AutoConfig.from_pretrained(model).model_type
+        if kind not in _KINDS:
+            raise ValueError(f"dino: {model} is a {kind!r} checkpoint; take one of type {', '.join(_KINDS)}")
+        encoder, settings = _KINDS[kind]
+        self.processor = _processor(model, kind, preprocess)
+        self.model = load_encoder(encoder, model, device, **settings)
+        self.device = device
 
-    def __call__(self, images: Tensor, samples: Sequence[Sample]) -> Tensor:
-        made = self.features(to_pictures(images))
-        cosines = torch.full((len(samples),), torch.nan)
-        for index, sample in enumerate(samples):
-            if self.against == "reference" or sample.other_views:
-                cosines[index] = made[index] @ self.features.of_sample(sample, self.against)
-        return cosines
+    def embed(self, pixels: Tensor) -> Tensor:
+        return self.model(pixel_values=pixels).last_hidden_state[:, 0]
+
+
+def _processor(model: str | Path, kind: str, preprocess: Preprocess) -> Any:
+    if preprocess == "benchmark":
+        # The class's own mean and deviation are CLIP's.
+        mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+        side = {"height": 224, "width": 224}
+        return BitImageProcessor(size={"shortest_edge": 256}, crop_size=side, image_mean=mean, image_std=std)
+    # DINOv3's own processor needs torchvision. ViT's reads the same file: sizes, filter, mean and deviation.
+    processor: Any = ViTImageProcessor if kind == "dinov3_vit" else AutoImageProcessor
+    return processor.from_pretrained(model)
+
+
+class DinoIdentity(Identity[DinoFeatures]):
+    """Cosine in [-1, 1] of the class tokens of image and reference, or of image and other views of the subject.
+
+    `Identity` says what the settings mean, `DinoFeatures` what `preprocess` does. DINO: arXiv 2104.14294; as a score
+    of identity: DreamBooth, arXiv 2208.12242.
+    """
+
+    def __init__(
+        self, model: str | Path, *, device: torch.device, preprocess: Preprocess = "checkpoint", **settings: Any
+    ):
+        super().__init__(shared(DinoFeatures, model, device, preprocess), **settings)
 
 
 class CopyPaste:
     """Copy-paste index: is the image nearer to the very reference than to another view of the subject?
 
     (angle(view, image) - angle(reference, image)) / angle(view, reference), in [-1, 1]: 1 for the reference itself,
-    -1 for the other view, 0 halfway. WithAnyone, arXiv 2510.14975. NaN for a sample without another view.
+    -1 for the other view, 0 halfway; first reference and first other view. WithAnyone, arXiv 2510.14975. NaN for a
+    sample without another view.
     """
 
-    def __init__(self, model: str | Path, device: torch.device):
-        self.features = DinoFeatures(model, device)
+    def __init__(self, model: str | Path, *, device: torch.device, batch: int = 64):
+        self.features, self.batch = shared(DinoFeatures, model, device, "checkpoint"), batch
 
     def __call__(self, images: Tensor, samples: Sequence[Sample]) -> Tensor:
-        made = self.features(to_pictures(images))
+        made = self.features.of_images(images, batch=self.batch)
         index = torch.full((len(samples),), torch.nan)
         for i, sample in enumerate(samples):
             if sample.other_views:
-                reference, view = (self.features.of_sample(sample, v) for v in ("reference", "other_view"))
+                reference = of_source(self.features, sample.references[0])
+                view = of_source(self.features, sample.other_views[0])
                 between = _angle(view, reference)
                 index[i] = (_angle(view, made[i]) - _angle(reference, made[i])) / between
         return index

@@ -28,7 +28,8 @@ from customized_grpo.analysis.report.content import Arm, History, Part, Row, Tab
 from customized_grpo.analysis.report.learning import at_end, at_start
 from customized_grpo.analysis.rows import Row as Scored
 from customized_grpo.analysis.rows import read_rows
-from customized_grpo.config import CONFIG, Metric
+from customized_grpo.config import CONFIG
+from customized_grpo.rewards.settings import parse_reward
 from customized_grpo.run_directory import read_log
 
 # --- which kind of folder --------------------------------------------------------------------------------------------
@@ -170,7 +171,7 @@ def _trained_on(folder: Path, arm: str, content: Mapping[str, Any]) -> list[str]
         return []
     file = folder / "arms" / arm / f"seed-{next(iter(content['seeds']))}" / "arm.yaml"
     rewards = yaml.safe_load(file.read_text(encoding="utf-8"))["rewards"]
-    names = [str(Metric(name=each["name"], against=each["against"])) for each in rewards.values()]
+    names = [parse_reward(each).as_metric().label for each in rewards.values()]
     return [*names, *(f"{role}_reward_over_training" for role in rewards)]
 
 

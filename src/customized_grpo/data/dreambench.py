@@ -1,0 +1,190 @@
+"""DreamBench: the 30 photographed subjects of DreamBooth (arXiv 2208.12242), 25 prompts each.
+
+Read from https://github.com/google/dreambooth: `dataset/<subject>/00.jpg, ...`, four to six photographs each, and
+`dataset/prompts_and_classes.txt` with the class of each subject and two lists of prompts, for objects and for live
+subjects (its README: nine dogs and cats).
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from customized_grpo.data.entries import read_text
+from customized_grpo.data.findings import DataError, Findings, Place, check_pictures, show
+from customized_grpo.data.images import pictures_in
+from customized_grpo.data.lists import load_list
+from customized_grpo.data.sample import Sample
+
+# Which photograph is the reference in the customary list of 750 cases (datasets/dreambench_singleip.json of UNO); the
+# same as in scripts/remove_dreambench_multiimg.sh of github.com/xichenpan/Kosmos-G.
+REFERENCES = {
+    "backpack": "02.jpg",
+    "backpack_dog": "02.jpg",
+    "bear_plushie": "03.jpg",
+    "berry_bowl": "02.jpg",
+    "can": "01.jpg",
+    "candle": "02.jpg",
+    "cat": "04.jpg",
+    "cat2": "02.jpg",
+    "clock": "03.jpg",
+    "colorful_sneaker": "01.jpg",
+    "dog": "02.jpg",
+    "dog2": "02.jpg",
+    "dog3": "05.jpg",
+    "dog5": "00.jpg",
+    "dog6": "02.jpg",
+    "dog7": "01.jpg",
+    "dog8": "04.jpg",
+    "duck_toy": "01.jpg",
+    "fancy_boot": "02.jpg",
+    "grey_sloth_plushie": "04.jpg",
+    "monster_toy": "04.jpg",
+    "pink_sunglasses": "04.jpg",
+    "poop_emoji": "00.jpg",
+    "rc_car": "03.jpg",
+    "red_cartoon": "00.jpg",
+    "robot_toy": "00.jpg",
+    "shiny_sneaker": "01.jpg",
+    "teapot": "04.jpg",
+    "vase": "02.jpg",
+    "wolf_plushie": "04.jpg",
+}
+_LIVE = ("cat", "dog")  # classes with the prompts of live subjects
+_PROMPTS = 25  # in each of the two lists
+_TEXT = "prompts_and_classes.txt"
+_PAIRS = "dreambench_multiip.json"
+_CLONE = "data.root is a clone of https://github.com/google/dreambooth, its folder dataset, or a copy of that folder."
+
+
+def dreambench_cases(root: Path) -> list[Sample]:
+    """The 750 customary cases, subject by subject: one fixed reference each, the other photographs as other views.
+
+    root  a clone of google/dreambooth, its folder `dataset`, or a copy of that folder
+
+    Ids are subject and number of the prompt, "backpack/00" to "wolf_plushie/24".
+
+    Raises:
+        DataError: everything wrong with text and photographs at once.
+    """
+    folder = _folder(root)
+    findings = Findings(folder)
+    text = _parse(folder / _TEXT, findings)
+    views = {name: _photographs(folder / name, reference, findings) for name, reference in REFERENCES.items()}
+    check_pictures(((None, view) for each in views.values() for view in each), findings)
+    findings.raise_if_any(_CLONE)
+    return [
+        Sample(
+            id=f"{subject}/{number:02d}",
+            subject=subject,
+            prompt=template.format(class_word),
+            references=(views[subject][0],),
+            other_views=tuple(views[subject][1:]),
+            class_word=class_word,
+        )
+        for subject, class_word in text.classes.items()
+        for number, template in enumerate(text.live if class_word in _LIVE else text.objects)
+    ]
+
+
+def dreambench_pairs(root: Path) -> list[Sample]:
+    """The customary cases with two subjects, in the order of UNO's list: both references, subject "can+clock".
+
+    Which subjects are paired is written down only in that list, so it is read, not made:
+    `datasets/dreambench_multiip.json` of https://github.com/bytedance/UNO (Apache-2.0) has to lie in `root` or beside
+    the subjects' folders. Its entries are {"prompt": "a backpack and a stuffed animal in the jungle", "image_paths":
+    [".../backpack_dog/02.jpg", ".../bear_plushie/03.jpg"]}.
+
+    Ids are pair and number of its prompt: "backpack_dog+bear_plushie/00".
+
+    Raises:
+        DataError: no such list, or everything wrong with it at once.
+    """
+    folder = _folder(root)
+    file = next((each / _PAIRS for each in (root, folder) if (each / _PAIRS).is_file()), None)
+    if file is None:
+        remedy = f"Copy datasets/{_PAIRS} of https://github.com/bytedance/UNO into that folder."
+        raise DataError(root, [f"no {_PAIRS}"], remedy)
+    met: dict[str, int] = {}
+    pairs = []
+    for sample in load_list(file, folder, pictures=2):
+        subject = "+".join(reference.parent.name for reference in sample.references if isinstance(reference, Path))
+        number = met[subject] = met.get(subject, -1) + 1
+        pairs.append(replace(sample, id=f"{subject}/{number:02d}", subject=subject, class_word=None))
+    return pairs
+
+
+def _folder(root: Path) -> Path:
+    for folder in (root, root / "dataset"):
+        if (folder / _TEXT).is_file():
+            return folder
+    problem = f"no {_TEXT}, neither here nor in dataset/" if root.is_dir() else "no such folder"
+    raise DataError(root, [problem], _CLONE)
+
+
+def _photographs(folder: Path, reference: str, findings: Findings) -> list[Path]:
+    """The reference and then the others, by name."""
+    if not folder.is_dir():
+        findings.add([], f"{folder}: no such folder; every subject has one")
+        return []
+    views = pictures_in(folder)
+    if folder / reference not in views:
+        findings.add([], f"{folder / reference}: no such file; it is the customary reference")
+    return [folder / reference, *(view for view in views if view.name != reference)]
+
+
+@dataclass
+class _Text:
+    """What prompts_and_classes.txt says; templates have {} for the class."""
+
+    classes: dict[str, str] = field(default_factory=dict)
+    objects: list[str] = field(default_factory=list)
+    live: list[str] = field(default_factory=list)
+
+
+def _parse(path: Path, findings: Findings) -> _Text:
+    text = _Text()
+    for place, section, line in _lines(path):
+        if section == "Classes":
+            _read_class(place, line, text, findings)
+        elif (template := _template(line)) is not None:
+            (text.live if section.startswith("Live") else text.objects).append(template)
+        else:
+            findings.add([place], f"is no prompt with {{0}} and {{1}} in quotes: {show(line)}")
+    for kind, prompts in (("Object", text.objects), ("Live Subject", text.live)):
+        if len(prompts) != _PROMPTS:
+            findings.add([], f"{path.name}: {len(prompts)} prompts under {kind} Prompts, not {_PROMPTS}")
+    missing = ", ".join(name for name in REFERENCES if name not in text.classes)
+    if missing:
+        findings.add([], f"{path.name}: no class for {missing}")
+    return text
+
+
+def _lines(path: Path) -> Iterator[tuple[Place, str, str]]:
+    """(place, section, line) of the lines that say something."""
+    section = ""
+    for number, given in enumerate(read_text(path).split("\n"), start=1):
+        line = given.strip()
+        if line == "Classes" or line.endswith("Prompts"):
+            section = line
+        elif line not in ("", "subject_name,class", "prompt_list = [", "]"):
+            yield Place(path, number, "line"), section, line
+
+
+def _read_class(place: Place, line: str, text: _Text, findings: Findings) -> None:
+    subject, comma, class_word = (part.strip() for part in line.partition(","))
+    if not (subject and comma and class_word):
+        findings.add([place], f"is no subject and class with a comma between: {show(line)}")
+    elif subject in text.classes:
+        findings.add([place], f"names {subject} once more")
+    elif subject not in REFERENCES:
+        findings.add([place], f"{subject} is none of the {len(REFERENCES)} subjects with a customary reference")
+    else:
+        text.classes[subject] = class_word
+
+
+def _template(line: str) -> str | None:
+    """ "'a {0} {1} in the snow'.format(...)," -> "a {} in the snow": the customary cases have no unique token."""
+    found = re.match(r"""(['"])(.*?)\1""", line)
+    template = found[2].replace("{0} {1}", "{}") if found else ""
+    return template if template.count("{") == template.count("{}") == template.count("}") == 1 else None

@@ -1,0 +1,88 @@
+"""Several processes that train one model: who does what, and how figures and gradients come together.
+
+Every process holds the whole policy, takes its share of the groups and cases, and ends each update with the same
+gradients: sums over all images, divided by what one process alone would divide by. So N processes train what one does.
+Accelerate starts and connects them (torchrun, one process per GPU); here is only what an update needs of that.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather, pad_across_processes, reduce
+from torch import Tensor, nn
+
+from customized_grpo.policies.base import usable_device
+
+# What launchers tell the processes that they start. SLURM's is of the step: a job's script is one process of its own.
+LAUNCHERS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+
+
+class DistributedError(RuntimeError):
+    """Processes that cannot train together; the message says how to start them."""
+
+
+class Processes:
+    """This process among those of the run.
+
+    device  as configured; with several processes "cuda" becomes the GPU of this one
+
+    Raises DistributedError where a launcher started several processes that do not know of each other: each would
+    train a model of its own.
+    """
+
+    def __init__(self, device: str):
+        chosen = usable_device(device)
+        state = PartialState(cpu=chosen.type != "cuda")
+        self.index, self.count = state.process_index, state.num_processes
+        self.device = chosen if self.count == 1 else state.device
+        for variable in LAUNCHERS:
+            started = os.environ.get(variable, "1")
+            if started.isdigit() and int(started) > self.count:
+                raise DistributedError(
+                    f"{variable}={started}, but this process knows of {self.count}: each would train a model of its "
+                    "own. Start them with torchrun --nproc_per_node N -m customized_grpo train ..."
+                )
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.index == 0
+
+    def share(self, total: int) -> slice:
+        """This process's part of `total` things; parts differ by one at most, and together they are everything."""
+        each, more = divmod(total, self.count)
+        start = self.index * each + min(self.index, more)
+        return slice(start, start + each + (self.index < more))
+
+    def gather(self, mine: Tensor, total: int) -> Tensor:
+        """All processes' parts [n, ...] of `share(total)`, in order [total, ...]; on the device of `mine`."""
+        if self.count == 1:
+            return mine
+        largest = -(-total // self.count)
+        padded = pad_across_processes(mine.to(self.device), dim=0)
+        parts = gather(padded).unflatten(0, (self.count, largest))  # pyright: ignore[reportAttributeAccessIssue]
+        each, more = divmod(total, self.count)
+        return torch.cat([part[: each + (index < more)] for index, part in enumerate(parts)]).to(mine.device)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over the processes of a tensor that has the same shape in each."""
+        if self.count == 1:
+            return values
+        total = reduce(values.to(self.device), reduction="sum")
+        return total.to(values.device)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Every gradient becomes its sum over the processes; one that a process has not is zero there."""
+        if self.count == 1:
+            return
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+        for parameter, total in zip(parameters, self.sum(flat).split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = total.view_as(parameter)
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        PartialState().wait_for_everyone()

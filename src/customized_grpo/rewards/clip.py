@@ -1,0 +1,63 @@
+"""CLIP's picture and text embeddings, for every reward that is made of them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoImageProcessor, CLIPModel, CLIPTokenizer
+
+from customized_grpo.data import Sample
+from customized_grpo.rewards.encoder import PictureEncoder, load_encoder
+
+
+class ClipFeatures(PictureEncoder):
+    """Unit embeddings [N, C] of pictures and of texts. `processor`: where tokenizer and image processor lie."""
+
+    def __init__(self, model: str | Path, device: torch.device, processor: str | Path | None = None):
+        super().__init__()
+        self.processor = AutoImageProcessor.from_pretrained(processor or model)
+        self.tokenizer = CLIPTokenizer.from_pretrained(processor or model)
+        self.model = load_encoder(CLIPModel, model, device)
+        self.device = device
+        # A tokenizer may not know its model's length; 77 tokens in all published CLIP models, both ends included.
+        self.length = min(self.tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
+        self._warned: set[str] = set()
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        return self.model.get_image_features(pixel_values=pixels).pooler_output
+
+    @torch.no_grad()
+    def texts(self, prompts: Sequence[str], batch: int = 64) -> Tensor:
+        """Unit embeddings [P, C] of P > 0 texts, float32 on the CPU. Warns once of each text that is cut."""
+        parts = []
+        for start in range(0, len(prompts), batch):
+            some = list(prompts[start : start + batch])
+            self._warn_of_long(some)
+            tokens = self.tokenizer(
+                some, padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
+            )
+            parts.append(F.normalize(self.model.get_text_features(**tokens.to(self.device)).pooler_output, dim=-1))
+        return torch.cat(parts).cpu()
+
+    def cosines(self, images: Tensor, samples: Sequence[Sample], batch: int = 64) -> Tensor:
+        """Cosine [N] in [-1, 1] of each image [N, 3, H, W] with its sample's prompt."""
+        prompts = list(dict.fromkeys(sample.prompt for sample in samples))
+        row_of = {prompt: row for row, prompt in enumerate(prompts)}
+        texts = self.texts(prompts, batch)
+        return (self.of_images(images, batch=batch) * texts[[row_of[s.prompt] for s in samples]]).sum(-1)
+
+    def _warn_of_long(self, prompts: list[str]) -> None:
+        lengths = [len(ids) for ids in self.tokenizer(prompts, verbose=False)["input_ids"]]
+        for prompt, length in zip(prompts, lengths, strict=True):
+            if length > self.length and prompt not in self._warned:
+                self._warned.add(prompt)
+                warnings.warn(
+                    f"a prompt of {length} tokens is cut to the {self.length} that CLIP's text encoder reads; "
+                    f"what comes after them is not scored: {prompt!r}",
+                    stacklevel=2,
+                )

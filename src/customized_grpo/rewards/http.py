@@ -1,0 +1,119 @@
+"""A reward behind a small JSON interface, for scorers that cannot share our environment.
+
+POST to the URL, as `application/json`:
+
+    {"version": 1, "samples": [{"id", "prompt", "class_word", "image", "references", "other_views"}, ...]}
+
+`class_word` may be null; pictures are base64 of PNG files; `references` and `other_views` are lists, empty unless
+`send` asks for them. One `id` may come several times: it is the sample's, not the image's. The reply, with status 200:
+
+    {"scores": [number or null, ...]}
+
+One score for each sample, in order, higher is better, null for an image that could not be scored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+import torch
+from PIL import Image
+from torch import Tensor
+
+from customized_grpo.data import Sample
+from customized_grpo.rewards.images import to_pictures
+from customized_grpo.rewards.remote import AskError, RemoteReward, as_png, make_client, no_answer, read_key, refused
+
+if TYPE_CHECKING:
+    from customized_grpo.rewards.settings import Http
+
+VERSION = 1  # of the interface; a server can refuse others
+LARGEST = float(torch.finfo(torch.float32).max)
+
+
+class HttpReward(RemoteReward):
+    """Scores [N] as the server gives them, NaN where it gives none that can be true; see `unscored` for the causes.
+
+    Raises ValueError where a reference cannot be read, and at once where the key's variable is missing.
+    """
+
+    def __init__(self, settings: Http):
+        key = read_key(settings.api_key_env, settings.name)
+        super().__init__(settings.url, retries=settings.retries, in_flight=settings.in_flight, secret=key)
+        self._settings = settings
+        self._client = make_client(settings.timeout, settings.in_flight)
+        if key is not None:
+            self._client.headers["Authorization"] = f"Bearer {key}"
+        self._low = -LARGEST if settings.low is None else settings.low
+        self._high = LARGEST if settings.high is None else settings.high
+
+    def __call__(self, images: Tensor, samples: Sequence[Sample]) -> Tensor:
+        described = {sample: self._describe(sample) for sample in samples}  # once for all images of a group
+        pictures, size = to_pictures(images), self._settings.batch
+        parts = [slice(start, start + size) for start in range(0, len(pictures), size)]
+        requests = [partial(self._request, pictures[part], [described[s] for s in samples[part]]) for part in parts]
+        scores = torch.full((len(pictures),), torch.nan)
+        for part, found in zip(parts, self._ask_all(requests), strict=True):
+            if isinstance(found, AskError):
+                self._count(found.cause, len(pictures[part]))
+            else:
+                names = [sample.id for sample in samples[part]]
+                scores[part] = torch.tensor([self._checked(*pair) for pair in zip(found, names, strict=True)])
+        return scores
+
+    def _describe(self, sample: Sample) -> dict[str, Any]:
+        """What is sent of a sample beside the image."""
+        send, side = self._settings.send, self._settings.max_side
+        references = sample.reference_images() if send in ("references", "all") else []
+        views = sample.other_view_images() if send in ("other_views", "all") else []
+        return {
+            "id": sample.id,
+            "prompt": sample.prompt,
+            "class_word": sample.class_word,
+            "references": [as_png(picture, side) for picture in references],
+            "other_views": [as_png(picture, side) for picture in views],
+        }
+
+    def _request(self, pictures: Sequence[Image.Image], described: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """One try: what stands under "scores", one entry for each picture."""
+        sent = [{**sample, "image": as_png(picture)} for picture, sample in zip(pictures, described, strict=True)]
+        try:
+            response = self._client.post(self._settings.url, json={"version": VERSION, "samples": sent})
+        except httpx2.HTTPError as error:
+            raise no_answer(error, self._settings.timeout) from error
+        if not response.is_success:
+            raise refused(response)
+        return _scores(response.content, len(pictures))
+
+    def _checked(self, score: Any, sample: str) -> float:
+        """The score, or NaN, counted, where it is none."""
+        if score is None:
+            self._count("null", 1, f"sample {sample!r} was given null")
+        elif isinstance(score, bool) or not isinstance(score, int | float):
+            self._count("bad_reply", 1, f"sample {sample!r} was given {json.dumps(score)}, which is no number")
+        elif not self._low <= score <= self._high:  # NaN and infinities too: Python's JSON lets them pass
+            bounds = f"{self._low:g} to {self._high:g}"
+            self._count(
+                "out_of_range", 1, f"sample {sample!r} was given a score outside {bounds}: {json.dumps(score)}"
+            )
+        else:
+            return float(score)
+        return torch.nan
+
+
+def _scores(body: bytes, images: int) -> list[Any]:
+    try:
+        reply = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise AskError("bad_reply", f"the reply is not JSON: {error}", again=True) from error
+    scores = reply.get("scores") if isinstance(reply, dict) else None
+    if not isinstance(scores, list):
+        words = f'the reply has no list under "scores": {body.decode(errors="replace")}'
+        raise AskError("bad_reply", words, again=True)
+    if len(scores) != images:
+        raise AskError("bad_reply", f"{len(scores)} scores for {images} images", again=True)
+    return scores

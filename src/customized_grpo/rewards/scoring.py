@@ -1,0 +1,74 @@
+"""All rewards of a run on the images of an update: remote ones work while later images are still being generated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from customized_grpo.data import Sample
+from customized_grpo.rewards import Reward
+
+
+class RewardError(RuntimeError):
+    """A reward that does not keep to its contract; the message says which and what it gave."""
+
+
+class Scorer:
+    """Scores images by every reward: local ones all images at once, remote ones each batch as soon as it is there."""
+
+    def __init__(self, rewards: Mapping[str, Reward]):
+        self.rewards = rewards
+        self.remote = {name: reward for name, reward in rewards.items() if getattr(reward, "remote", False)}
+        self._pool = ThreadPoolExecutor(thread_name_prefix="reward") if self.remote else None
+        self._begun: dict[str, list[Future[Tensor]]] = {}
+
+    def begin(self, images: Tensor, samples: Sequence[Sample]) -> None:
+        """Hand a batch [n, 3, H, W] to the remote rewards; batches come in the order of the images."""
+        if self._pool is not None:
+            pictures = images.cpu()
+            for name, reward in self.remote.items():
+                work = self._pool.submit(score, name, reward, pictures, samples)
+                self._begun.setdefault(name, []).append(work)
+
+    def finish(self, images: Tensor, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """Scores [N] by reward for all the images [N, 3, H, W]; waits for what was begun."""
+        begun, self._begun = self._begun, {}
+        scores = {
+            name: score(name, reward, images, samples) for name, reward in self.rewards.items() if name not in begun
+        }
+        scores |= {name: torch.cat([work.result() for work in works]) for name, works in begun.items()}
+        return {name: scores[name] for name in self.rewards}
+
+    def check(self, scores: Mapping[str, Tensor], limit: float) -> None:
+        """Refuse to go on where a reward scores too little: what is left would be trained on as if it were all.
+
+        Raises RewardError, with the reward's last words, where more than `limit` of the images of [..., N] are NaN.
+        """
+        for name, values in scores.items():
+            share = values.isnan().double().mean().item()
+            if share > limit:
+                why = getattr(self.rewards[name], "last_error", None) or "check-rewards shows what it can score"
+                raise RewardError(
+                    f"rewards.{name} could not score {share:.0%} of {values.numel()} images, and max_unscored is "
+                    f"{limit:g}: {why}"
+                )
+
+
+def score(name: str, reward: Reward, images: Tensor, samples: Sequence[Sample]) -> Tensor:
+    """Scores [N] in float32, NaN where an image could not be scored.
+
+    Raises RewardError where the reward returns anything but one finite number or NaN per image.
+    """
+    found = reward(images, samples)
+    if not isinstance(found, Tensor):
+        raise RewardError(f"reward {name!r} returned {type(found).__name__}; return a tensor [{len(images)}]")
+    if found.shape != (len(images),):
+        raise RewardError(f"reward {name!r} returned shape {tuple(found.shape)} for {len(images)} images; return [N]")
+    if not found.is_floating_point():
+        found = found.to(torch.float32)
+    if found.isinf().any():
+        raise RewardError(f"reward {name!r} returned an infinity; return NaN for an image that could not be scored")
+    return found.detach().cpu()

@@ -1,0 +1,43 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from customized_grpo.data import DataError
+
+
+@pytest.fixture
+def dreambench() -> Path:
+    """30 photographed subjects: $CUSTOMIZED_GRPO_DREAMBENCH or ../shared/dreambench of the repository."""
+    beside = Path(__file__).parents[2].parent / "shared" / "dreambench"
+    folder = Path(os.environ.get("CUSTOMIZED_GRPO_DREAMBENCH", beside))
+    if not folder.is_dir():
+        pytest.skip("no DreamBench photographs here")
+    return folder
+
+
+@pytest.fixture
+def draw(tmp_path: Path) -> Callable[..., Path]:
+    """Pictures of one colour at paths below the temporary folder, which it returns."""
+
+    def draw(*names: str, colour: str = "red") -> Path:
+        for name in names:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (4, 3), colour).save(tmp_path / name)
+        return tmp_path
+
+    return draw
+
+
+@pytest.fixture
+def problems() -> Callable[..., list[str]]:
+    """What a loader finds wrong."""
+
+    def problems(load: Callable[..., object], *arguments: object) -> list[str]:
+        with pytest.raises(DataError) as caught:
+            load(*arguments)
+        return list(caught.value.problems)
+
+    return problems

@@ -1,0 +1,257 @@
+"""Encoded conditions on disk: keys by content, damage that is noticed, and a policy that need not encode."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from customized_grpo.critters.weights import FOLDER
+from customized_grpo.data import Sample
+from customized_grpo.policies.condition_cache import ConditionCache, content_key, model_identity
+from customized_grpo.policies.flux_condition import FluxCondition
+from customized_grpo.policies.flux_encoder import TEXT_ENCODERS
+from customized_grpo.policies.flux_kontext import FluxKontextPolicy
+
+MakePolicy = Callable[..., FluxKontextPolicy]
+KEY = content_key("a")
+TENSORS = {
+    "half": torch.randn(2, 3).bfloat16(),
+    "full": torch.tensor([[1.0, -0.0, float("inf")]]),
+    "number": torch.tensor(7),
+}
+
+
+def never() -> dict[str, Tensor]:
+    return pytest.fail("computed")
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
+    )
+
+
+# --- the files -------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_written_is_read_by_another_cache_of_the_folder(tmp_path: Path):
+    folder = tmp_path / "new" / "folder"
+    assert same(ConditionCache(folder).get(KEY, lambda: TENSORS), TENSORS)
+    assert [file.name for file in folder.iterdir()] == [f"{KEY}.safetensors"]
+    assert same(ConditionCache(folder).get(KEY, never), TENSORS)
+
+
+def test_a_file_that_was_damaged_anywhere_is_computed_and_written_again(tmp_path: Path):
+    cache = ConditionCache(tmp_path)
+    cache.get(KEY, lambda: TENSORS)
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    cut = [whole[:size] for size in (0, 1, 8, 100, len(whole) - 1)]
+    flipped = [whole[:n] + bytes([whole[n] ^ 1]) + whole[n + 1 :] for n in range(len(whole))]
+    for damaged in [*cut, *flipped, whole + b"\0", b"\0" * len(whole), os.urandom(500)]:
+        file.write_bytes(damaged)
+        computed = []
+        found = cache.get(KEY, lambda computed=computed: computed.append(1) or TENSORS)
+        assert computed == [1]
+        assert same(found, TENSORS)
+        assert file.read_bytes() == whole
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_file_under_another_key_is_not_trusted(tmp_path: Path):
+    cache = ConditionCache(tmp_path)
+    cache.get(KEY, lambda: TENSORS)
+    other = content_key("b")
+    (tmp_path / f"{KEY}.safetensors").rename(tmp_path / f"{other}.safetensors")
+    assert same(cache.get(other, lambda: {"new": torch.ones(1)}), {"new": torch.ones(1)})
+    assert same(cache.get(other, never), {"new": torch.ones(1)})
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cache = ConditionCache(tmp_path)
+    cache.get(KEY, lambda: TENSORS)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(b"damaged")
+
+    def full(*_) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="no space left"):
+        cache.get(KEY, lambda: TENSORS)
+    assert [f.name for f in tmp_path.iterdir()] == [file.name]
+    assert file.read_bytes() == b"damaged"
+
+
+def test_a_cache_in_a_file_is_refused(tmp_path: Path, make_policy: MakePolicy):
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(ValueError, match=r"condition cache .*file: not a folder"):
+        make_policy(condition_cache=file)
+
+
+def test_keys_tell_parts_apart():
+    parts = [("a", "b"), ("ab",), ("a", "b", ""), ("b", "a"), ("a", b"b"), (1, 2), ("1", 2), (12,), ("a' 1 'b",)]
+    assert len({content_key(*each) for each in parts}) == len(parts)
+    assert content_key("a", 1, b"x") == content_key("a", 1, b"x")
+
+
+def test_a_models_identity_is_its_weights_and_settings_and_nothing_else():
+    torch.manual_seed(0)
+    model, other = nn.Linear(3, 3).bfloat16(), nn.Linear(3, 3).bfloat16()
+    before = model_identity({"a": model}, {"act": "silu"})
+    other.load_state_dict(model.state_dict())
+    assert model_identity({"a": other}, {"act": "silu"}) == before
+    changes = [
+        model_identity({"b": model}, {"act": "silu"}),
+        model_identity({"a": model}, {"act": "gelu"}),
+        model_identity({"a": other.float()}, {"act": "silu"}),
+    ]
+    with torch.no_grad():
+        model.bias[1] += 1e-1
+    assert len({before, model_identity({"a": model}, {"act": "silu"}), *changes}) == 5
+
+
+# --- the policy ------------------------------------------------------------------------------------------------------
+
+
+def with_second(sample: Sample) -> Sample:
+    return replace(sample, id=f"{sample.id}-two", references=(*sample.references, *sample.other_views))
+
+
+def must_not_encode(policy: FluxKontextPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No encoder may be called or moved."""
+    for name in TEXT_ENCODERS:
+        monkeypatch.setattr(getattr(policy.pipe, name), "forward", lambda *_, **__: pytest.fail("a prompt"))
+        monkeypatch.setattr(getattr(policy.pipe, name), "to", lambda *_, **__: pytest.fail("moved"))
+    monkeypatch.setattr(policy.pipe.vae, "encode", lambda *_, **__: pytest.fail("a picture"))
+
+
+def equal(one: FluxCondition, other: FluxCondition) -> bool:
+    names = ("text", "pooled", "reference", "reference_ids")
+    return all(
+        getattr(a, name).dtype == getattr(b, name).dtype and torch.equal(getattr(a, name), getattr(b, name))
+        for a, b in zip(one.entries, other.entries, strict=True)
+        for name in names
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_second_policy_reads_what_the_first_encoded_bit_for_bit(
+    dtype: torch.dtype, tmp_path: Path, samples: list[Sample], make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
+):
+    mixed = [samples[0], with_second(samples[1]), samples[2]]
+    plain = make_policy(dtype=dtype).encode(mixed)
+    assert equal(make_policy(dtype=dtype, condition_cache=tmp_path).encode(mixed), plain)
+    assert len(list(tmp_path.iterdir())) == 3 + 4  # prompts and pictures, each by itself
+    second = make_policy(dtype=dtype, condition_cache=tmp_path, offload_text_encoders=True)
+    must_not_encode(second, monkeypatch)
+    assert equal(second.encode(mixed), plain)
+
+
+def test_another_process_reads_what_this_one_encoded(tmp_path: Path, samples: list[Sample], make_policy: MakePolicy):
+    picture = tmp_path / "reference.png"
+    samples[0].reference_images()[0].save(picture)
+    sample = Sample("listed", "critter", samples[0].prompt, (picture,))
+    ours = make_policy(condition_cache=tmp_path / "cache").encode([sample]).entries[0]
+    program = f"""
+import sys
+from pathlib import Path
+from safetensors.torch import save_file
+from customized_grpo.critters.weights import resolve
+from customized_grpo.data import Sample
+from customized_grpo.policies.flux_kontext import FluxKontextPolicy
+policy = FluxKontextPolicy(
+    resolve("critters", "generator"), height=32, width=32, max_sequence_length=16, condition_cache=sys.argv[1]
+)
+policy.pipe.encode_prompt = policy.pipe.prepare_latents = None
+entry = policy.encode([Sample("elsewhere", "critter", {sample.prompt!r}, (Path(sys.argv[2]),))]).entries[0]
+save_file({{"text": entry.text, "pooled": entry.pooled, "reference": entry.reference}}, sys.argv[3])
+"""
+    out = tmp_path / "out.safetensors"
+    subprocess.run([sys.executable, "-c", program, tmp_path / "cache", picture, out], check=True, timeout=300)
+    theirs = load_file(out)
+    assert all(torch.equal(getattr(ours, name), theirs[name]) for name in ("text", "pooled", "reference"))
+
+
+def test_a_damaged_condition_is_encoded_again(
+    tmp_path: Path, samples: list[Sample], make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
+):
+    plain = make_policy(condition_cache=tmp_path).encode(samples[:1])
+    whole = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    assert len(whole) == 2
+    for file, content in whole.items():
+        file.write_bytes(content[: len(content) // 2])
+    assert equal(make_policy(condition_cache=tmp_path).encode(samples[:1]), plain)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == whole
+    third = make_policy(condition_cache=tmp_path)
+    must_not_encode(third, monkeypatch)
+    assert equal(third.encode(samples[:1]), plain)
+
+
+def test_new_prompts_leave_the_vae_alone_and_new_pictures_the_text_encoders(
+    tmp_path: Path, samples: list[Sample], make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
+):
+    make_policy(condition_cache=tmp_path).encode(samples[:2])
+    crossed = replace(samples[0], id="crossed", references=samples[1].references)
+    policy = make_policy(condition_cache=tmp_path)
+    must_not_encode(policy, monkeypatch)
+    policy.encode([crossed])
+    with pytest.raises(pytest.fail.Exception, match="a picture"):
+        policy.encode([replace(crossed, id="new picture", references=samples[2].references)])
+    with pytest.raises(pytest.fail.Exception, match="a prompt"):
+        policy.encode([replace(crossed, id="new prompt", prompt="a critter reading")])
+
+
+def test_what_the_bits_follow_from_is_in_the_key(tmp_path: Path, samples: list[Sample], make_policy: MakePolicy):
+    """A text and a picture: which of the two are encoded anew under another setting."""
+    white = replace(samples[0], references=(Image.new("RGB", (64, 64), "white"),))  # the same bytes in every shape
+
+    def files(**settings: object) -> int:
+        make_policy(condition_cache=tmp_path, **settings).encode([white])
+        return len(list(tmp_path.iterdir()))
+
+    assert files() == 2
+    assert files() == 2
+    assert files(width=48) == 3
+    assert files(height=48) == 4  # 48x32 and 32x48 hold the same number of pixels
+    assert files(max_sequence_length=20) == 5
+    assert files(dtype=torch.bfloat16) == 7
+    assert files(guidance=5.0, rank=4) == 7  # read by the transformer alone
+
+
+def test_two_models_share_nothing_that_they_do_not_have_in_common(
+    tmp_path: Path, samples: list[Sample], make_policy: MakePolicy
+):
+    def copy_of_built_in(name: str) -> Path:
+        return Path(shutil.copytree(FOLDER / "generator", tmp_path / name))
+
+    def retrained(folder: Path, part: str) -> Path:
+        """One weight of a hundred thousand is another."""
+        (file,) = (folder / part).glob("*.safetensors")
+        weights = load_file(file)
+        weights[max(weights, key=lambda name: weights[name].numel())].view(-1)[3] += 1e-3
+        save_file(weights, file, {"format": "pt"})
+        return folder
+
+    cache = tmp_path / "cache"
+
+    def files(model: Path | str) -> int:
+        make_policy(model, condition_cache=cache).encode(samples[:1])
+        return len(list(cache.iterdir()))
+
+    assert files("critters") == 2
+    assert files(copy_of_built_in("moved")) == 2  # the same model in another place
+    assert files(retrained(copy_of_built_in("vae"), "vae")) == 3
+    assert files(retrained(copy_of_built_in("clip"), "text_encoder")) == 4
+    assert files(retrained(copy_of_built_in("t5"), "text_encoder_2")) == 5
+    assert files(retrained(copy_of_built_in("transformer"), "transformer")) == 5

@@ -1,0 +1,209 @@
+"""What a policy keeps in memory, and where: checkpointed activations, text encoders on the CPU, half precision."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from customized_grpo.data import Sample
+from customized_grpo.policies.flux_encoder import TEXT_ENCODERS
+from customized_grpo.policies.flux_kontext import FluxKontextPolicy
+from customized_grpo.rollout import Rollout, Sampler
+from customized_grpo.trainer import Trainer
+
+MakePolicy = Callable[..., FluxKontextPolicy]
+MakeTrainer = Callable[..., Trainer]
+AdapterOf = Callable[..., Tensor]
+
+
+# --- gradient checkpointing ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def counted_blocks(module: nn.Module) -> Iterator[list[str]]:
+    """The transformer's blocks as they are begun, in order."""
+    begun, hooks = [], []
+    for name, block in module.named_modules():
+        if name.rsplit(".", 1)[0] in ("transformer_blocks", "single_transformer_blocks"):
+            hooks.append(block.register_forward_pre_hook(lambda *_, name=name: begun.append(name)))
+    yield begun
+    for hook in hooks:
+        hook.remove()
+
+
+@pytest.fixture
+def gradient(samples: list[Sample], excite: Callable[[FluxKontextPolicy], None]) -> Callable[..., Tensor]:
+    """The gradient of a loss on two samples, by a policy with an adapter that does something."""
+
+    def of(policy: FluxKontextPolicy) -> Tensor:
+        excite(policy)
+        condition = policy.encode(samples[:2])
+        loss = policy.velocity(policy.noise(condition, [1, 2]), 0.6, condition).square().mean()
+        return torch.cat(
+            [g.flatten() for g in torch.autograd.grad(loss, list(policy.trainable_parameters().values()))]
+        )
+
+    return of
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_checkpointing_gives_the_same_gradient(
+    dtype: torch.dtype, make_policy: MakePolicy, gradient: Callable[..., Tensor]
+):
+    plain, checkpointed = (
+        gradient(make_policy(rank=2, dtype=dtype, gradient_checkpointing=on)) for on in (False, True)
+    )
+    assert plain.abs().max() > 0
+    torch.testing.assert_close(checkpointed, plain, atol=1e-6, rtol=1e-6)
+
+
+def test_checkpointing_computes_every_block_again_in_the_update_and_in_the_update_alone(
+    samples: list[Sample], make_policy: MakePolicy, gradient: Callable[..., Tensor]
+):
+    for on, times in ((False, 1), (True, 2)):
+        policy = make_policy(rank=2, gradient_checkpointing=on)
+        assert not policy.module.training  # diffusers' switch does not ask for train()
+        with counted_blocks(policy.module) as begun:
+            gradient(policy)
+        blocks = set(begun)
+        assert len(blocks) == policy.module.config.num_layers + policy.module.config.num_single_layers
+        assert all(begun.count(name) == times for name in blocks)
+        with counted_blocks(policy.module) as begun:
+            condition = policy.encode(samples[:2])
+            Sampler(policy.sigmas(3, 3.0), "flow", 0.8, 4).rollout(policy, condition, 2, (1,), lambda *_: 0)
+        assert len(begun) == 3 * len(blocks)
+
+
+def test_checkpointing_holds_fewer_activations_for_the_backward_pass(samples: list[Sample], make_policy: MakePolicy):
+    def held(policy: FluxKontextPolicy) -> int:
+        """Bytes that the graph keeps outside of what it computes again, weights left out."""
+        weights = {weight.data_ptr() for weight in policy.module.parameters()}
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            if tensor.data_ptr() not in weights:
+                kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        condition = policy.encode(samples[:2])
+        latents = policy.noise(condition, [1, 2])
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            policy.velocity(latents, 0.6, condition)
+        return sum(kept.values())
+
+    plain, checkpointed = (held(make_policy(rank=2, gradient_checkpointing=on)) for on in (False, True))
+    assert 0 < checkpointed < plain / 4
+
+
+def test_a_checkpointed_run_learns_what_a_plain_one_learns(
+    tmp_path: Path, make_trainer: MakeTrainer, adapter_of: AdapterOf
+):
+    """With the base policy between forward and backward: what is computed again must have its adapter back."""
+    learnt = []
+    for on in ("false", "true"):
+        trainer = make_trainer(
+            *(f"model.gradient_checkpointing={on}", f"output={tmp_path / on}", "objective.kl=1"),
+            *("objective.updates_per_rollout=2", "optimizer.lr=1e-2"),
+        )
+        assert trainer.policy.module.is_gradient_checkpointing is (on == "true")  # pyright: ignore[reportCallIssue]
+        trainer.step()
+        learnt.append(adapter_of(trainer.policy))
+    torch.testing.assert_close(learnt[1], learnt[0], atol=1e-6, rtol=0)
+
+
+# --- text encoders on the CPU ----------------------------------------------------------------------------------------
+
+
+def recorded(policy: FluxKontextPolicy, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Moves and forward passes of the text encoders, as they come."""
+    events = []
+    for name in TEXT_ENCODERS:
+        encoder = getattr(policy.pipe, name)
+        to, forward = encoder.to, encoder.forward
+
+        def moving(device: torch.device | str, name: str = name, to=to):
+            events.append(f"{name} to {device}")
+            return to(device)
+
+        def encoding(*args, name: str = name, forward=forward, **kwargs):
+            events.append(f"{name} encodes")
+            return forward(*args, **kwargs)
+
+        monkeypatch.setattr(encoder, "to", moving)
+        monkeypatch.setattr(encoder, "forward", encoding)
+    return events
+
+
+def devices(policy: FluxKontextPolicy) -> dict[str, str]:
+    return {
+        name: next(getattr(policy.pipe, name).parameters()).device.type
+        for name in ("transformer", "vae", *TEXT_ENCODERS)
+    }
+
+
+def test_offloaded_text_encoders_never_come_to_the_device_with_the_rest(make_policy: MakePolicy):
+    rest = {"transformer": "meta", "vae": "meta"}
+    everything = make_policy(device="meta")
+    offloaded = make_policy(device="meta", offload_text_encoders=True)
+    assert devices(everything) == rest | dict.fromkeys(TEXT_ENCODERS, "meta")
+    assert devices(offloaded) == rest | dict.fromkeys(TEXT_ENCODERS, "cpu")
+
+
+def test_offloaded_text_encoders_are_on_the_device_while_prompts_are_encoded_and_at_no_other_time(
+    samples: list[Sample], make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
+):
+    # "cpu:0" is the CPU under another name, so that moves there and back can be told apart without a GPU.
+    policy = make_policy(device="cpu:0", offload_text_encoders=True)
+    events = recorded(policy, monkeypatch)
+    one, two = TEXT_ENCODERS
+    come, encode, leave = ([f"{one} {does}", f"{two} {does}"] for does in ("to cpu:0", "encodes", "to cpu"))
+    condition = policy.encode(samples[:3])
+    assert events == come + 3 * encode + leave  # moved once for the batch
+    events.clear()
+    policy.encode(samples[:3])
+    assert events == []  # remembered: nothing to encode
+    monkeypatch.setattr(policy.pipe.text_encoder_2, "forward", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        policy.encode(samples[3:4])
+    assert events == [*come, encode[0], *leave]  # even then
+    plain = make_policy()
+    expected = recorded(plain, monkeypatch)
+    for ours, theirs in zip(condition.entries, plain.encode(samples[:3]).entries, strict=True):
+        assert torch.equal(ours.text, theirs.text)
+        assert torch.equal(ours.pooled, theirs.pooled)
+    assert expected == 3 * encode
+
+
+# --- half precision --------------------------------------------------------------------------------------------------
+
+
+def test_a_half_precision_base_trains_a_float32_adapter(
+    make_trainer: MakeTrainer, adapter_of: AdapterOf, monkeypatch: pytest.MonkeyPatch
+):
+    trainer, rollouts = make_trainer("model.dtype=bfloat16"), []
+    check = Trainer.check_ratio
+
+    def keeping(self: Trainer, rollout: Rollout) -> None:
+        rollouts.append(rollout)
+        check(self, rollout)
+
+    monkeypatch.setattr(Trainer, "check_ratio", keeping)
+    before = adapter_of(trainer.policy)
+    row = trainer.step()
+    after = adapter_of(trainer.policy)
+    weights = trainer.policy.trainable_parameters()
+    frozen = [w for w in trainer.policy.module.parameters() if not w.requires_grad]
+    assert {w.dtype for w in weights.values()} == {torch.float32}
+    assert {w.dtype for w in frozen} == {torch.bfloat16}
+    assert {w.grad.dtype for w in weights.values() if w.grad is not None} == {torch.float32}
+    moments = [m for state in trainer.optimizer.state.values() for m in (state["exp_avg"], state["exp_avg_sq"])]
+    assert {m.dtype for m in moments} == {torch.float32}
+    (rollout,) = rollouts
+    for point in rollout.trajectory:
+        assert {point.latents.dtype, point.next_latents.dtype, point.log_prob.dtype} == {torch.float32}
+    assert row["ratio_mean"] == pytest.approx(1, abs=1e-4)
+    assert torch.isfinite(after).all()
+    assert not torch.equal(after, before)

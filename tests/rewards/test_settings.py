@@ -1,0 +1,139 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from customized_grpo.config import ConfigError, load_config, parse_metric
+from customized_grpo.critters.samples import TEST_CRITTERS, draw_samples
+from customized_grpo.critters.weights import FOLDER
+from customized_grpo.rewards.settings import REWARDS, RewardSettings, parse_reward
+
+CPU = torch.device("cpu")
+BUILT_IN = [name for name, kind in REWARDS.items() if kind.encoder or name in ("oracle_identity", "joint_success")]
+
+
+# --- by name ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_reward_of_the_built_in_world_gives_one_number_an_image(name: str):
+    samples = draw_samples(3, TEST_CRITTERS, 2)
+    reward = parse_reward(name).make(CPU)
+    scores = reward(torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)), samples)
+    assert scores.shape == (3,)
+    assert scores.dtype == torch.float32
+    assert scores.abs().max() <= 1 + 1e-5
+
+
+@pytest.mark.parametrize(("name", "part"), [("dino", "dino"), ("copy_paste", "dino"), ("clip_t", "clip")])
+def test_a_folder_serves_as_well_as_the_built_in_name(name: str, part: str):
+    samples = draw_samples(3, TEST_CRITTERS, 3)
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    built_in, folder = (parse_reward(f"{name} model={model}").make(CPU) for model in ("critters", FOLDER / part))
+    assert torch.equal(built_in(images, samples), folder(images, samples))
+
+
+def test_identity_is_compared_with_what_was_asked_for():
+    samples = draw_samples(3, TEST_CRITTERS, 4)
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    reference, view = (parse_reward(f"dino against={against}").make(CPU) for against in ("reference", "other_view"))
+    assert (reference(images, samples) - view(images, samples)).abs().max() > 1e-3
+
+
+def test_knowing_the_names_loads_no_heavy_library():
+    code = "import sys, customized_grpo.rewards.settings; print({'torch', 'transformers', 'openai'} & {*sys.modules})"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
+
+
+# --- in a line -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("line", ["dino", "dino model=some/where against=other_view", "clip_t batch=3"])
+def test_a_line_is_read_back_as_it_was_written(line: str):
+    assert str(parse_metric(line)) == line
+
+
+def test_the_label_leaves_out_the_model():
+    assert parse_reward("dino model=some/where against=other_view").label == "dino against=other_view"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("dno", "no reward is named 'dno'; did you mean 'dino'?"),
+        ("dino agianst=reference", "agianst: unknown key; did you mean 'against'?"),
+        ("dino against=there", "against: input should be 'reference' or 'other_view', not 'there'"),
+        ("", "no reward is named ''"),
+    ],
+)
+def test_a_wrong_line_says_what_is_wrong_and_shows_a_right_one(line: str, said: str):
+    with pytest.raises(ConfigError) as refused:
+        parse_metric(line)
+    assert said in str(refused.value)
+    assert str(refused.value).endswith("write for instance 'dino against=other_view'")
+
+
+# --- in a configuration ----------------------------------------------------------------------------------------------
+
+
+def rewards(*overrides: str) -> dict[str, RewardSettings]:
+    return load_config("critters", overrides).trained()
+
+
+def test_identity_and_prompt_are_always_there():
+    found = rewards()
+    assert {key: (reward.name, reward.role, reward.own_model) for key, reward in found.items()} == {
+        "identity": ("dino", "identity", "critters"),
+        "prompt": ("clip_t", "prompt", "critters"),
+    }
+
+
+def test_any_number_of_rewards_each_with_a_role():
+    found = rewards(
+        "rewards.view={name: dino, against: other_view, role: identity}",
+        "rewards.look={name: clip_t, role: quality, weight: .2}",
+    )
+    assert [(key, reward.role) for key, reward in found.items()] == [
+        ("identity", "identity"),
+        ("prompt", "prompt"),
+        ("view", "identity"),
+        ("look", "quality"),
+    ]
+
+
+def test_photographs_are_not_scored_by_an_encoder_that_knows_critters_only():
+    config = load_config("critters", ["model.path=some/model", "data.source=photographs.json"])
+    assert {key: reward.own_model for key, reward in config.trained().items()} == {
+        "identity": "facebook/dinov2-base",
+        "prompt": "openai/clip-vit-base-patch32",
+    }
+
+
+def test_a_metric_runs_on_the_encoder_of_the_reward_of_its_kind():
+    config = load_config("critters", ["rewards.identity.model=some/dino", "rewards.prompt.model=some/clip"])
+    assert config.resolve(parse_metric("copy_paste")).own_model == "some/dino"
+    assert config.resolve(parse_metric("clip_t")).own_model == "some/clip"
+    assert config.resolve(parse_metric("dino model=other/dino")).own_model == "other/dino"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("rewards.look.name=dino", "rewards.look.role: say what it is for: identity, prompt or quality"),
+        ("rewards.look={role: quality, weight: 1}", "rewards.look: a reward needs its name; known: dino, "),
+        ("rewards.quality.name=clip_t", "rewards.quality.weight: a quality reward has a weight of its own, for"),
+        ("rewards.prompt.weight=.2", "rewards.prompt.weight: only quality has one"),
+        ("rewards.prompt.role=identity", "rewards.prompt.role: the key says prompt, not identity; choose another key"),
+        ("rewards.identity.name=dno", "rewards.identity.name: no reward is named 'dno'; did you mean 'dino'?"),
+        ("rewards.identity.agianst=x", "rewards.identity.agianst: unknown key; did you mean 'against'?"),
+        ("rewards={'a/b': {name: dino, role: identity}}", "rewards.a/b: this key names figures and files"),
+        ("evaluation.metrics=[{name: dino, role: identity}]", "dino is only looked at; it has no role and no weight"),
+        ("rewards=3", "rewards: input should be a valid dictionary, not 3"),
+    ],
+)
+def test_contradictions_are_refused_with_the_way_out(override: str, said: str):
+    with pytest.raises(ConfigError) as refused:
+        load_config("critters", [override])
+    assert said in str(refused.value)
