@@ -15,7 +15,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo lint test test-all clean force
+.PHONY: help install demo lint test test-all browser clean force
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -33,9 +33,17 @@ lint: $(STAMP) ## style and types
 test: lint ## style, types and all tests that take seconds
 	$(PY) -m pytest -m "not slow" $(ARGS)
 
-test-all: lint ## the same with the tests that take minutes; a report is opened in Chromium where there is one
+test-all: lint browser ## the same with the tests that take minutes; installs what they need, Chromium included
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[dev,browser,datasets]"
 	$(PY) -m pytest $(ARGS)
+
+# From the system's packages where this may install them, else the one that Playwright fetches.
+browser: $(STAMP)
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+		command -v $$name >/dev/null && exit 0; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
+	then apt-get update -qq && apt-get install -y -qq chromium >/dev/null; \
+	else $(PY) -m pip install --quiet --constraint constraints.txt playwright && $(PY) -m playwright install chromium; fi
 
 clean: ## remove .venv and caches; runs/ and build/ stay
 	rm -rf .venv .pytest_cache .ruff_cache src/*.egg-info

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from PIL import Image
 from customized_grpo import cli
 from customized_grpo.config import RunConfig, load_config, recipes
 from customized_grpo.data import Sample
+from customized_grpo.trainer import Trainer
 
 COMMANDS = (
     *("demo", "train", "generate", "evaluate", "compare", "probe", "check-rewards", "report", "build-critters", "env"),
@@ -25,7 +27,7 @@ PROMPT = "a critter in the snow, in the centre, without a hat"
 class Answer(NamedTuple):
     code: int
     out: str
-    error: str  # what sys.exit was given: the message, where there is one
+    error: str  # the message, where it failed; else all of stderr
 
 
 @pytest.fixture
@@ -37,9 +39,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         with pytest.raises(SystemExit) as stopped:
             cli.main()
         code, captured = stopped.value.code, capsys.readouterr()
-        if isinstance(code, str):  # Python prints it and exits with 1
-            return Answer(1, captured.out, code)
-        return Answer(int(code or 0), captured.out, captured.err)
+        assert isinstance(code, int | None)
+        message = captured.err[max(captured.err.find("error: "), 0) :]  # bars and notes may stand before it
+        return Answer(code or 0, captured.out, message.rstrip("\n") if code else captured.err)
 
     return start
 
@@ -86,7 +88,7 @@ def test_the_installed_program_answers_a_mistake_without_traceback(tmp_path: Pat
         text=True,
         check=False,
     )
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert result.stderr.splitlines() == [
         "error: updates: input should be a valid integer, unable to parse string as an integer, not 'x'",
         "optimizer.lrr: unknown key; did you mean 'lr'?",
@@ -120,7 +122,7 @@ def test_train_resume_and_the_two_ways_out(run: Callable[..., Answer], tiny: lis
     assert (first.code, first.out) == (0, f"adapter: {tmp_path / 'run' / 'adapter'}\n")
     assert "note: with 3 steps no trained step reaches the final phase" in first.error
     again = run("train", *tiny)
-    assert again.code == 1
+    assert again.code == 2
     assert again.error.startswith("error: ")
     assert "--resume" in again.error
     assert "output=" in again.error
@@ -198,16 +200,45 @@ def test_train_on_dreambench(run: Callable[..., Answer], tiny: list[str], tmp_pa
         (["device=gpu"], "no device is named 'gpu'; use cpu, cuda or cuda:1"),
         (["rewards.identity.name=dyno"], "no reward is named 'dyno'"),
         (["window.size=9"], "window.size: steps 0 to 1 hold windows of at most 2, not 9"),
-        (["optimizer.lr=1e30", "objective.updates_per_rollout=2"], "the loss is not finite at update 0"),
     ],
 )
 def test_what_a_user_gets_wrong_is_an_error_message(
-    overrides: list[str], complaint: str, run: Callable[..., Answer], tiny: list[str]
+    overrides: list[str], complaint: str, run: Callable[..., Answer], tiny: list[str], tmp_path: Path
 ):
-    answer = run("train", *tiny, "evaluation.every=0", "optimizer.warmup=0", *overrides)
-    assert answer.code == 1
+    answer = run("train", *tiny, "evaluation.every=0", *overrides)
+    assert answer.code == 2
     assert answer.error.startswith("error: ")
     assert complaint in answer.error
+    assert list(tmp_path.iterdir()) == []  # nothing is written
+
+
+def test_what_goes_wrong_in_a_run_has_another_exit_code(run: Callable[..., Answer], tiny: list[str]):
+    overrides = ["evaluation.every=0", "optimizer.warmup=0", "optimizer.lr=1e30", "objective.updates_per_rollout=2"]
+    answer = run("train", *tiny, *overrides)
+    assert answer.code == 1
+    assert answer.error.startswith("error: the loss is not finite at update 0")
+
+
+def test_a_value_error_in_the_middle_of_a_run_is_no_mistake_in_its_input(
+    run: Callable[..., Answer], tiny: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    def breaks(_trainer: Trainer) -> None:
+        raise FileNotFoundError("the photographs are gone")
+
+    monkeypatch.setattr(Trainer, "step", breaks)
+    answer = run("train", *tiny)
+    assert (answer.code, answer.error) == (1, "error: the photographs are gone")
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 1), (errno.ENOENT, 2)])
+def test_a_full_disk_is_no_mistake_in_the_input(
+    number: int, code: int, run: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+):
+    def breaks() -> None:
+        raise OSError(number, "no such luck")
+
+    monkeypatch.setattr("customized_grpo.run_directory.environment", breaks)
+    assert run("env").code == code
 
 
 def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, tiny: list[str]):
@@ -282,7 +313,7 @@ def test_generate_says_what_is_missing(
 ):
     given = [argument.format(reference=reference) for argument in arguments]
     answer = run("generate", *given, "--output", tmp_path / "out", "--device", "cpu", "--steps", 1)
-    assert answer.code == 1
+    assert answer.code == 2
     assert answer.error.startswith("error: ")
     assert complaint in answer.error
     assert "\n" not in answer.error

@@ -80,7 +80,7 @@ def test_at_ratio_one_the_gradient_is_the_policy_gradient(trainer: Trainer):
     total = torch.tensor(0.0)
     scales = trainer.plan.scales([p.step for p in rollout.trajectory])
     for index, point in enumerate(rollout.trajectory):
-        mean, std = trainer.replay(rollout, point, torch.arange(12))
+        mean, std = trainer.sampler.replay(trainer.policy, rollout, point, torch.arange(12))
         density = torch.distributions.Normal(mean, std).log_prob(point.next_latents).flatten(1).mean(1)
         total = total - (scales[index] * advantages[:, index] * density).sum() / 24
     expected = torch.autograd.grad(total, list(trainer.policy.trainable_parameters().values()))
@@ -160,9 +160,9 @@ def test_kl_has_a_gradient_of_its_own_and_is_half_the_squared_distance_of_the_me
     found = gradient(trainer, rollout, nothing)
     images, total = torch.arange(6), torch.tensor(0.0)
     for point in rollout.trajectory:
-        mean, std = trainer.replay(rollout, point, images)
+        mean, std = trainer.sampler.replay(trainer.policy, rollout, point, images)
         with trainer.policy.base_policy(), torch.no_grad():
-            base, _ = trainer.replay(rollout, point, images)
+            base, _ = trainer.sampler.replay(trainer.policy, rollout, point, images)
         total = total + ((mean - base) ** 2).flatten(1).mean(1).sum() / (2 * std**2) / 12
     expected = torch.autograd.grad(0.5 * total, list(trainer.policy.trainable_parameters().values()))
     assert_same(found, torch.cat([g.flatten() for g in expected]))

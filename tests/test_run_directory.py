@@ -19,6 +19,7 @@ from customized_grpo.run_directory import (
     SamplingSettings,
     environment,
     keep_cases,
+    read_log,
 )
 from customized_grpo.trainer import Trainer
 
@@ -75,7 +76,15 @@ def test_what_a_run_leaves(make_trainer: MakeTrainer, make_config: Callable[...,
         *(
             f"checkpoints/step-0000{step}/{file}"
             for step in (2, 3)  # every second one, and the last
-            for file in ("config.yaml", "pytorch_lora_weights.safetensors", "sampling.json", "state.pt")
+            for file in (
+                "config.yaml",
+                *(() if step == 2 else ("interim",)),
+                "manifest.json",
+                "optimizer.safetensors",
+                "pytorch_lora_weights.safetensors",
+                "sampling.json",
+                "state.json",
+            )
         ),
         "config.yaml",
         "environment.json",
@@ -87,6 +96,7 @@ def test_what_a_run_leaves(make_trainer: MakeTrainer, make_config: Callable[...,
         ),
         *(f"images/reference-0{case}.png" for case in range(4)),
         "metrics.jsonl",
+        "run.lock",
     ]
     assert load_config(str(run / "config.yaml")) == make_config(*settings)
     assert [row["update"] for row in rows(run)] == [1, 2, 3]
@@ -195,7 +205,8 @@ def test_a_run_that_died_goes_on_from_its_last_checkpoint(
     with (run / "evaluations.jsonl").open("a") as file:
         file.write('{"update": 4, "prompt_reward": 0.0}\n')  # evaluated, but not saved any more
     (run / "checkpoints" / "step-00004.saving").mkdir()
-    (run / "checkpoints" / "step-00004.saving" / "state.pt").write_bytes(b"half")
+    (run / "checkpoints" / "step-00004.saving" / "state.json").write_bytes(b"half")
+    (run / "config.yaml.saving").write_bytes(b"half")
     resumed = make_trainer(*LONG, "updates=4", resume=True)
     resumed.train()
     assert_same_run(resumed, whole, adapter_of)
@@ -241,24 +252,14 @@ def test_resuming_a_finished_run_changes_nothing(make_trainer: MakeTrainer, adap
     assert rows(again.directory.path) == before
 
 
-def test_a_checkpoint_is_written_aside_and_renamed(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch):
-    """Dying while it is saved leaves the older checkpoint the newest whole one."""
-    trainer = make_trainer()
-    trainer.directory.checkpoint((1, 1), trainer.policy, trainer.optimizer)
-
-    def dies(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(torch, "save", dies)
-    with pytest.raises(KeyboardInterrupt):
-        trainer.directory.checkpoint((2, 2), trainer.policy, trainer.optimizer)
-    assert [path.name for path in trainer.directory.checkpoints()] == ["step-00001"]
-    assert trainer.directory.restore(trainer.policy, trainer.optimizer) == (1, 1)
-
-
 def test_checkpoints_are_found_in_the_order_of_their_updates(make_trainer: MakeTrainer):
     directory = make_trainer().directory
     for update in (20, 3, 100_000, 99_999):
         (directory.path / "checkpoints" / f"step-{update:05d}").mkdir()
     names = [path.name for path in directory.checkpoints()]
     assert names == ["step-00003", "step-00020", "step-99999", "step-100000"]
+
+
+def test_a_row_that_is_just_being_written_is_no_row_yet(tmp_path: Path):
+    (tmp_path / "metrics.jsonl").write_text('{"update": 1}\n{"update": 2, "rew')
+    assert read_log(tmp_path / "metrics.jsonl") == [{"update": 1}]

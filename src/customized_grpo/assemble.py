@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -12,9 +13,11 @@ from customized_grpo.critters.weights import BUILT_IN, resolve
 from customized_grpo.data import Sample, load_data
 from customized_grpo.distributed import Processes
 from customized_grpo.evaluation import HeldOut
-from customized_grpo.policies.flux_kontext import LORA_TARGETS, FluxKontextPolicy
+from customized_grpo.policies.base import usable_device
+from customized_grpo.policies.flux_kontext import LORA_TARGETS, PIPELINE, FluxKontextPolicy
+from customized_grpo.pretrained import check_pipeline
 from customized_grpo.rewards import Reward
-from customized_grpo.run_directory import RunDirectory, SamplingSettings
+from customized_grpo.run_directory import FollowedDirectory, RunDirectory, SamplingSettings
 from customized_grpo.trackers import Trackers
 from customized_grpo.trainer import Trainer
 
@@ -33,7 +36,15 @@ def load_policy(config: RunConfig) -> FluxKontextPolicy:
         gradient_checkpointing=model.gradient_checkpointing,
         offload_text_encoders=model.offload_text_encoders,
         condition_cache=model.condition_cache,
+        shard=model.shard,
     )
+
+
+def check_inputs(config: RunConfig) -> None:
+    """Raises ValueError where device, model or data are not there; loads no model."""
+    usable_device(config.device)
+    check_pipeline(resolve(config.model.path, "generator"), PIPELINE)
+    load_samples(config)
 
 
 def read_data(data: Data, held_out_share: float, seed: int = 0) -> tuple[list[Sample], list[Sample]]:
@@ -82,9 +93,33 @@ def sampling_settings(config: RunConfig) -> SamplingSettings:
     )
 
 
+def _of_processes(config: RunConfig, count: int, samples: Sequence[Sample], held_out: int) -> Iterator[str]:
+    """What `count` processes cannot divide among themselves."""
+    prompts = config.groups.prompts
+    if prompts < count:
+        yield (
+            f"groups.prompts={prompts} leaves some of {count} processes without a group; give each at least one, "
+            f"groups.prompts={count}"
+        )
+    if not config.model.shard:
+        return
+    # Sharded weights are gathered pass by pass: a process with one pass more than the others would wait for ever.
+    if count == 1:
+        yield "model.shard=true divides the weights among processes, and there is one; start several with torchrun"
+    if prompts % count:
+        yield f"groups.prompts={prompts} is no multiple of {count} processes, and model.shard=true needs equal shares"
+    if config.evaluation.every and held_out % count:
+        yield f"data.held_out_samples: {held_out} cases on {count} processes, and model.shard=true needs equal shares"
+    references = {len(sample.references) for sample in samples}
+    if len(references) > 1:
+        yield f"samples have from {min(references)} to {max(references)} references; model.shard=true needs one number"
+
+
 def assemble(config: RunConfig, *, resume: bool = False) -> Trainer:
     """Everything that `train` needs; data problems show before a model is loaded or a folder made."""
-    RunDirectory.check(Path(config.output), resume=resume)
+    processes = Processes(config.device)
+    if processes.main:
+        RunDirectory.check(Path(config.output), dump_config(config), resume=resume)
     Trackers.check(config.tracking)
     train, held_out = load_samples(config)
     if not train:
@@ -94,21 +129,22 @@ def assemble(config: RunConfig, *, resume: bool = False) -> Trainer:
             f"{config.data.source} leaves no held-out sample to evaluate on; raise data.held_out_share, or set "
             "evaluation.every=0"
         )
-    processes = Processes(config.device)
-    if config.groups.prompts < processes.count:
-        raise ConfigError(
-            f"groups.prompts={config.groups.prompts} leaves some of {processes.count} processes without a group; give "
-            f"each at least one, groups.prompts={processes.count}"
-        )
+    if problems := list(_of_processes(config, processes.count, [*train, *held_out], len(held_out))):
+        raise ConfigError("\n".join(problems))
     placed = config.model_copy(update={"device": str(processes.device)})
     policy = load_policy(placed)
     adapter = config.adapter
     targets = LORA_TARGETS if adapter.targets is None else adapter.targets
     policy.add_adapter(adapter.rank, adapter.alpha, targets, seed=config.seed)
+    if config.model.shard:
+        policy.shard()
     rewards = load_rewards(placed)
     metrics = load_metrics(placed, rewards)
-    directory = RunDirectory(
-        Path(config.output), dump_config(config), sampling_settings(config), resume=resume, tracking=config.tracking
+    path, text, settings = Path(config.output), dump_config(config), sampling_settings(config)
+    directory = (
+        RunDirectory(path, text, settings, resume=resume, tracking=config.tracking)
+        if processes.main
+        else FollowedDirectory(path)
     )
     evaluated = HeldOut(held_out, metrics, config.groups.rollout_batch, processes)
     return Trainer(config, policy, rewards, train, evaluated, directory, processes)

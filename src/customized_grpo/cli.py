@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from errno import EDQUOT, EIO, ENOSPC
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -19,7 +22,11 @@ app = typer.Typer(
 
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: cuda where there is one.")]
 RecipeDevice = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...; default: the recipe's.")]
-Seed = Annotated[int, typer.Option(help="Everything random follows from it.", min=0)]
+LARGEST_SEED = 2**63 - 1  # as in a configuration
+Seed = Annotated[int, typer.Option(help="Everything random follows from it.", min=0, max=LARGEST_SEED)]
+
+FAILED, BAD_INPUT = 1, 2  # exit codes
+FAULTS = (ENOSPC, EDQUOT, EIO)  # a full or broken disk is no mistake in the input
 
 
 @app.command()
@@ -56,9 +63,10 @@ def train(
     from customized_grpo.assemble import assemble
 
     trainer = assemble(config, resume=resume)
-    for notice in trainer.plan.notices():
+    for notice in (*trainer.directory.notices, *trainer.plan.notices()):
         typer.echo(f"note: {notice}", err=True)
-    trainer.train()
+    with _during_the_run():
+        trainer.train()
     typer.echo(f"adapter: {trainer.directory.path / 'adapter'}")
 
 
@@ -71,13 +79,20 @@ def generate(
         "critters"
     ),
     adapter: Annotated[Path | None, typer.Option(help="Folder of a trained adapter.")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Seed; repeatable, one picture each. Default 0.")] = None,
+    seed: Annotated[
+        list[int] | None,
+        typer.Option(help="Seed; repeatable, one picture each. Default 0.", min=0, max=LARGEST_SEED),
+    ] = None,
     output: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("generated"),
     compare: Annotated[bool, typer.Option("--compare", help="Also write reference, base and tuned in one row.")] = (
         False
     ),
-    size: Annotated[int | None, typer.Option(help="Pixels a side; default: the adapter's, or 512.", min=8)] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps; default: the adapter's, or 28.", min=1)] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Pixels a side; default: the adapter's, or 512.", min=8, max=8192)
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Denoising steps; default: the adapter's, or 28.", min=1, max=1000)
+    ] = None,
     device: Device = None,
 ) -> None:
     """Write pictures of a subject: every reference with every prompt and seed."""
@@ -85,7 +100,9 @@ def generate(
 
     texts = list(prompt or [])
     if prompts is not None:
-        texts += [line.strip() for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+        from customized_grpo.data.entries import read_text
+
+        texts += [line.strip() for line in read_text(prompts).splitlines() if line.strip()]
     request = Request(
         references=reference or [],
         prompts=texts,
@@ -102,9 +119,7 @@ def generate(
 
 @app.command()
 def evaluate(
-    target: Annotated[
-        str, typer.Argument(help="A run, an adapter's folder, a recipe's name, or a YAML file.")
-    ],
+    target: Annotated[str, typer.Argument(help="A run, an adapter's folder, a recipe's name, or a YAML file.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings, e.g. data.source=list.json")] = None,
     adapter: Annotated[Path | None, typer.Option(help="Folder of a trained adapter; default: the run's.")] = None,
     base: Annotated[bool, typer.Option("--base", help="Without the adapter, all else alike.")] = False,
@@ -217,8 +232,11 @@ def check_rewards(
 
     from customized_grpo.analysis.check_rewards import check_rewards, write_check
     from customized_grpo.config import load_config
+    from customized_grpo.outputs import check_folder
 
     logging.disable_progress_bar()  # of loading weights, one for each reward; downloads keep theirs
+    if output is not None:
+        check_folder(output)
     chosen = [f"device={device}"] if device else []
     check = check_rewards(load_config(recipe, [*(overrides or []), *chosen]), metric or [], cases)
     typer.echo(check.text())
@@ -242,15 +260,36 @@ def _default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+class RunError(RuntimeError):
+    """What went wrong after a run had begun; its input was right."""
+
+
+@contextmanager
+def _during_the_run() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise RunError(str(error)) from error
+
+
 def main() -> None:
-    """Entry point: mistakes of the user are one clear line (or a list of them), not a traceback."""
+    """Entry point: mistakes of the user are one clear line (or a list of them), not a traceback.
+
+    Exit codes: docs/running.md.
+    """
     # transformers warns at every import that torchvision is missing; nothing here wants it.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # of missing weights and long prompts we say more
     try:
         app(standalone_mode=True)
     except (ValueError, OSError) as error:  # OSError: also what model hubs raise
-        sys.exit(f"error: {error}")
+        _fail(error, FAILED if isinstance(error, OSError) and error.errno in FAULTS else BAD_INPUT)
     except RuntimeError as error:
-        if type(error).__module__.startswith("customized_grpo"):
-            sys.exit(f"error: {error}")
-        raise
+        if not type(error).__module__.startswith("customized_grpo"):
+            raise
+        _fail(error, FAILED)
+
+
+def _fail(error: Exception, code: int) -> NoReturn:
+    typer.echo(f"error: {error}", err=True)
+    sys.exit(code)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -16,10 +17,26 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from customized_grpo.data.sources import contradictions
-from customized_grpo.fields import Count, Index, NonNegative, Positive, Section, Share
+from customized_grpo.fields import (
+    Count,
+    GroupSize,
+    Index,
+    NonNegative,
+    Pixels,
+    Positive,
+    Rank,
+    Section,
+    Seed,
+    Share,
+    Steps,
+    Tokens,
+)
 from customized_grpo.rewards.settings import BUILT_IN, REWARDS, AnyReward, RewardSettings, Role, parse_reward
+from customized_grpo.yaml_text import YamlError, parse_yaml, read_yaml
 
 CONFIG = "config.yaml"  # of a run or an adapter
+_SHORT = reprlib.Repr()  # of values in messages: a file may hold anything
+_SHORT.maxstring = _SHORT.maxother = 80
 
 
 class ConfigError(ValueError):
@@ -29,17 +46,18 @@ class ConfigError(ValueError):
 class Model(Section):
     path: str = "critters"  # the built-in generator, or a folder or hub id in diffusers' format
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the frozen weights; the adapter is always float32
-    height: Count = 32  # pixels
-    width: Count = 32
+    height: Pixels = 32  # pixels
+    width: Pixels = 32
     guidance: NonNegative = 2.5  # embedded guidance, where the checkpoint has it
-    max_sequence_length: Count = 16  # T5 tokens
+    max_sequence_length: Tokens = 16  # T5 tokens
     gradient_checkpointing: bool = False  # the update computes activations twice instead of holding them all
     offload_text_encoders: bool = False  # on the CPU, except while prompts are encoded
     condition_cache: str | None = None  # a folder that keeps encoded prompts and references for other runs
+    shard: bool = False  # divide the frozen weights among the processes (FSDP2): for a base larger than a card
 
 
 class Adapter(Section):
-    rank: Count = 16
+    rank: Rank = 16
     alpha: Positive = 16.0  # the update is scaled by alpha / rank
     targets: tuple[str, ...] | None = None  # names of layers; null: the attention and feed-forward projections
 
@@ -69,7 +87,7 @@ Rewards = Annotated[Mapping[str, AnyReward], BeforeValidator(_with_roles)]
 
 
 class Sampling(Section):
-    num_steps: Annotated[int, Field(ge=2)] = 10  # denoising steps T
+    num_steps: Steps = 10  # denoising steps T
     shift: Positive | Literal["checkpoint"] = 3.0  # of the sigma grid; "checkpoint": the pipeline's own schedule
 
 
@@ -133,7 +151,7 @@ class Optimizer(Section):
 
 class Groups(Section):
     prompts: Count = 8  # groups per update
-    size: Annotated[int, Field(ge=2)] = 8  # images per group; one has nothing to be compared with
+    size: GroupSize = 8  # images per group
     rollout_batch: Count = 64  # images per forward pass of the rollout
     update_batch: Count = 64  # images per forward and backward pass of the update
 
@@ -147,10 +165,11 @@ class Evaluation(Section):
 class RunConfig(Section):
     output: str = "runs/critters"  # the run directory
     tracking: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()  # beside the run's own files; extras
-    seed: Index = 0
+    seed: Seed = 0
     device: str = "cpu"  # "cpu", "cuda", "cuda:1", ...
     updates: Index = 60  # rollouts, each followed by its optimiser steps
     save_every: Count = 20  # updates between checkpoints
+    keep_last: Count | None = 3  # so many of the newest checkpoints stay; null: all
     model: Model = Model()
     adapter: Adapter = Adapter()
     data: Data = Data()
@@ -255,21 +274,24 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
             f"no recipe {recipe!r}{hint}; recipes: {', '.join(known)}, or the path of a YAML file or a run"
         )
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+        values = read_yaml(path)
+    except YamlError as error:
+        raise ConfigError(str(error)) from None
+    values = {} if values is None else values
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}; a recipe is a mapping of keys to values")
     problems = []
     for override in overrides:
         key, equals, text = override.partition("=")
-        if not equals:
+        if not (equals and all(key.split("."))):
             problems.append(f"{override}: an override is written key=value, for instance optimizer.lr=1e-4")
             continue
         try:
-            _set(values, key.split("."), yaml.safe_load(text))
-        except (KeyError, yaml.YAMLError):
-            problems.append(f"{override}: {key} is not a section of keys, or the value is not YAML")
+            _set(values, key.split("."), parse_yaml(text))
+        except KeyError as error:
+            problems.append(f"{override}: {error.args[0]} is a value, not a section of keys")
+        except YamlError as error:
+            problems.append(f"{key}: {_SHORT.repr(text)} is not YAML: {error}")
     config = None
     try:
         config = RunConfig.model_validate(values)
@@ -333,7 +355,7 @@ def _readable(error: ValidationError) -> Iterator[str]:
             prefix = f"{where}: " if where else ""
             yield from (prefix + line for line in problem["msg"].removeprefix("Value error, ").split("\n"))
         else:
-            yield f"{where}: {_uncapitalised(problem['msg'])}, not {problem['input']!r}"
+            yield f"{where}: {_uncapitalised(problem['msg'])}, not {_SHORT.repr(problem['input'])}"
 
 
 def _uncapitalised(message: str) -> str:

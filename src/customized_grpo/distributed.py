@@ -8,12 +8,15 @@ Accelerate starts and connects them (torchrun, one process per GPU); here is onl
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather, pad_across_processes, reduce
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from customized_grpo.policies.base import usable_device
 
@@ -83,6 +86,24 @@ class Processes:
         for parameter, total in zip(parameters, self.sum(flat).split([p.numel() for p in parameters]), strict=True):
             parameter.grad = total.view_as(parameter)
 
-    def wait(self) -> None:
-        """Until every process is here."""
-        PartialState().wait_for_everyone()
+    def any(self, here: bool) -> bool:
+        """Whether it is so in any process."""
+        return bool(self.sum(torch.tensor(float(here))) > 0)
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The block runs in the first process, and then in all others."""
+        with PartialState().main_process_first():
+            yield
+
+
+def shard(blocks: Iterable[nn.Module], whole: Sequence[nn.Parameter], device: torch.device) -> None:
+    """Divide the weights of `blocks` among the processes (FSDP2): each is gathered when its block computes.
+
+    whole   the adapter's parameters: they stay whole in every process, and so do gradients, checkpoints and files
+
+    From here on all processes have to run the same number of forward passes, in the same order.
+    """
+    mesh = init_device_mesh(device.type, (PartialState().num_processes,))
+    for block in blocks:
+        fully_shard(block, mesh=mesh, ignored_params={*whole})

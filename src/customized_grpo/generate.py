@@ -10,6 +10,8 @@ from pathlib import Path
 
 from customized_grpo.critters.weights import BUILT_IN, resolve
 from customized_grpo.data import Sample
+from customized_grpo.data.images import check_image
+from customized_grpo.outputs import check_folder
 from customized_grpo.pictures import case
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.rewards.images import to_pictures
@@ -41,6 +43,8 @@ class Request:
             raise ValueError("no reference; name a picture of the subject with --reference")
         if not self.prompts:
             raise ValueError("no prompt; say what to show with --prompt, or name a file with --prompts")
+        if not all(prompt.strip() for prompt in self.prompts):
+            raise ValueError("a prompt is empty; say what to show with --prompt")
 
     def settings(self) -> SamplingSettings:
         trained = None if self.adapter is None else SamplingSettings.read(self.adapter)
@@ -60,6 +64,9 @@ def write_pictures(request: Request, output: Path, *, compare: bool = False) -> 
     """Write one PNG per picture and yield its path; with `compare`, also reference | base | tuned in one row."""
     if compare and request.adapter is None:
         raise ValueError("--compare sets base beside tuned; name the adapter with --adapter")
+    check_folder(output)
+    if problems := list(_unreadable(request.references)):
+        raise ValueError("\n".join(problems))
     settings = request.settings()
     policy = FluxKontextPolicy(
         resolve(request.model, "generator"),
@@ -88,6 +95,14 @@ def write_pictures(request: Request, output: Path, *, compare: bool = False) -> 
                 beside = path.with_name(f"{path.stem}-compare.png")
                 case(row, prompt, ["reference", "base", "tuned"], side=256).save(beside)
                 yield beside
+
+
+def _unreadable(pictures: Sequence[Path]) -> Iterator[str]:
+    for picture in dict.fromkeys(pictures):
+        try:
+            check_image(picture)
+        except ValueError as error:
+            yield str(error)
 
 
 def _slug(text: str) -> str:

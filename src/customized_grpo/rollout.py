@@ -132,6 +132,11 @@ class Sampler:
             latents = sample
         return latents, points
 
+    def replay(self, policy: Policy, rollout: Rollout, point: Point, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and std of a stored transition under the current policy, by the function that sampled it."""
+        condition = rollout.condition[images]
+        return self.distribution(policy, point.latents[images], condition, point.sigma, point.sigma_next)
+
     def distribution(
         self, policy: Policy, latents: Tensor, condition: Condition, sigma: float, sigma_next: float
     ) -> tuple[Tensor, Tensor]:

@@ -19,10 +19,10 @@ What this changes from the authors' release, and why:
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ from customized_grpo.config import RunConfig
 from customized_grpo.data import Sample
 from customized_grpo.distributed import Processes
 from customized_grpo.evaluation import HeldOut
+from customized_grpo.memory import MicroBatches
 from customized_grpo.plan import Plan
 from customized_grpo.policies.base import Policy
 from customized_grpo.record import clock, reward_figures, spread, step_rows
@@ -41,6 +42,7 @@ from customized_grpo.rewards import Reward
 from customized_grpo.rewards.scoring import Scorer
 from customized_grpo.rollout import Point, Rollout, Sampler
 from customized_grpo.run_directory import RunDirectory
+from customized_grpo.stopping import StopRequest
 from customized_grpo.watch import Watch
 
 # Rollout and update must agree on log-probabilities; half precision rounds more, but must stay below the clip range.
@@ -66,49 +68,59 @@ class Trainer:
     def __post_init__(self) -> None:
         config = self.config
         self.parameters = list(self.policy.trainable_parameters().values())
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay
-        )
+        decay = config.optimizer.weight_decay
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=config.optimizer.lr, weight_decay=decay)
         sigmas = self.policy.sigmas(config.sampling.num_steps, config.sampling.shift)
         self.sampler = Sampler(sigmas, config.noise.dynamics, config.noise.level, config.groups.rollout_batch)
         self.plan = Plan(config, self.samples, sigmas)
         self.update = self.optimizer_steps = 0
         self.ratio_checked = False
+        self.batches = MicroBatches(config.groups.rollout_batch, config.groups.update_batch)
         self.scorer = Scorer(self.rewards)
         self.watch = Watch({key: f"{key}_reward" for key in self.rewards}, self.plan.roles)
 
     # --- the algorithm -----------------------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Run to the configured number of updates, from wherever the directory's last checkpoint left off."""
-        self.update, self.optimizer_steps = self.directory.restore(self.policy, self.optimizer)
-        self.watch.replay(*self.directory.logs())
-        every = self.config.evaluation.every
-        if every and self.update == 0:
-            self._evaluate()
-        bar = tqdm(range(self.update, self.config.updates), initial=self.update, total=self.config.updates)
-        for _ in bar:
-            row = self.step()
-            bar.set_postfix({key: f"{row[f'reward_{key}']:.3f}" for key in self.rewards})
-            if every and self.update % every == 0:
+        """Run to the configured number of updates from the last checkpoint on; SIGTERM and SIGINT end it, saved."""
+        config, directory, every = self.config, self.directory, self.config.evaluation.every
+        with closing(directory), StopRequest() as stop:
+            with self.processes.main_first():
+                self.update, self.optimizer_steps = directory.restore(self.policy, self.optimizer, config.keep_last)
+                self.watch.replay(*directory.logs())
+            if every and self.update == 0:
                 self._evaluate()
-            self._warn(row)
-            self.directory.log(row)
-            if self.update % self.config.save_every == 0 or self.update == self.config.updates:
-                position = (self.update, self.optimizer_steps)
-                self.directory.checkpoint(position, self.policy, self.optimizer)
-        self.directory.finish(self.policy)
+            stopping = self.processes.any(stop.came)
+            with tqdm(initial=self.update, total=config.updates, disable=not self.processes.main) as bar:
+                while self.update < config.updates and not stopping:
+                    row = self.step()
+                    bar.update()
+                    bar.set_postfix({key: f"{row[f'reward_{key}']:.3f}" for key in self.rewards})
+                    if every and self.update % every == 0:
+                        self._evaluate()
+                    directory.log(self.watch.mark(row))
+                    stopping = self.processes.any(stop.came)  # asked once: whoever stops has saved
+                    if stopping or self.update % config.save_every == 0 or self.update == config.updates:
+                        directory.checkpoint((self.update, self.optimizer_steps), self.policy, self.optimizer, config)
+            if self.update < config.updates:
+                stop.leave(directory.pause(self.update))
+            directory.finish(self.policy)
 
     def step(self) -> dict[str, Any]:
-        """One update; returns its row of metrics."""
+        """One update; returns its row of metrics. Done again in smaller batches where memory runs out."""
+        steps = self.optimizer_steps
+        unchanged = lambda: self.processes.count == 1 and self.optimizer_steps == steps  # noqa: E731
+        return self.batches.run(self._step, self.scorer.forget, again=unchanged)
+
+    def _step(self) -> dict[str, Any]:
         config = self.config
-        seconds: dict[str, float] = {}
         everyone, steps, size = self.plan.batch(self.update), self.plan.window(self.update), config.groups.size
+        seconds: dict[str, float] = {}
         mine = self.processes.share(len(everyone))  # the groups of this process
         samples = everyone[mine]
         shown = [sample for sample in samples for _ in range(size)]
         with clock(seconds, "rollout"):
-            rollout = self.sampler.rollout(
+            rollout = replace(self.sampler, batch=self.batches.rollout).rollout(
                 self.policy,
                 self.policy.encode(samples),
                 size,
@@ -157,11 +169,12 @@ class Trainer:
         if not signal.any():
             return {"gradient_norm": 0.0}
         mine = slice(first, first + len(rollout.images))
+        signal |= self.config.model.shard  # then the processes must keep step with each other
         active, advantages = signal[mine].nonzero().flatten(), advantages[mine]
         for _ in range(config.updates_per_rollout):
             self.optimizer.zero_grad(set_to_none=True)
             for index, point in enumerate(rollout.trajectory):
-                for images in active.split(self.config.groups.update_batch) if len(active) else ():
+                for images in active.split(self.batches.update) if len(active) else ():
                     loss, diagnostics = self._loss(
                         rollout, point, images, advantages[images, index], scales[index].item(), scored
                     )
@@ -180,15 +193,14 @@ class Trainer:
         entries = int(signal.sum()) * len(rollout.trajectory) * config.updates_per_rollout
         named = ("ratio_mean", "clip_fraction", "approx_kl", *(("kl",) if config.kl > 0 else ()))
         sums = self.processes.sum(torch.tensor([totals[name] for name in named], dtype=torch.float64))
-        means = dict(zip(named, (sums / entries).tolist(), strict=True))
-        return means | {"gradient_norm": totals["gradient_norm"]}
+        return {**dict(zip(named, (sums / entries).tolist(), strict=True)), "gradient_norm": totals["gradient_norm"]}
 
     def _loss(
         self, rollout: Rollout, point: Point, images: Tensor, advantage: Tensor, scale: float, scored: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective on one micro-batch of images at one step."""
         config = self.config.objective
-        mean, std = self.replay(rollout, point, images)
+        mean, std = self.sampler.replay(self.policy, rollout, point, images)
         new = log_prob(point.next_latents[images], mean, std)
         old = point.log_prob[images]
         loss, diagnostics = clipped_objective(
@@ -197,24 +209,18 @@ class Trainer:
         diagnostics = {name: diagnostics[name] for name in ("ratio_mean", "clip_fraction", "approx_kl")}
         if config.kl > 0:
             with self.policy.base_policy(), torch.no_grad():
-                base_mean, _ = self.replay(rollout, point, images)
+                base_mean, _ = self.sampler.replay(self.policy, rollout, point, images)
             kl = kl_to_base(mean, base_mean, std)[~advantage.isnan().to(mean.device)]
             loss = loss + config.kl * kl.sum() / scored
             diagnostics["kl"] = kl.detach().mean()
         return loss, diagnostics
 
-    def replay(self, rollout: Rollout, point: Point, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and std of a stored transition under the current policy: the same function that sampled it."""
-        return self.sampler.distribution(
-            self.policy, point.latents[images], rollout.condition[images], point.sigma, point.sigma_next
-        )
-
     def check_ratio(self, rollout: Rollout) -> None:
         """Refuse to train where replaying a rollout does not give back its log-probabilities; once per process."""
         changes = []
         for point in rollout.trajectory:
-            images = torch.arange(len(point.latents))[: self.config.groups.update_batch]
-            mean, std = self.replay(rollout, point, images)
+            images = torch.arange(len(point.latents))[: self.batches.update]
+            mean, std = self.sampler.replay(self.policy, rollout, point, images)
             replayed = log_prob(point.next_latents[images], mean, std)
             changes.append((replayed - point.log_prob[images]).detach().abs())
         worst = torch.cat(changes).max().item()  # NaN where any is
@@ -231,18 +237,9 @@ class Trainer:
     # --- what is written down ----------------------------------------------------------------------------------------
 
     def _evaluate(self) -> None:
-        row, shown = self.held_out.report(self.policy, self.sampler.sigmas, grid=self.config.evaluation.grid)
-        row = {"update": self.update, **row}
-        self.directory.log_evaluation(row, shown)
+        found, shown = self.held_out.report(self.policy, self.sampler.sigmas, grid=self.config.evaluation.grid)
+        self.directory.log_evaluation(row := {"update": self.update, **found}, shown)
         self.watch.see_evaluation(row)
-
-    def _warn(self, row: dict[str, Any]) -> None:
-        """Say what the run's figures warn of, and write it into the row."""
-        warnings = self.watch.see(row)
-        for warning in warnings:
-            tqdm.write(f"warning, update {warning.update}: {warning.kind}: {warning.message}", file=sys.stderr)
-        if warnings:
-            row["warnings"] = [warning.as_dict() for warning in warnings]
 
     def _where_not_finite(self, point: Point, images: Tensor, samples: Sequence[Sample]) -> str:
         names = {samples[image // self.config.groups.size].id for image in images.tolist()}

@@ -78,6 +78,11 @@ class Watch:
         self.said |= {key for key, _ in due}
         return [Warning(row["update"], key[0], message) for key, message in due]
 
+    def mark(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row, with the warnings that are due with it under "warnings", where there are any."""
+        warnings = [warning.as_dict() for warning in self.see(row)]
+        return {**row, "warnings": warnings} if warnings else row
+
     def replay(self, rows: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]]) -> None:
         """Bring a fresh watch to where the logs of a stopped run left off."""
         waiting = deque(evaluations)

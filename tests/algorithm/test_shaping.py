@@ -252,7 +252,8 @@ ROLES = {"text": "prompt", "face": "identity", "body": "identity"}
 
 def test_a_role_shares_its_weight_among_its_rewards():
     # .7 A_text + .15 A_face + .15 A_body, by hand
-    near(step_advantages("linear", SHARED, torch.tensor([0.7]), roles=ROLES)[0, :, 0], torch.tensor([-0.7, 0.15, 0.55]))
+    found = step_advantages("linear", SHARED, torch.tensor([0.7]), roles=ROLES)[0, :, 0]
+    near(found, torch.tensor([-0.7, 0.15, 0.55]))
 
 
 def test_the_bonus_is_the_mean_over_identity_prompt_pairs():

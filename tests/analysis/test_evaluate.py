@@ -101,10 +101,10 @@ def test_what_was_trained_on_is_marked(run: Path):
 def test_a_metric_takes_the_encoder_of_the_reward_of_its_kind(run: Path):
     request = make_request(str(run), ["rewards.identity.model=a/b"], metrics=["copy_paste", "dino model=c/d"])
     metrics = request.all_metrics()
-    assert metrics["copy_paste"].model == "a/b"
-    assert metrics["clip_t"].model == "critters"
-    assert metrics["dino"].model == "a/b"
-    assert metrics["dino model=c/d"].model == "c/d"
+    assert metrics["copy_paste"].own_model == "a/b"
+    assert metrics["clip_t"].own_model == "critters"
+    assert metrics["dino"].own_model == "a/b"
+    assert metrics["dino model=c/d"].own_model == "c/d"
 
 
 @pytest.mark.parametrize(

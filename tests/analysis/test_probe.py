@@ -261,7 +261,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         with pytest.raises(SystemExit) as stopped:
             cli.main()
         code, captured = stopped.value.code, capsys.readouterr()
-        return (1, code) if isinstance(code, str) else (int(code or 0), captured.out + captured.err)
+        assert isinstance(code, int | None)
+        message = captured.err[max(captured.err.find("error: "), 0) :]  # bars and notes may stand before it
+        return (code, message.rstrip("\n")) if code else (0, captured.out + captured.err)
 
     return start
 
@@ -301,7 +303,7 @@ def test_the_command_prints_and_writes_what_it_found(run: Callable[..., tuple[in
 
     code, error = run(*SMALL, *LONGER, "--output", tmp_path / "probe")
     assert (code, error) == (
-        1,
+        2,
         f"error: {tmp_path / 'probe' / 'probe.json'} exists; choose another folder with --output",
     )
 
@@ -343,7 +345,7 @@ def test_what_a_user_gets_wrong_is_one_line(
     arguments: tuple[Any, ...], complaint: str, run: Callable[..., tuple[int, str]]
 ):
     code, error = run(*arguments, "--device", "cpu")
-    assert code == 1
+    assert code == 2
     assert error.startswith("error: ")
     assert complaint in error
 

@@ -97,15 +97,15 @@ def test_a_killed_build_goes_on_and_ends_with_the_same_weights(whole: tuple[Path
     here = Path(__file__).parent  # python -c finds modules in the working directory
     died = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
     assert died.returncode == -signal.SIGKILL, died.stderr
-    assert [file.name for file in work.iterdir()] == ["vae.pt"]
-    assert torch.load(work / "vae.pt", weights_only=True)["step"] == 100
+    assert [file.name for file in work.iterdir()] == ["vae.safetensors"]
+    assert stages.read_state(work / "vae.safetensors")["step"] == 100
     assert not target.exists()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages, "save_aside", interrupt_at("mixture"))
         with in_small(), pytest.raises(KeyboardInterrupt):
             Build(RECIPE, work).run(target)
-    assert not (work / "mixture.pt").exists()
+    assert not (work / "mixture.safetensors").exists()
 
     message = run(work, target)
     assert weights(target) == weights(whole[1])
@@ -169,7 +169,7 @@ def test_a_finished_build_is_read_back(whole: tuple[Path, Path, str], tmp_path: 
     """No stage takes another step, no state file is written again."""
     work, target, message = whole
     states = {file: file.stat().st_mtime_ns for file in work.iterdir()}
-    assert {file.name for file in states} == {f"{stage}.pt" for stage in STAGES}
+    assert {file.name for file in states} == {f"{stage}.safetensors" for stage in STAGES}
     assert run(work, tmp_path / "again") == message
     assert weights(tmp_path / "again") == weights(target)
     assert {file: file.stat().st_mtime_ns for file in work.iterdir()} == states
@@ -179,16 +179,22 @@ def test_a_stage_of_another_recipe_is_refused(whole: tuple[Path, Path, str], tmp
     """Also one that is itself the same, but stands on another: the base on a VAE with more steps."""
     work = whole[0]
     before = {file: file.stat().st_mtime_ns for file in work.iterdir()}
-    with in_small(), pytest.raises(stages.StaleStageError, match=r"vae\.pt was trained with steps 112 instead of 113"):
+    with (
+        in_small(),
+        pytest.raises(stages.StaleStageError, match=r"vae\.safetensors was trained with steps 112 instead of 113"),
+    ):
         Build(replace(RECIPE, vae_steps=113), work).run(tmp_path)
-    with in_small(), pytest.raises(stages.StaleStageError, match=r"mixture\.pt .*'faithful': 0\.3.* instead of"):
+    with (
+        in_small(),
+        pytest.raises(stages.StaleStageError, match=r"mixture\.safetensors .*'faithful': 0\.3.* instead of"),
+    ):
         Build(replace(RECIPE, mixture={"faithful": 0.5, "copied": 0.5}), work).run(tmp_path)
     fresh_vae = tmp_path / "work"
     fresh_vae.mkdir()
-    (fresh_vae / "clip.pt").write_bytes((work / "clip.pt").read_bytes())
+    (fresh_vae / "clip.safetensors").write_bytes((work / "clip.safetensors").read_bytes())
     with (
         in_small(),
-        pytest.raises(stages.StaleStageError, match=r"clip\.pt .*'steps': 112.* instead of .*'steps': 1,"),
+        pytest.raises(stages.StaleStageError, match=r"clip\.safetensors .*'steps': 112.* instead of .*'steps': 1,"),
     ):
         Build(replace(RECIPE, vae_steps=1), fresh_vae).run(tmp_path)
     assert {file: file.stat().st_mtime_ns for file in work.iterdir()} == before
@@ -265,7 +271,7 @@ def test_other_settings_of_a_stage_are_named_with_their_values(tmp_path: Path):
     Regression().fit(tmp_path, steps=3)
     with pytest.raises(stages.StaleStageError) as error:
         Regression().fit(tmp_path, steps=4, seed=1)
-    file = tmp_path / "regression.pt"
+    file = tmp_path / "regression.safetensors"
     assert str(error.value).startswith(f"{file} was trained with seed 0 instead of 1, steps 3 instead of 4: delete it")
 
 
@@ -324,18 +330,18 @@ def test_frozen_parameters_stay_as_they_are(tmp_path: Path):
 
 
 def test_a_crash_while_saving_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    file = tmp_path / "vae.pt"
+    file = tmp_path / "vae.safetensors"
     stages.save_aside({"step": 100}, file)
 
-    def half_written(_: object, path: Path) -> None:
+    def half_written(_: object, path: Path, __: object) -> None:
         path.write_bytes(b"half")
         raise StopHereError
 
-    monkeypatch.setattr(torch, "save", half_written)
+    monkeypatch.setattr(stages, "save_file", half_written)
     with pytest.raises(StopHereError):
         stages.save_aside({"step": 200}, file)
-    assert torch.load(file, weights_only=True) == {"step": 100}
+    assert stages.read_state(file)["step"] == 100
     monkeypatch.undo()
     stages.save_aside({"step": 200}, file)
-    assert torch.load(file, weights_only=True) == {"step": 200}
-    assert [path.name for path in tmp_path.iterdir()] == ["vae.pt"]
+    assert stages.read_state(file)["step"] == 200
+    assert [path.name for path in tmp_path.iterdir()] == ["vae.safetensors"]

@@ -41,9 +41,7 @@ def test_the_four_kinds_of_picture(kind: str, expected: list[int]):
     images = as_images([pictures(sample) for sample in samples])
     for name, value in zip(NAMES, expected, strict=True):
         assert getattr(metrics, name)(images, samples).tolist() == [value] * 30
-        assert (
-            parse_reward(name).make(torch.device("cpu"))(images, samples).tolist() == [value] * 30
-        )
+        assert parse_reward(name).make(torch.device("cpu"))(images, samples).tolist() == [value] * 30
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -85,7 +85,7 @@ def test_text_is_utf8_with_or_without_mark_and_lines_end_at_newlines_only(root: 
 def test_paths_are_relative_to_the_list_or_to_root_or_absolute(root: Path):
     (root / "lists").mkdir()
     up = write(root / "lists" / "up.json", {"prompt": "p", "image_path": "../dog/00.png"})
-    assert load_list(up)[0].subject == "dog"
+    assert load_list(up, root)[0].references == (root / "dog/00.png",)
     elsewhere = write(root / "lists" / "list.json", DOG, CAT | {"image_paths": [str(root / "cat/00.png")]})
     assert [sample.subject for sample in load_list(elsewhere, root)] == ["dog", "cat"]
     flat = write(root / "dog" / "list.json", {"prompt": "p", "image_path": "00.png"})
@@ -95,10 +95,15 @@ def test_paths_are_relative_to_the_list_or_to_root_or_absolute(root: Path):
 def test_relative_paths_in_the_working_folder(root: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(root / "dog")
     write(Path("list.json"), {"prompt": "p", "image_path": "00.png"})
-    write(Path("up.json"), {"prompt": "p", "image_path": "../dog/../00.png"})
+    write(Path("around.json"), {"prompt": "p", "image_path": "sub/../00.png"})
+    write(Path("up.json"), {"prompt": "p", "image_path": "../00.png"})
     Image.new("RGB", (2, 2)).save(root / "00.png")
     assert load_list("list.json")[0].subject == "dog"
-    assert load_list("up.json")[0].subject == root.name
+    assert load_list("around.json")[0].references == (Path("00.png"),)
+    assert problems(Path("up.json")) == [
+        'up.json, entry 1: "../00.png" leads out of ., where pictures are read from; '
+        "give data.root a folder above both"
+    ]
 
 
 def test_shared_leading_folders_are_dropped_for_the_whole_list_or_not_at_all(root: Path):

@@ -144,7 +144,10 @@ def devices(policy: FluxKontextPolicy) -> dict[str, str]:
     }
 
 
-def test_offloaded_text_encoders_never_come_to_the_device_with_the_rest(make_policy: MakePolicy):
+def test_offloaded_text_encoders_never_come_to_the_device_with_the_rest(
+    make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("customized_grpo.policies.flux_kontext.usable_device", torch.device)  # it refuses "meta"
     rest = {"transformer": "meta", "vae": "meta"}
     everything = make_policy(device="meta")
     offloaded = make_policy(device="meta", offload_text_encoders=True)

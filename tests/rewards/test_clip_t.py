@@ -132,6 +132,7 @@ def test_prompt_and_identity_share_the_pictures_of_an_encoder(images: Tensor, sa
     assert sizes.count(6) == 1
 
 
+@pytest.mark.filterwarnings("ignore:a prompt of 22 tokens")
 def test_other_words_are_taken(reward: ClipPrompt, images: Tensor, samples: list[Sample]):
     asked = [replace(sample, prompt="a café in Zürich, 3 cats!") for sample in samples]
     assert reward(images, asked).isfinite().all()

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from customized_grpo.data import Sample
+from customized_grpo.pretrained import ModelError
 from customized_grpo.rewards.hpsv3 import WEIGHTS, HPSv3, renamed
 from customized_grpo.rewards.hpsv3_prompt import question
 from customized_grpo.rewards.settings import parse_reward
@@ -228,7 +229,7 @@ def test_weights_that_do_not_fit_are_refused(change: Any, said: str, folder: Pat
 
 def test_a_folder_without_the_weights_is_an_error_that_names_them(folder: Path, tmp_path: Path):
     shutil.copy(folder / "config.json", tmp_path)
-    with pytest.raises(OSError, match=WEIGHTS):
+    with pytest.raises(ModelError, match=WEIGHTS):
         HPSv3(tmp_path, base=folder, device=CPU)
 
 

@@ -91,3 +91,10 @@ def test_a_mask_of_another_size_is_resized_and_one_of_other_proportions_refused(
 def test_a_mask_of_other_views_is_refused():
     with pytest.raises(ValidationError, match="region=mask needs against=reference"):
         parse_reward("dino region=mask against=other_view")
+
+
+def test_an_encoder_may_lie_on_another_device_than_the_run():
+    reward = parse_reward("dino model=critters device=cpu").make(torch.device("meta"))
+    assert isinstance(reward, DinoIdentity)
+    assert reward.features.device == CPU
+    assert {weight.device for weight in reward.features.model.parameters()} == {CPU}

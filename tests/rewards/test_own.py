@@ -8,7 +8,7 @@ import torch
 
 from customized_grpo.config import ConfigError, load_config
 from customized_grpo.critters.samples import TEST_CRITTERS, draw_samples
-from customized_grpo.rewards.scoring import RewardError, Scorer
+from customized_grpo.rewards.scoring import RewardError, Scorer, score
 from customized_grpo.rewards.settings import OwnFunction, parse_reward
 
 CPU = torch.device("cpu")
@@ -96,10 +96,10 @@ def test_a_file_is_found_in_the_home_folder(folder: Path, monkeypatch: pytest.Mo
 @pytest.mark.usefixtures("folder")
 def test_a_class_is_made_from_its_options_and_the_device():
     reward = make("scores.py:Scaled", factor=2.0)
-    assert reward.device == CPU
+    assert reward.reward.device == CPU
     assert torch.equal(reward(IMAGES, SAMPLES), 2 * IMAGES.mean((1, 2, 3)))
-    assert make("scores.py:Scaled").factor == 1
-    assert make("scores.py:Deviceless", factor=3).device is None
+    assert make("scores.py:Scaled").reward.factor == 1
+    assert make("scores.py:Deviceless", factor=3).reward.device is None
 
 
 def test_a_file_may_be_called_like_a_library(folder: Path):
@@ -196,3 +196,34 @@ def test_the_reward_of_ones_own_in_the_documentation_runs(tmp_path: Path, monkey
 
 def test_the_reward_of_ones_own_in_the_documentation_is_short():
     assert len(shown("python").splitlines()) <= 15
+
+
+# --- what goes wrong inside ------------------------------------------------------------------------------------------
+
+
+def test_what_a_function_raises_is_told_with_its_place(tmp_path: Path):
+    file = tmp_path / "scores.py"
+    file.write_text("def broken(images, samples):\n    return 1 / 0\n")
+    said = rf"reward '{file}:broken' raised ZeroDivisionError: division by zero \({file}, line 2\)"
+    with pytest.raises(RewardError, match=said):
+        parse_reward(f"{file}:broken").make(CPU)(IMAGES, SAMPLES)
+
+
+def test_a_function_that_hangs_is_given_up(tmp_path: Path):
+    file = tmp_path / "scores.py"
+    file.write_text("import time\ndef slow(images, samples):\n    time.sleep(30)\n")
+    with pytest.raises(RewardError, match=r"slow' has not answered for 0\.1 seconds; see where it hangs"):
+        parse_reward(f"{file}:slow timeout=0.1").make(CPU)(IMAGES, SAMPLES)
+
+
+def test_where_memory_runs_out_a_reward_gets_halves():
+    seen = []
+
+    def hungry(images: torch.Tensor, samples: Any) -> torch.Tensor:
+        seen.append(len(samples))
+        if len(images) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return images.mean((1, 2, 3))
+
+    assert torch.equal(score("hungry", hungry, IMAGES, SAMPLES), IMAGES.mean((1, 2, 3)))
+    assert seen == [3, 1, 2, 1, 1]

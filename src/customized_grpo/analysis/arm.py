@@ -21,6 +21,7 @@ from customized_grpo.analysis import rows as figures
 from customized_grpo.analysis.comparison import BASE, OVER_TRAINING, Comparison
 from customized_grpo.analysis.evaluate import Request, evaluate
 from customized_grpo.assemble import assemble
+from customized_grpo.checkpoints import checkpoints_of
 from customized_grpo.config import RunConfig, dump_config
 from customized_grpo.run_directory import read_log, write_text
 
@@ -77,7 +78,7 @@ def _trained(config: RunConfig, run: Path) -> list[Path]:
         if not started:
             shutil.rmtree(run, ignore_errors=True)  # killed before it was a run
         assemble(config, resume=started).train()
-    return sorted(path for path in (run / "checkpoints").iterdir() if path.suffix != ".saving")
+    return checkpoints_of(run)
 
 
 def _tested(

@@ -20,6 +20,8 @@ from tqdm import tqdm
 from customized_grpo.analysis.arm import RESULT
 from customized_grpo.analysis.comparison import BASE, Comparison
 from customized_grpo.analysis.comparison_report import Results, write_report
+from customized_grpo.assemble import check_inputs
+from customized_grpo.outputs import check_folder
 
 LOG = "log.txt"
 
@@ -64,6 +66,9 @@ def compare(file: Path, *, output: Path | None, jobs: int | None, device: str | 
     Raises ComparisonError, after everything else has run, where an arm failed.
     """
     comparison = Comparison.read(file, output)
+    check_folder(comparison.output)
+    # What every arm needs is looked for here, or each of them would fail by itself, one after the other.
+    check_inputs(comparison.config(BASE, comparison.seeds[0], device))
     comparison.output.mkdir(parents=True, exist_ok=True)
     pending = deque(job for job in comparison.jobs if not (comparison.folder(*job) / RESULT).exists())
     free, running, failed = deque(slots(jobs, device)), list[Running](), list[tuple[str, int]]()

@@ -12,11 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from customized_grpo.analysis.evaluate import Request
 from customized_grpo.config import ConfigError, RunConfig, load_config
+from customized_grpo.fields import Seed
+from customized_grpo.yaml_text import YamlError, read_yaml
 
 BASE = "base"  # the arm that is always there: the model without adapter
 OVER_TRAINING = "_over_training"  # a held-out figure's mean over a run's evaluations; compared like a test metric
 
-Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1)]
 # An arm's lines: dotted settings; `seeds` if it has others than the rest.
 ArmLines = Mapping[str, Any]
 
@@ -59,10 +61,13 @@ class Comparison(_Section):
         if not file.is_file():
             raise ConfigError(f"no comparison in {file}; name a YAML file")
         try:
-            values = yaml.safe_load(file.read_text(encoding="utf-8"))
+            values = read_yaml(file)
+        except YamlError as error:
+            raise ConfigError(str(error)) from None
+        if not isinstance(values, dict):
+            raise ConfigError(f"{file} holds a {type(values).__name__}; a comparison is a mapping of keys to values")
+        try:
             found = cls.model_validate(values)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{file} is not YAML: {error}") from error
         except ValidationError as error:
             lines = [f"{'.'.join(map(str, each['loc']))}: {each['msg'].lower()}" for each in error.errors()]
             raise ConfigError("\n".join(f"{file}: {line}" for line in lines)) from None
@@ -102,7 +107,10 @@ class Comparison(_Section):
         settings = {**self.overrides, **self.lines(arm), "seed": seed, "output": str(self.folder(arm, seed) / "run")}
         if device is not None:
             settings["device"] = device
-        return load_config(self.recipe, [f"{key}={_as_yaml(value)}" for key, value in settings.items()])
+        found = load_config(self.recipe, [f"{key}={_as_yaml(value)}" for key, value in settings.items()])
+        if found.keep_last is None or found.keep_last >= self.test.checkpoints:
+            return found
+        return found.model_copy(update={"keep_last": self.test.checkpoints})  # what is tested has to be there
 
     def _problems(self) -> list[str]:
         problems, configs = [], {}

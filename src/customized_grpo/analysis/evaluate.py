@@ -22,6 +22,7 @@ from customized_grpo.critters import samples as critters
 from customized_grpo.critters.weights import BUILT_IN
 from customized_grpo.data import Sample
 from customized_grpo.evaluation import Case, generate_cases
+from customized_grpo.outputs import check_folder
 from customized_grpo.policies.base import Policy
 from customized_grpo.rewards import Reward
 from customized_grpo.rewards.images import to_pictures
@@ -161,15 +162,17 @@ def evaluate(request: Request, output: Path, *, keep_pictures: bool = True) -> l
     samples = request.samples()
     if not samples:
         raise ConfigError(f"{request.config.data.source} leaves nothing to evaluate on")
-    _claim(output, request.settings(samples))
+    settings = request.settings(samples)
+    _check(output, settings)
     cases = [(sample, index) for sample in samples for index in range(request.images)]
     known = {row.key: row for row in figures.read_rows(output / ROWS)}
-    write_text(output / ROWS, "".join(row.as_line() for row in known.values()))  # without a line cut short
     pending = [(n, case) for n, case in enumerate(cases) if (case[0].id, case[1]) not in known]
-    if pending:
-        policy, metrics = load_policy(request.config), _load_metrics(request)
-        if request.adapter is not None:
-            policy.load_adapter(request.adapter)
+    loaded = _load(request) if pending else None  # before anything is written: it may not be possible
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(output / SETTINGS, json.dumps(settings, indent=2) + "\n")
+    write_text(output / ROWS, "".join(row.as_line() for row in known.values()))  # without a line cut short
+    if loaded is not None:
+        policy, metrics = loaded
         for row in score_cases(request.config, policy, metrics, pending, output if keep_pictures else None):
             with (output / ROWS).open("a", encoding="utf-8") as file:
                 file.write(row.as_line())
@@ -177,7 +180,16 @@ def evaluate(request: Request, output: Path, *, keep_pictures: bool = True) -> l
     return [known[sample.id, index] for sample, index in cases]
 
 
-def _claim(output: Path, settings: Mapping[str, Any]) -> None:
+def _load(request: Request) -> tuple[Policy, dict[str, Reward]]:
+    policy = load_policy(request.config)
+    if request.adapter is not None:
+        policy.load_adapter(request.adapter)
+    return policy, _load_metrics(request)
+
+
+def _check(output: Path, settings: Mapping[str, Any]) -> None:
+    """Raises ConfigError where `output` is no folder for this evaluation."""
+    check_folder(output)
     file = output / SETTINGS
     if file.exists():
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -191,8 +203,6 @@ def _claim(output: Path, settings: Mapping[str, Any]) -> None:
             raise ConfigError(f"{output} holds another evaluation: {'; '.join(others)}. Choose another --output")
     elif output.exists() and any(output.iterdir()):
         raise ConfigError(f"{output} is not empty and holds no evaluation; choose another --output")
-    output.mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps(settings, indent=2) + "\n")
 
 
 def _load_metrics(request: Request) -> dict[str, Reward]:
@@ -257,12 +267,17 @@ def summarise(request: Request, rows: Sequence[Row], against: Path | None = None
         "per_prompt": figures.means_by(rows, lambda row: row.prompt),
     }
     if against is not None:
-        base = figures.read_rows(against / ROWS)
-        if not base:
-            raise ConfigError(f"no evaluation in {against}: {ROWS} is missing or empty")
+        base = _rows_of(against)
         rewards = list(request.all_metrics())[:2]
         summary["dominance"] = {"rewards": rewards, **figures.joint_dominance(rows, base, rewards).as_dict()}
     return summary
+
+
+def _rows_of(evaluation: Path) -> list[Row]:
+    rows = figures.read_rows(evaluation / ROWS)
+    if not rows:
+        raise ConfigError(f"no evaluation in {evaluation}: {ROWS} is missing or empty; name a finished one")
+    return rows
 
 
 def table(summary: Mapping[str, Any]) -> str:
@@ -293,6 +308,8 @@ def table(summary: Mapping[str, Any]) -> str:
 
 def write_evaluation(request: Request, output: Path, against: Path | None) -> str:
     """The whole command: evaluate, write config.yaml and summary.json, return the table."""
+    if against is not None:
+        _rows_of(against)  # now, and not after all pictures are made
     rows = evaluate(request, output)
     summary = summarise(request, rows, against)
     said = [table(summary)]

@@ -32,6 +32,7 @@ from customized_grpo.assemble import load_metrics, load_policy, load_rewards, lo
 from customized_grpo.config import ConfigError, RunConfig, parse_metric
 from customized_grpo.critters.weights import BUILT_IN
 from customized_grpo.data import Sample
+from customized_grpo.outputs import check_folder
 from customized_grpo.plan import Plan
 from customized_grpo.policies.flux_kontext import LORA_TARGETS, FluxKontextPolicy
 from customized_grpo.rollout import Sampler
@@ -50,7 +51,7 @@ def run_probe(config: RunConfig, adapter: Path | None, *, prompts: int, draws: i
     if output is not None:
         if (output / REPORT).exists():
             raise ValueError(f"{output / REPORT} exists; choose another folder with --output")
-        output.mkdir(parents=True, exist_ok=True)
+        check_folder(output)
     samples = choose(load_samples(config)[0], prompts)
     policy = _policy(config, adapter)
     figures = load_metrics(_with_oracles(config), load_rewards(config))
@@ -61,6 +62,7 @@ def run_probe(config: RunConfig, adapter: Path | None, *, prompts: int, draws: i
     title = f"{prompts} prompts, {draws} draws each, {config.noise.dynamics} noise of level {config.noise.level:g}"
     print(f"\nNoise at one step only: {title}\n\n{findings.text()}", end="")
     if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
         run = {"prompts": prompts, "draws": draws, "adapter": None if adapter is None else str(adapter)}
         report = {**run, **findings.as_dict(), "config": config.model_dump(mode="json")}
         write_text(output / REPORT, json.dumps(report, indent=2) + "\n")

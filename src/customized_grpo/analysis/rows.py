@@ -46,7 +46,10 @@ def read_rows(file: Path) -> list[Row]:
     if not file.exists():
         return []
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [Row.from_line(line) for line in lines if line.endswith("\n")]
+    try:
+        return [Row.from_line(line) for line in lines if line.endswith("\n")]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} holds a line that no evaluation wrote ({error}); remove the folder") from error
 
 
 def column(rows: Sequence[Row], metric: str) -> Tensor:

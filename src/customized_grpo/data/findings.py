@@ -90,6 +90,17 @@ def check_ids(ids: Iterable[tuple[Place, str]], findings: Findings) -> None:
             findings.add(met, f"id {show(name)} is used more than once; groups are told apart by it")
 
 
+def check_inside(uses: Iterable[tuple[Place, str]], root: Path, findings: Findings) -> None:
+    """Says of each path, used at these places, that it leads out of `root`, and what to do."""
+    places: defaultdict[str, list[Place]] = defaultdict(list)
+    for place, name in uses:
+        if place not in places[name]:
+            places[name].append(place)
+    for name, met in places.items():
+        remedy = "data.root=/ allows absolute paths" if name.startswith("/") else "give data.root a folder above both"
+        findings.add(met, f"{show(name)} leads out of {root}, where pictures are read from; {remedy}")
+
+
 def check_pictures(uses: Iterable[tuple[Place | None, Source]], findings: Findings) -> None:
     """Opens each distinct picture once, wherever and however often it is used."""
     places: defaultdict[Source, list[Place]] = defaultdict(list)

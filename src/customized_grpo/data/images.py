@@ -3,9 +3,10 @@
 Colour profiles are not applied: pixel values are taken as sRGB.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Protocol
 
 import numpy as np
@@ -70,6 +71,17 @@ def check_image(source: Source) -> None:
 def pictures_in(folder: Path) -> list[Path]:
     """All that lies in a folder, by name, but hidden files: not by ending, so nothing is passed over in silence."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def inside(name: PurePath, root: Path) -> Path | None:
+    """The file of a listed path under `root`, without "..", or None where it leads out of it.
+
+    Paths are compared as they are written. A link inside `root` is followed wherever it points: it was put there by
+    whoever owns the folder, not by whoever wrote the list.
+    """
+    file = Path(os.path.normpath(root / name))
+    here, there = (Path(os.path.abspath(each)) for each in (root, file))  # noqa: PTH100 - resolve() follows links
+    return file if there.is_relative_to(here) else None
 
 
 def fit(image: Image.Image, width: int, height: int) -> Image.Image:

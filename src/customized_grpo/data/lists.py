@@ -7,7 +7,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from customized_grpo.data.entries import Entry, read_entries
-from customized_grpo.data.findings import DataError, Findings, Place, check_ids, check_pictures, show
+from customized_grpo.data.findings import DataError, Findings, Place, check_ids, check_inside, check_pictures, show
+from customized_grpo.data.images import inside
 from customized_grpo.data.sample import Sample
 
 _FIELDS = ("prompt", "image_paths", "image_path", "id", "subject", "other_views", "mask", "class_word")
@@ -30,6 +31,9 @@ def load_list(
     the leading folders that all paths share are dropped one by one until every picture is found. DreamBench
     lists "dreambooth/dataset/backpack/02.jpg"; a root that holds "backpack/02.jpg" will do.
 
+    A path that leads out of `root`, absolute or by "..", is refused: whoever wrote the list does not choose which
+    files are read here (see `inside`).
+
     spelled   other names for fields, ours -> the list's: {"image_path": "file_name"}
     pictures  so many references in every sample; None: one or more
 
@@ -38,7 +42,7 @@ def load_list(
             pictures, duplicate ids.
     """
     path = Path(path)
-    root = path.parent if root is None else Path(root)
+    own, root = root is None, path.parent if root is None else Path(root)
     spelled = spelled or {}
     findings = Findings(path)
     drafts = [
@@ -48,9 +52,11 @@ def load_list(
     ]
     if not drafts and not findings:
         raise DataError(path, ["holds no samples"], "Write one object per sample.")
-    files, dropped = _locate({name for draft in drafts for name in draft.names}, root)
+    files, dropped = _locate({name for draft in drafts for name in draft.names}, root, upwards=not own)
     check_ids(((draft.place, draft.id) for draft in drafts), findings)
-    check_pictures(((draft.place, files[name]) for draft in drafts for name in draft.names), findings)
+    uses = [(draft.place, name) for draft in drafts for name in draft.names]
+    check_inside(((place, name) for place, name in uses if name not in files), root, findings)
+    check_pictures(((place, files[name]) for place, name in uses if name in files), findings)
     looked = f'{root}, without the leading "{dropped}"' if dropped else str(root)
     needed = f'"{spelled.get("prompt", "prompt")}" and "{spelled.get("image_path", "image_paths")}"'
     findings.raise_if_any(
@@ -136,20 +142,29 @@ def _references(entry: Entry, pictures: int | None) -> list[str]:
     return paths
 
 
-def _locate(names: set[str], root: Path) -> tuple[dict[str, Path], str]:
-    """The file of each listed path under root, and the shared leading folders that had to be dropped."""
+def _locate(names: set[str], root: Path, *, upwards: bool) -> tuple[dict[str, Path], str]:
+    """The file of each listed path under root, and the shared leading folders that had to be dropped.
+
+    A path that leads out of root has no file.
+
+    upwards  ".." may be dropped too: not in the list's own folder, where "../a.png" is another file than "a.png"
+    """
     relative = [PurePath(name) for name in names if not PurePath(name).is_absolute()]
     shared = PurePath(os.path.commonpath([path.parent for path in relative]) if relative else "").parts
+    shared = shared if upwards or os.pardir not in shared else ()
     found: list[int] = []
     for count in range(len(shared) + 1):
-        found.append(sum(_is_file(root.joinpath(*path.parts[count:])) for path in relative))
+        here = (inside(PurePath(*path.parts[count:]), root) for path in relative)
+        found.append(sum(file is not None and _is_file(file) for file in here))
         if found[-1] == len(relative):
             break
     dropped = found.index(max(found))  # where none finds them all: the nearest, for the findings
-    files = {
-        name: Path(name) if PurePath(name).is_absolute() else root.joinpath(*PurePath(name).parts[dropped:])
-        for name in names
-    }
+    files = {}
+    for name in names:
+        path = PurePath(name)
+        file = inside(path if path.is_absolute() else PurePath(*path.parts[dropped:]), root)
+        if file is not None:
+            files[name] = file
     return files, "/".join(shared[:dropped])
 
 

@@ -8,10 +8,11 @@ picture, file names relative to the folder; the mask of `a/b.jpg` is `a/masks/b.
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from customized_grpo.data.entries import Entry, read_entries
-from customized_grpo.data.findings import DataError, Findings, Place, check_samples, show
+from customized_grpo.data.findings import DataError, Findings, Place, check_inside, check_samples, show
+from customized_grpo.data.images import inside
 from customized_grpo.data.sample import Sample
 
 _METADATA = ("*metadata.json", "*metadata_with_scores.json")
@@ -76,7 +77,11 @@ def _set(entry: Entry, folder: Path, root: Path) -> Iterator[tuple[Place, Sample
     if len(names) != len(prompts) or len(names) < 2:
         entry.say(f"has {len(names)} filenames and {len(prompts)} prompts; a set has as many of both, at least two")
         return
-    files = [folder / name for name in names]
+    files = [file for name in names if (file := inside(PurePath(name), folder))]
+    if len(files) < len(names):
+        outside = [(entry.place, name) for name in names if not inside(PurePath(name), folder)]
+        check_inside(outside, folder, entry.findings)
+        return
     ids = [(folder.relative_to(root) / os.path.splitext(name)[0]).as_posix() for name in names]  # noqa: PTH122 - "."
     masked = (files[0].parent / "masks").is_dir()
     for shown, prompt in enumerate(prompts):

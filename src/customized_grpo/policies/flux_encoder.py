@@ -6,6 +6,7 @@ Everything is encoded one sample at a time: an entry's bits depend neither on it
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
@@ -22,6 +23,10 @@ from customized_grpo.policies.flux_condition import FluxEntry
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 TOKENIZERS = ("tokenizer", "tokenizer_2")
+READERS = {
+    "tokenizer_2": "T5 (model.max_sequence_length, at most 512)",
+    "tokenizer": "CLIP (a summary beside T5's text)",
+}
 REMEMBERED = 256  # entries in memory, on the policy's device: an epoch asks for the same samples again
 
 
@@ -53,6 +58,7 @@ class FluxEncoder:
         self.offload, self.cache = offload, cache
         self._text_is_here = not offload
         self._remembered = lru_cache(maxsize=REMEMBERED)(self._encode_one)
+        self._said: set[str] = set()  # prompts that were found too long
 
     def encode(self, samples: Sequence[Sample]) -> tuple[FluxEntry, ...]:
         """One entry per sample. ValueError where a reference cannot be read."""
@@ -92,7 +98,8 @@ class FluxEncoder:
     # --- prompts -----------------------------------------------------------------------------------------------------
 
     def _text(self, prompt: str) -> Tensors:
-        """text [L, C] and pooled [C]."""
+        """text [L, C] and pooled [C]. Warns once of each prompt that is cut."""
+        self._warn_of_long(prompt)
         if self.cache is None:
             return self._encode_text(prompt)
         key = content_key("text", self._text_identity, self.max_sequence_length, prompt)
@@ -105,6 +112,20 @@ class FluxEncoder:
             prompt, None, device=self.device, max_sequence_length=self.max_sequence_length
         )
         return {"text": text[0], "pooled": pooled[0]}
+
+    def _warn_of_long(self, prompt: str) -> None:
+        if prompt in self._said:
+            return
+        limits = {"tokenizer_2": self.max_sequence_length, "tokenizer": self.pipe.tokenizer_max_length}
+        lengths = {name: len(getattr(self.pipe, name)(prompt, verbose=False)["input_ids"]) for name in limits}
+        if cut := [name for name in limits if lengths[name] > limits[name]]:
+            self._said.add(prompt)
+            parts = (f"{lengths[name]} tokens, of which {READERS[name]} reads {limits[name]}" for name in cut)
+            warnings.warn(
+                f"a prompt is longer than the model reads: {'; '.join(parts)}. What comes after them is not followed; "
+                f"shorten it: {prompt!r}",
+                stacklevel=2,
+            )
 
     def _move_text_encoders(self, *, here: bool) -> None:
         self._text_is_here = here  # first: if there is no room, `encode` takes back what has come so far

@@ -15,28 +15,48 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FluxKontextPipeline
+from diffusers import AutoencoderKL, FluxKontextPipeline, FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux_kontext import calculate_shift
 from diffusers.training_utils import _collate_lora_metadata, cast_training_params
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import CLIPTextModel, T5EncoderModel
 
 from customized_grpo.algorithm import sigma_schedule
 from customized_grpo.data import Sample
+from customized_grpo.distributed import shard
+from customized_grpo.policies.adapter_file import ADAPTER_FILE, TRANSFORMER, check_fits, check_same, read_adapter
 from customized_grpo.policies.base import usable_device
 from customized_grpo.policies.condition_cache import ConditionCache
 from customized_grpo.policies.flux_condition import Bucket, FluxCondition
 from customized_grpo.policies.flux_encoder import TEXT_ENCODERS, FluxEncoder
+from customized_grpo.pretrained import check_pipeline, load_part, loading
+from customized_grpo.reproducible import align
 
 ADAPTER = "default"
-ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 # Attention and feed-forward projections of both kinds of block.
 LORA_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
     *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp", "proj_out"),
 )
+
+
+PIPELINE = "FluxKontext"  # begins the names of the pipelines that are trained here
+PARTS = {
+    "transformer": FluxTransformer2DModel,
+    "vae": AutoencoderKL,
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": T5EncoderModel,
+}
+
+
+def _load_pipeline(path: str | Path, dtype: torch.dtype) -> FluxKontextPipeline:
+    """The pipeline of a folder or hub id. Raises ModelError where it is another one, or not whole."""
+    check_pipeline(path, PIPELINE)
+    parts = {name: load_part(kind, path, name, dtype=dtype) for name, kind in PARTS.items()}
+    with loading(path):
+        return FluxKontextPipeline.from_pretrained(path, dtype=dtype, use_safetensors=True, **parts)
 
 
 class FluxKontextPolicy:
@@ -51,7 +71,8 @@ class FluxKontextPolicy:
                        them again; the same gradients, and nothing changes where none are asked for
     offload_text_encoders   hold the text encoders on the CPU, except while `encode` needs them
     condition_cache    a folder that keeps what was encoded for the next process; None: none
-    Raises ValueError where the size is not a multiple of the model's patches, or the folder is a file.
+    Raises ValueError where the size is not a multiple of the model's patches, or the folder is a file; ModelError
+    where there is no such model.
     """
 
     def __init__(
@@ -67,14 +88,17 @@ class FluxKontextPolicy:
         gradient_checkpointing: bool = False,
         offload_text_encoders: bool = False,
         condition_cache: str | Path | None = None,
+        shard: bool = False,
     ):
         self.device, self.dtype = usable_device(device), dtype
         cache = None if condition_cache is None else ConditionCache(condition_cache)
         # Any: diffusers' annotations leave out what its pipelines return and hold.
-        self.pipe: Any = FluxKontextPipeline.from_pretrained(path, dtype=dtype)
+        self.pipe: Any = _load_pipeline(path, dtype)
         for name in ("transformer", "vae", *TEXT_ENCODERS):
-            stays = offload_text_encoders and name in TEXT_ENCODERS
-            getattr(self.pipe, name).to("cpu" if stays else device).eval().requires_grad_(False)
+            stays = (offload_text_encoders and name in TEXT_ENCODERS) or (shard and name == "transformer")
+            part = getattr(self.pipe, name).to("cpu" if stays else device).eval().requires_grad_(False)
+            if self.device.type == "cpu":
+                align(part)
         self.module = self.pipe.transformer
         if gradient_checkpointing:
             self.module.enable_gradient_checkpointing()  # acts wherever a gradient is asked for, in eval() too
@@ -110,6 +134,12 @@ class FluxKontextPolicy:
             self.module.add_adapter(config, adapter_name=ADAPTER)
         cast_training_params(self.module, torch.float32)
 
+    def shard(self) -> None:
+        """Divide the frozen weights among the processes; the adapter, added before, stays whole in each."""
+        blocks = [*self.module.transformer_blocks, *self.module.single_transformer_blocks]
+        shard(blocks, list(self.trainable_parameters().values()), self.device)
+        self.module.to(self.device)  # what is in no block, and the adapter
+
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         return {name: weight for name, weight in self.module.named_parameters() if weight.requires_grad}
 
@@ -129,18 +159,20 @@ class FluxKontextPolicy:
         )
 
     def load_adapter(self, directory: Path) -> None:
-        file = Path(directory) / ADAPTER_FILE
-        if not file.is_file():
-            raise ValueError(f"no adapter in {directory}: {ADAPTER_FILE} is missing; name the folder that holds it")
+        tensors = read_adapter(directory)
         if not getattr(self.module, "peft_config", None):
-            self.pipe.load_lora_weights(str(directory), adapter_name=ADAPTER)
+            # Adapters from elsewhere come in several spellings; diffusers knows them.
+            named, _ = self.pipe.lora_state_dict(dict(tensors), return_alphas=True)
+            check_fits(directory, named, self.module)
+            with loading(directory):
+                self.pipe.load_lora_weights(
+                    str(directory), weight_name=ADAPTER_FILE, use_safetensors=True, adapter_name=ADAPTER
+                )
             self.encoder.forget()  # an adapter from elsewhere may hold weights for a text encoder
             return
-        prefix = "transformer."
-        state = {name.removeprefix(prefix): weight for name, weight in load_file(file).items()}
-        outcome = set_peft_model_state_dict(self.module, state, adapter_name=ADAPTER)
-        if outcome.unexpected_keys:
-            raise ValueError(f"the adapter in {directory} does not fit: it holds {outcome.unexpected_keys[0]}")
+        state = {name.removeprefix(TRANSFORMER): weight for name, weight in tensors.items()}
+        check_same(directory, state, get_peft_model_state_dict(self.module, adapter_name=ADAPTER))
+        set_peft_model_state_dict(self.module, state, adapter_name=ADAPTER)
 
     # --- what is generated from --------------------------------------------------------------------------------------
 

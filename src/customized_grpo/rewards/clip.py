@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoImageProcessor, CLIPModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPTokenizer
 
 from customized_grpo.data import Sample
-from customized_grpo.rewards.encoder import PictureEncoder, load_encoder
+from customized_grpo.pretrained import ModelError, loading, model_type
+from customized_grpo.rewards.encoder import PictureEncoder, load_encoder, load_processor
 
 
 class ClipFeatures(PictureEncoder):
@@ -20,8 +21,11 @@ class ClipFeatures(PictureEncoder):
 
     def __init__(self, model: str | Path, device: torch.device, processor: str | Path | None = None):
         super().__init__()
-        self.processor = AutoImageProcessor.from_pretrained(processor or model)
-        self.tokenizer = CLIPTokenizer.from_pretrained(processor or model)
+        if (kind := model_type(model)) != "clip":
+            raise ModelError(f"{model} is a {kind!r} checkpoint; this reward takes one of type clip")
+        self.processor = load_processor(processor or model)
+        with loading(processor or model):
+            self.tokenizer = CLIPTokenizer.from_pretrained(processor or model)
         self.model = load_encoder(CLIPModel, model, device)
         self.device = device
         # A tokenizer may not know its model's length; 77 tokens in all published CLIP models, both ends included.

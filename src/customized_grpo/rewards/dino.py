@@ -9,18 +9,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    BitImageProcessor,
+    BitImageProcessorPil,
     Dinov2Model,
     Dinov2WithRegistersModel,
     DINOv3ViTModel,
-    ViTImageProcessor,
+    ViTImageProcessorPil,
     ViTModel,
 )
 
 from customized_grpo.data import Sample
-from customized_grpo.rewards.encoder import PictureEncoder, load_encoder, shared
+from customized_grpo.pretrained import loading, model_type
+from customized_grpo.rewards.encoder import PictureEncoder, load_encoder, load_processor, shared
 from customized_grpo.rewards.identity import Identity, of_source
 
 Preprocess = Literal["checkpoint", "benchmark"]
@@ -44,7 +43,7 @@ class DinoFeatures(PictureEncoder):
 
     def __init__(self, model: str | Path, device: torch.device, preprocess: Preprocess = "checkpoint"):
         super().__init__()
-        kind = AutoConfig.from_pretrained(model).model_type
+        kind = model_type(model)
         if kind not in _KINDS:
             raise ValueError(f"dino: {model} is a {kind!r} checkpoint; take one of type {', '.join(_KINDS)}")
         encoder, settings = _KINDS[kind]
@@ -61,10 +60,12 @@ def _processor(model: str | Path, kind: str, preprocess: Preprocess) -> Any:
         # The class's own mean and deviation are CLIP's.
         mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
         side = {"height": 224, "width": 224}
-        return BitImageProcessor(size={"shortest_edge": 256}, crop_size=side, image_mean=mean, image_std=std)
+        return BitImageProcessorPil(size={"shortest_edge": 256}, crop_size=side, image_mean=mean, image_std=std)
     # DINOv3's own processor needs torchvision. ViT's reads the same file: sizes, filter, mean and deviation.
-    processor: Any = ViTImageProcessor if kind == "dinov3_vit" else AutoImageProcessor
-    return processor.from_pretrained(model)
+    if kind == "dinov3_vit":
+        with loading(model):
+            return ViTImageProcessorPil.from_pretrained(model)
+    return load_processor(model)
 
 
 class DinoIdentity(Identity[DinoFeatures]):

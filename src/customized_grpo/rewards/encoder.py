@@ -13,7 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import AutoImageProcessor
 
+from customized_grpo.pretrained import load_part, loading
+from customized_grpo.reproducible import align
 from customized_grpo.rewards.images import Region, centre, to_pictures
 
 KEPT = 8192  # features of references that stay: 25 MB of a ViT-B
@@ -28,7 +31,15 @@ def load_encoder(kind: Any, model: str | Path, device: torch.device, **settings:
     Any in and out: transformers' annotations leave out what its models take and return.
     """
     # Left to itself transformers takes the dtype of the file, and scores would depend on how it was saved.
-    return kind.from_pretrained(model, dtype=torch.float32, **settings).to(device).eval().requires_grad_(False)
+    encoder = load_part(kind, model, dtype=torch.float32, **settings).to(device).eval().requires_grad_(False)
+    align(encoder)
+    return encoder
+
+
+def load_processor(model: str | Path) -> Any:
+    """The checkpoint's image processor. By Pillow: with torchvision it would resize a little differently."""
+    with loading(model):
+        return AutoImageProcessor.from_pretrained(model, backend="pil")
 
 
 def shared(kind: Callable[..., Kind], model: str | Path, device: torch.device, *more: Hashable) -> Kind:

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from transformers.utils.hub import cached_file
 
 from customized_grpo.data import Sample
+from customized_grpo.pretrained import find, loading
 from customized_grpo.rewards.hpsv3_prompt import REWARD_TOKEN, question
 from customized_grpo.rewards.images import to_pictures
 
@@ -65,7 +65,7 @@ class HPSv3Model(nn.Module):
 
 
 class HPSv3:
-    """Preference mu of a picture for its prompt: no bounds, differences count, published models average -0.2 to 10.6.
+    """Preference mu of a picture for its prompt: without bounds, only differences count.
 
     model: where `HPSv3.safetensors` lies, a folder or hub id. base: where config, tokenizer and image processor of
     Qwen2-VL-7B-Instruct lie. dtype: "bfloat16" or "float32", of all but the head.
@@ -81,9 +81,11 @@ class HPSv3:
         batch: int = 8,
         dtype: str = "bfloat16",
     ):
-        self.tokenizer = AutoTokenizer.from_pretrained(base)
+        find(base, "config.json")
+        with loading(base):
+            self.tokenizer = AutoTokenizer.from_pretrained(base)
+            self.processor = Qwen2VLImageProcessorPil.from_pretrained(base)
         self.tokenizer.add_tokens([REWARD_TOKEN], special_tokens=True)
-        self.processor = Qwen2VLImageProcessorPil.from_pretrained(base)
         self.model = load_model(model, base, self.tokenizer, device, getattr(torch, dtype))
         self.device, self.batch = device, batch
 
@@ -116,13 +118,14 @@ def load_model(
 
     Raises ValueError where a weight is missing, unknown, or of another shape than base and tokenizer ask for.
     """
-    file = cached_file(model, WEIGHTS)
-    assert file is not None
-    config: Any = Qwen2VLConfig.from_pretrained(base)
+    file = find(model, WEIGHTS)
+    with loading(base):
+        config: Any = Qwen2VLConfig.from_pretrained(base)
     config.text_config.vocab_size = len(tokenizer)  # the original cut its embeddings to the tokenizer's size
     with init_empty_weights():  # 16 GB that would be overwritten; buffers, which the file does not have, are made
         made = HPSv3Model(config, tokenizer.convert_tokens_to_ids(REWARD_TOKEN))
-    weights = renamed(load_file(file, device=str(device)))
+    with loading(model):
+        weights = renamed(load_file(file, device=str(device)))
     expected = made.state_dict()
     problems = [f"{key} is missing" for key in sorted(expected.keys() - weights.keys())]
     problems += [f"{key} is unknown" for key in sorted(weights.keys() - expected.keys())]

@@ -6,19 +6,64 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping
+import threading
+import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from queue import Empty, Queue
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-if TYPE_CHECKING:
-    import torch
+import torch
+from torch import Tensor
 
-    from customized_grpo.rewards import Reward
+from customized_grpo.data import Sample
+from customized_grpo.rewards import Reward
+from customized_grpo.rewards.scoring import RewardError
 
 
-def load_function(name: str, options: Mapping[str, Any], device: torch.device) -> Reward:
+class Limited:
+    """A reward that is given up when it has not answered after `timeout` seconds.
+
+    It works in a thread that does not keep the program alive: nothing can end a function that hangs. Raises
+    RewardError then, and where the reward raises something, with the place.
+    """
+
+    def __init__(self, name: str, reward: Reward, timeout: float):
+        self.name, self.reward, self.timeout = name, reward, timeout
+
+    def __call__(self, images: Tensor, samples: Sequence[Sample]) -> Tensor:
+        answers: Queue[Tensor | BaseException] = Queue()
+
+        def work() -> None:
+            try:
+                answers.put(self.reward(images, samples))
+            except BaseException as error:  # raised again where it was asked for
+                answers.put(error)
+
+        threading.Thread(target=work, name=f"reward {self.name}", daemon=True).start()
+        try:
+            answer = answers.get(timeout=self.timeout)
+        except Empty:
+            raise RewardError(
+                f"reward {self.name!r} has not answered for {self.timeout:g} seconds; see where it hangs, or give it "
+                "more with timeout"
+            ) from None
+        if isinstance(answer, torch.OutOfMemoryError | RewardError):
+            raise answer  # the first is answered with smaller batches, the second says itself what is wrong
+        if isinstance(answer, BaseException):
+            place = traceback.extract_tb(answer.__traceback__)[-1]
+            raise RewardError(
+                f"reward {self.name!r} raised {type(answer).__name__}: {answer} "
+                f"({place.filename}, line {place.lineno})"
+            ) from answer
+        return answer
+
+
+def load_function(name: str, options: Mapping[str, Any], device: torch.device, timeout: float = 600.0) -> Reward:
     """The function `name`; a class is made once, from `options` by keyword and `device` where it takes one.
+
+    timeout  seconds after which a call is given up
 
     Raises ValueError where the module, the file or the function is not there, or the options are not the class's;
     what the module itself raises is its own.
@@ -33,10 +78,10 @@ def load_function(name: str, options: Mapping[str, Any], device: torch.device) -
         made = found(**_arguments(found, name, options, device))
         if not callable(made):
             raise ValueError(f"reward {name!r}: {attribute} has no __call__(self, images, samples)")
-        return cast("Reward", made)
+        return Limited(name, cast("Reward", made), timeout)
     if options:
         raise ValueError(f"reward {name!r}: a function takes no options ({', '.join(options)}); make it a class")
-    return cast("Reward", found)
+    return Limited(name, cast("Reward", found), timeout)
 
 
 def _arguments(kind: type, name: str, options: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.utils.hub import cached_file
 
 from customized_grpo.data import Sample
+from customized_grpo.pretrained import find
 from customized_grpo.rewards.clip import ClipFeatures
 from customized_grpo.rewards.encoder import shared
 
@@ -37,5 +38,6 @@ class PickScore:
 
 
 def _processor_of(model: str | Path) -> str | Path:
+    find(model, "config.json")  # before anything else is asked of a hub that may not answer
     parts = [cached_file(model, part, _raise_exceptions_for_missing_entries=False) for part in _PARTS]
     return model if all(parts) else PROCESSOR

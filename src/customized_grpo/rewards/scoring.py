@@ -42,6 +42,10 @@ class Scorer:
         scores |= {name: torch.cat([work.result() for work in works]) for name, works in begun.items()}
         return {name: scores[name] for name in self.rewards}
 
+    def forget(self) -> None:
+        """What was begun is not wanted any more: the update that it belongs to is done again."""
+        self._begun = {}
+
     def check(self, scores: Mapping[str, Tensor], limit: float) -> None:
         """Refuse to go on where a reward scores too little: what is left would be trained on as if it were all.
 
@@ -60,9 +64,19 @@ class Scorer:
 def score(name: str, reward: Reward, images: Tensor, samples: Sequence[Sample]) -> Tensor:
     """Scores [N] in float32, NaN where an image could not be scored.
 
-    Raises RewardError where the reward returns anything but one finite number or NaN per image.
+    Where memory runs out it gets the images in halves. Raises RewardError where the reward returns anything but one
+    finite number or NaN per image.
     """
-    found = reward(images, samples)
+    try:
+        found = reward(images, samples)
+    except torch.OutOfMemoryError:
+        if len(images) == 1:
+            raise
+        found = None
+    if found is None:  # outside of `except`, which keeps the failed call's tensors alive
+        middle = len(images) // 2
+        halves = (slice(None, middle), slice(middle, None))
+        return torch.cat([score(name, reward, images[half], samples[half]) for half in halves])
     if not isinstance(found, Tensor):
         raise RewardError(f"reward {name!r} returned {type(found).__name__}; return a tensor [{len(images)}]")
     if found.shape != (len(images),):

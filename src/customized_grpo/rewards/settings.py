@@ -5,10 +5,11 @@ A new reward is one file beside this one, one class here and one line in `REWARD
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, GetCoreSchemaHandler, TypeAdapter, model_validator
 from pydantic_core import CoreSchema, core_schema
@@ -33,10 +34,30 @@ def _plain_url(url: str) -> str:
         raise ValueError("write a URL that begins with http:// or https://")
     if "@" in parts.netloc:
         raise ValueError("no user or password in it; put a key into a variable and name that in api_key_env")
+    if parts.fragment or any(_SECRET.search(name) for name, _ in parse_qsl(parts.query, keep_blank_values=True)):
+        raise ValueError("no key in it; put the key into a variable and name that in api_key_env")
     return url
 
 
+def _variable(name: str) -> str:
+    """A key that was typed in the place of a variable's name is refused, and not repeated."""
+    if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+        raise ValueError("names a variable in capitals, such as REWARD_KEY, which holds the key; it is not the key")
+    return name
+
+
+def _without_secrets(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Options stand in config.yaml, so none of them may be a key."""
+    for name, value in options.items():
+        if _SECRET.search(name) and isinstance(value, str) and not name.endswith("_env"):
+            raise ValueError(f"{name} would stand in config.yaml; give the class {name}_env, the name of a variable")
+    return options
+
+
+# "api_key", "access-token", "sig", but not "max_tokens" or "monkey".
+_SECRET = re.compile(r"(^|[-_])(api_?)?(key|token|secret|password|passwd|pwd|credentials?|sig|signature|auth)$", re.I)
 Url = Annotated[str, AfterValidator(_plain_url)]
+Variable = Annotated[str, AfterValidator(_variable)]
 
 
 class RewardSettings(Section):
@@ -97,9 +118,9 @@ class _Encoded(RewardSettings):
 
     def place(self, device: torch.device) -> torch.device:
         """Where the encoder lies in a run on `device`."""
-        import torch
+        from customized_grpo.policies.base import usable_device
 
-        return device if self.device is None else torch.device(self.device)
+        return device if self.device is None else usable_device(self.device)
 
 
 class _Identity(_Encoded):
@@ -213,7 +234,7 @@ class _Remote(RewardSettings):
     """Behind a server. Keys come from the environment and are never part of the settings."""
 
     remote = True
-    api_key_env: str | None = None  # variable that holds the key, sent as a Bearer token; null: none is sent
+    api_key_env: Variable | None = None  # variable that holds the key, sent as a Bearer token; null: none is sent
     timeout: Positive = 60.0  # seconds that one request may take
     retries: Index = 2  # further tries of a request that may yet succeed
     in_flight: Count = 8  # requests at a time, of all batches of a process together
@@ -268,12 +289,13 @@ class VlmJudge(_Remote):
 class OwnFunction(RewardSettings):
     """A function of the user's, `reward(images, samples) -> Tensor[N]`, or a class that makes one."""
 
-    options: Mapping[str, Any] = {}  # given to the class by keyword
+    options: Annotated[Mapping[str, Any], AfterValidator(_without_secrets)] = {}  # given to the class by keyword
+    timeout: Positive = 600.0  # seconds that one call may take
 
     def make(self, device: torch.device) -> Reward:
         from customized_grpo.rewards.own import load_function
 
-        return load_function(self.name, self.options, device)
+        return load_function(self.name, self.options, device, self.timeout)
 
 
 class Oracle(RewardSettings):

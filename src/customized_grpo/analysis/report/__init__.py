@@ -11,6 +11,7 @@ from pathlib import Path
 from customized_grpo.analysis.report.cases import ReportError
 from customized_grpo.analysis.report.folders import distinct, read_parts
 from customized_grpo.analysis.report.page import render
+from customized_grpo.outputs import check_file
 from customized_grpo.run_directory import write_text
 
 __all__ = ["ReportError", "write_report"]
@@ -21,7 +22,12 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
 
     Raises ReportError for a folder that is none of the four kinds, ValueError for a picture that cannot be read.
     """
-    parts = read_parts(folders)
+    check_file(output)
+    try:
+        parts = read_parts(folders)
+    except (KeyError, TypeError, AttributeError) as error:  # whole JSON and YAML, but of something else
+        named = ", ".join(map(str, folders))
+        raise ReportError(f"{named}: some file is not as this program writes it ({error!r}); copy it again") from error
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, render(", ".join(distinct(list(dict.fromkeys(folders)))), parts))
     return output

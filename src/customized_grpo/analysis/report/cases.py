@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from math import isnan
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from customized_grpo.analysis.report.content import Arm, Case, Film, Picture, Wall
 from customized_grpo.analysis.rows import Row
+from customized_grpo.data.images import inside
 from customized_grpo.run_directory import CASES
 
 PICTURES = 1000  # on a wall, at most, references included
@@ -24,7 +25,7 @@ class ReportError(ValueError):
 def read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ReportError(f"{file} is not JSON: {error}") from error
 
 
@@ -36,11 +37,19 @@ def kept_cases(images: Path, name: str) -> list[Case]:
             each["sample"],
             each["subject"],
             each["prompt"],
-            images / each["reference"],
-            [Picture(images / each["picture"], each["scores"])],
+            _beneath(images, each["reference"]),
+            [Picture(_beneath(images, each["picture"]), each["scores"])],
         )
         for each in (read_json(file) if file.is_file() else ())
     ]
+
+
+def _beneath(images: Path, name: str) -> Path:
+    """A page is passed around: a run from elsewhere does not choose which of our files are put on it."""
+    file = inside(PurePath(name), images)
+    if file is None:
+        raise ReportError(f"{images} names the picture {name!r}, which lies outside; this is no run as it was written")
+    return file
 
 
 def evaluated_cases(folder: Path, rows: Sequence[Row]) -> list[Case]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -12,6 +13,8 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, FluxKontextPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -53,11 +56,11 @@ def fit(
     """
     network = nn.ModuleList(modules)
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=lr, weight_decay=1e-4)
-    state_file = directory / f"{name}.pt"
+    state_file = directory / f"{name}.safetensors"
     settings = {"steps": steps, "lr": lr, "seed": seed, "hold": hold, **(settings or {})}
     state: dict[str, Any] = {"step": 0, "recent": [], "seconds": 0.0}
     if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
+        state = read_state(state_file)
         _refuse_other_settings(state_file, state["settings"], settings)
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
@@ -109,11 +112,38 @@ def _refuse_other_settings(file: Path, saved: Settings, wanted: Settings) -> Non
         )
 
 
-def save_aside(state: dict[str, object], path: Path) -> None:
-    """Write beside and rename, so that a crash leaves the old file or the new one, never half of one."""
+def save_aside(state: dict[str, Any], path: Path) -> None:
+    """Write beside and rename, so that a crash leaves the old file or the new one, never half of one.
+
+    Tensors of `network` and `optimizer` are the file's tensors, all else is JSON in its header: nothing is pickled.
+    """
+    optimizer = state.get("optimizer", {"state": {}, "param_groups": []})
+    tensors = {f"network.{name}": tensor.clone() for name, tensor in state.get("network", {}).items()}  # tied ones too
+    tensors |= {
+        f"optimizer.{index}.{name}": tensor
+        for index, values in optimizer["state"].items()
+        for name, tensor in values.items()
+    }
+    others = {name: value for name, value in state.items() if name not in ("network", "optimizer")}
     aside = path.with_suffix(".saving")
-    torch.save(state, aside)
+    save_file(tensors, aside, {"state": json.dumps({**others, "groups": optimizer["param_groups"]})})
     aside.replace(path)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What `save_aside` wrote."""
+    with safe_open(path, "pt") as file:
+        state = json.loads(file.metadata()["state"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    groups = state.pop("groups")
+    for group in groups:
+        group["betas"] = tuple(group["betas"])  # JSON has no tuples
+    of_optimizer: dict[int, dict[str, Tensor]] = {}
+    for name in [name for name in tensors if name.startswith("optimizer.")]:
+        _, index, value = name.split(".")
+        of_optimizer.setdefault(int(index), {})[value] = tensors.pop(name)
+    network = {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
+    return {**state, "network": network, "optimizer": {"state": of_optimizer, "param_groups": groups}}
 
 
 # --- VAE -------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,74 @@
+"""Smaller micro-batches where memory runs out, instead of a lost run."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+class MemoryExhaustedError(RuntimeError):
+    """Not even one image at a time fits; the message says what to make smaller."""
+
+
+@dataclass
+class MicroBatches:
+    """Images per pass of rollout and update: as configured, until memory runs out.
+
+    Both are halved together and the whole update is done again: rollout and update keep the same shapes, and the ratio
+    of new to old policy starts at 1.
+    """
+
+    rollout: int
+    update: int
+    halved: int = 0
+
+    def counters(self) -> dict[str, int]:
+        """For the row of an update: nothing while all is as configured."""
+        now = {"out_of_memory": self.halved, "rollout_batch": self.rollout, "update_batch": self.update}
+        return now if self.halved else {}
+
+    def halve(self, error: torch.OutOfMemoryError, *, again: bool) -> None:
+        """Raises MemoryExhaustedError where there is nothing left to halve, or the update cannot be done `again`.
+
+        It cannot after an optimiser step, and not with several processes: the others are already waiting.
+        """
+        if not again:
+            raise MemoryExhaustedError(
+                f"out of memory ({first_line(error)}) where the update cannot be done again; go on with --resume and "
+                f"groups.rollout_batch={max(self.rollout // 2, 1)} groups.update_batch={max(self.update // 2, 1)}"
+            ) from None
+        if self.rollout == self.update == 1:
+            raise MemoryExhaustedError(
+                f"out of memory with one image at a time ({first_line(error)}); make model.height and model.width, "
+                "adapter.rank or the rewards' models smaller, or set model.gradient_checkpointing=true"
+            ) from None
+        self.rollout, self.update = max(self.rollout // 2, 1), max(self.update // 2, 1)
+        self.halved += 1
+        warnings.warn(
+            f"out of memory ({first_line(error)}): going on with groups.rollout_batch={self.rollout} and "
+            f"groups.update_batch={self.update}",
+            stacklevel=2,
+        )
+
+    def run(
+        self, attempt: Callable[[], dict[str, Any]], undo: Callable[[], None], again: Callable[[], bool]
+    ) -> dict[str, Any]:
+        """The row of an update that fits into memory; `undo` takes back a failed attempt, `again` allows another."""
+        while True:
+            try:
+                return attempt() | self.counters()
+            except torch.OutOfMemoryError as error:
+                self.halve(error, again=again())
+            undo()  # outside of `except`, which keeps the failed attempt's tensors alive
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

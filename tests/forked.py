@@ -1,0 +1,88 @@
+"""Real processes that start at once: forked from one that has imported everything and has done nothing yet.
+
+pytest's own process cannot be forked for this: torch refuses to go backward in the fork of a process that did.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+PRELOADED = (
+    "customized_grpo.assemble",
+    "customized_grpo.critters.metrics",
+    "customized_grpo.rewards.clip_t",
+    "customized_grpo.rewards.dino",
+    "peft",
+    "diffusers.loaders.peft",
+    "diffusers.models.autoencoders.autoencoder_kl",
+    "diffusers.models.transformers.transformer_flux",
+    "diffusers.pipelines.flux.pipeline_flux_kontext",
+    "transformers.models.clip.modeling_clip",
+    "transformers.models.dinov2.modeling_dinov2",
+    "transformers.models.t5.modeling_t5",
+)
+# Where a process kills itself: owner (module:class, or module), what is called there, before or after that call.
+MOMENTS = {
+    "rollout": ("customized_grpo.rewards.scoring:Scorer", "begin", "before"),
+    "update": ("torch.optim:AdamW", "step", "after"),
+    "saving": ("customized_grpo.run_directory", "write_state", "after"),
+    "saved": ("customized_grpo.checkpoints", "remove_folder", "before"),
+    "pictures": ("customized_grpo.run_directory", "keep_reference", "after"),
+    "finishing": ("customized_grpo.run_directory:RunDirectory", "finish", "before"),
+}
+
+
+def start_training(arguments: Sequence[object], log: Path, moment: str | None = None, at: int = 1) -> BaseProcess:
+    """`customized-grpo train` with these arguments; it sends itself SIGKILL at the `at`-th of these moments."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    process = context.Process(target=_train, args=(list(map(str, arguments)), str(log), moment, at))
+    process.start()
+    return process
+
+
+def train(arguments: Sequence[object], log: Path, moment: str | None = None, at: int = 1) -> int:
+    """The same until it ends: its exit code, -9 for SIGKILL."""
+    process = start_training(arguments, log, moment, at)
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _train(arguments: list[str], log: str, moment: str | None, at: int) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    import torch
+
+    from customized_grpo import cli
+
+    torch.set_num_threads(1)  # as in pytest's process
+    if moment is not None:
+        _die_at(*MOMENTS[moment], at)
+    sys.argv = ["customized-grpo", "train", *arguments]
+    cli.main()
+
+
+def _die_at(where: str, name: str, when: str, at: int) -> None:
+    module, _, inside = where.partition(":")
+    owner: Any = __import__(module, fromlist=["_"])
+    owner = getattr(owner, inside) if inside else owner
+    real: Callable[..., Any] = getattr(owner, name)
+    calls = iter(range(1, at))
+
+    def deadly(*args: Any, **named: Any) -> Any:
+        last = next(calls, None) is None
+        if last and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = real(*args, **named)
+        if last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, name, deadly)

@@ -1,0 +1,199 @@
+"""Two processes train the model that one process trains."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import PartialState
+from torch.distributed.tensor import DTensor
+
+from customized_grpo.assemble import assemble
+from customized_grpo.config import ConfigError, RunConfig
+from customized_grpo.distributed import DistributedError, Processes
+from customized_grpo.trainer import Trainer
+from processes import in_processes
+
+MakeConfig = Callable[..., RunConfig]
+
+
+@pytest.fixture(autouse=True)
+def alone():
+    """Every test starts as a process that was started by itself."""
+    PartialState._reset_state()
+    yield
+    PartialState._reset_state()
+
+
+def three_updates(trainer: Trainer) -> dict[str, Any]:
+    """Rows, gradient of the first update, and the adapter after three SGD updates.
+
+    Later gradients differ by more: rewards see pictures of 8 bits, and a pixel that rounds the other way is a step.
+    """
+    trainer.optimizer = torch.optim.SGD(trainer.parameters, lr=1.0)  # pyright: ignore[reportAttributeAccessIssue]
+    start = torch.cat([p.detach().flatten() for p in trainer.parameters])
+    rows = [trainer.step()]
+    gradient = torch.cat([p.grad.flatten() for p in trainer.parameters if p.grad is not None])
+    rows += [trainer.step() for _ in range(2)]
+    adapter = torch.cat([p.detach().flatten() for p in trainer.parameters])
+    return {"start": start, "rows": rows, "gradient": gradient, "adapter": adapter}
+
+
+# One image a pass: matrix products round by the size of the batch, and here only the sharing should show.
+SINGLY = (
+    *("groups.rollout_batch=1", "groups.update_batch=1"),
+    *("rewards.identity.batch=1", "rewards.prompt.batch=1"),
+)
+SETTINGS = ("evaluation.every=0", "optimizer.max_grad_norm=1e9", "optimizer.lr=2", "optimizer.warmup=0", *SINGLY)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("groups.prompts=4",),
+        ("groups.prompts=3",),  # two groups in one process, one in the other
+        ("groups.prompts=3", "shaping.rule=gdpo", "weighting.kind=constant", "objective.kl=0.1"),
+    ],
+)
+def test_two_processes_equal_one(more: tuple[str, ...], make_config: MakeConfig, tmp_path: Path):
+    def run(name: str) -> None:
+        trainer = assemble(make_config(*SETTINGS, *more, f"output={tmp_path / name}"))
+        done = three_updates(trainer)
+        torch.save(done, tmp_path / f"{name}-{trainer.processes.index}.pt")
+
+    run("one")
+    in_processes(2, lambda: run("two"), tmp_path)
+    one, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("one-0", "two-0", "two-1"))
+    alone, together = one["gradient"], first["gradient"]
+    assert ((alone - together).norm() / alone.norm()).item() <= 1e-6
+    assert (one["adapter"] - first["adapter"]).abs().max().item() <= 1e-6
+    assert (one["adapter"] - one["start"]).abs().max() > 1e-3  # or everything would be equal for want of training
+    assert torch.equal(first["adapter"], second["adapter"])
+    for expected, *found in zip(one["rows"], first["rows"], second["rows"], strict=True):
+        for row in found:
+            assert figures(row) == pytest.approx(figures(expected), rel=1e-4, abs=1e-5, nan_ok=True)
+
+
+def test_sharded_weights_train_as_whole_ones(make_config: MakeConfig, tmp_path: Path):
+    """FSDP2 over two processes: each holds a part of the base, the adapter stays whole."""
+    whole: dict[str, int] = {}
+
+    def run(name: str, *more: str) -> None:
+        trainer = assemble(make_config(*SETTINGS, "groups.prompts=2", *more, f"output={tmp_path / name}"))
+        weights = trainer.policy.module.parameters()
+        held = sum((w.to_local() if isinstance(w, DTensor) else w).numel() for w in weights)
+        assert (held < 0.7 * whole["base"]) if more else whole.setdefault("base", held)
+        torch.save(three_updates(trainer), tmp_path / f"{name}-{trainer.processes.index}.pt")
+
+    run("one")
+    in_processes(2, lambda: run("two", "model.shard=true"), tmp_path)
+    one, first = (torch.load(tmp_path / f"{name}.pt") for name in ("one-0", "two-0"))
+    assert ((one["gradient"] - first["gradient"]).norm() / one["gradient"].norm()).item() <= 1e-6
+    assert (one["adapter"] - first["adapter"]).abs().max().item() <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (("groups.prompts=3",), "groups.prompts=3 is no multiple of 2 processes"),
+        (("groups.prompts=2", "evaluation.every=1", "data.held_out_samples=3"), "3 cases on 2 processes"),
+    ],
+)
+def test_sharded_weights_need_equal_shares(
+    settings: tuple[str, ...], said: str, make_config: MakeConfig, tmp_path: Path
+):
+    def work() -> None:
+        with pytest.raises(ConfigError, match=said):
+            assemble(make_config(*settings, "model.shard=true", f"output={tmp_path / 'run'}"))
+
+    in_processes(2, work, tmp_path)
+
+
+def test_sharding_needs_several_processes(make_config: MakeConfig):
+    with pytest.raises(ConfigError, match="there is one; start several with torchrun"):
+        assemble(make_config("model.shard=true"))
+
+
+def figures(row: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if isinstance(value, int | float)}
+
+
+def test_shares_differ_by_one_at_most_and_are_everything():
+    processes = Processes("cpu")
+    for count in range(1, 6):
+        for total in range(12):
+            parts = []
+            for index in range(count):
+                processes.index, processes.count = index, count
+                part = processes.share(total)
+                parts.append(list(range(total))[part])
+            assert [each for part in parts for each in part] == list(range(total))
+            assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_parts_of_unequal_length_come_together_in_order(tmp_path: Path):
+    def work() -> None:
+        processes = Processes("cpu")
+        for total in (1, 2, 5):
+            everything = torch.arange(total * 3.0).reshape(total, 3)
+            everything[0, 0] = math.nan
+            assert torch.equal(
+                processes.gather(everything[processes.share(total)], total).nan_to_num(7), everything.nan_to_num(7)
+            )
+
+    in_processes(3, work, tmp_path)
+
+
+def test_a_whole_run_leaves_what_one_process_leaves(make_config: MakeConfig, tmp_path: Path):
+    """Through `train`: checkpoints, logs and held-out cases, counted once and written once."""
+    settings = ("updates=2", "groups.prompts=3", "evaluation.every=1", "data.held_out_samples=3", "save_every=1")
+
+    def run(name: str) -> None:
+        assemble(make_config(*settings, f"output={tmp_path / name}")).train()
+
+    run("one")
+    in_processes(2, lambda: run("two"), tmp_path)
+    names = [sorted(p.relative_to(tmp_path / n).as_posix() for p in (tmp_path / n).rglob("*")) for n in ("one", "two")]
+    assert names[0] == names[1]
+    for log in ("metrics.jsonl", "evaluations.jsonl"):
+        one, two = (
+            [json.loads(line) for line in (tmp_path / n / log).read_text().splitlines()] for n in ("one", "two")
+        )
+        assert len(one) == len(two)
+        for expected, found in zip(one, two, strict=True):
+            assert figures(found) == pytest.approx(figures(expected), rel=1e-3, abs=1e-4, nan_ok=True)
+            assert found.get("scored") == expected.get("scored")
+
+
+def test_a_resumed_pair_goes_on_where_it_stopped(make_config: MakeConfig, tmp_path: Path):
+    settings = ("groups.prompts=2", "evaluation.every=0", "save_every=1")
+
+    def run(name: str, updates: int, *, resume: bool = False) -> None:
+        config = make_config(*settings, f"updates={updates}", f"output={tmp_path / name}")
+        assemble(config, resume=resume).train()
+
+    in_processes(2, lambda: run("whole", 2), tmp_path)
+    in_processes(2, lambda: run("halves", 1), tmp_path)
+    in_processes(2, lambda: run("halves", 2, resume=True), tmp_path)
+    adapters = [
+        (tmp_path / name / "adapter" / "pytorch_lora_weights.safetensors").read_bytes() for name in ("whole", "halves")
+    ]
+    assert adapters[0] == adapters[1]
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with pytest.raises(DistributedError, match=r"SLURM_STEP_NUM_TASKS=4, but this process knows of 1.*torchrun"):
+        Processes("cpu")
+
+
+def test_every_process_needs_a_group(make_config: MakeConfig, tmp_path: Path):
+    def work() -> None:
+        with pytest.raises(ConfigError, match=r"groups\.prompts=1 leaves some of 2 processes without a group"):
+            assemble(make_config("groups.prompts=1", f"output={tmp_path / 'run'}"))
+
+    in_processes(2, work, tmp_path)
+    assert not (tmp_path / "run").exists()
