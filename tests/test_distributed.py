@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -197,3 +198,15 @@ def test_every_process_needs_a_group(make_config: MakeConfig, tmp_path: Path):
 
     in_processes(2, work, tmp_path)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_process_that_dies_ends_the_others_in_one_line(tmp_path: Path):
+    def work() -> None:
+        processes = Processes("cpu")
+        if processes.index == 1:
+            os._exit(0)
+        while_alone = torch.ones(1000)
+        with pytest.raises(DistributedError, match=r"another process of the run has gone.*--resume"):
+            processes.sum(while_alone)
+
+    in_processes(2, work, tmp_path)

@@ -242,6 +242,22 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_over(
         assert rows(tmp_path / "run", name) == rows(tmp_path / "whole", name)
 
 
+def test_a_reward_that_draws_from_torch_draws_the_same_in_every_process(make_trainer: MakeTrainer, tmp_path: Path):
+    """Its random state follows from the run's seed, or comes with the checkpoint."""
+
+    def noisy(images: Tensor, samples: Any) -> Tensor:  # noqa: ARG001
+        return torch.rand(len(images))
+
+    for name, lengths in (("whole", [2]), ("parts", [1, 2])):
+        for updates in lengths:
+            torch.seed()  # as at the start of a process
+            resume = updates != lengths[0]
+            trainer = make_trainer(f"updates={updates}", f"output={tmp_path / name}", resume=resume)
+            trainer.rewards["prompt"] = noisy
+            trainer.train()
+    assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
+
+
 def test_resuming_a_finished_run_changes_nothing(make_trainer: MakeTrainer, adapter_of: Callable[[Policy], Tensor]):
     trainer = make_trainer("updates=2")
     trainer.train()

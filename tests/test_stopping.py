@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from customized_grpo.config import dump_config, load_config
 from customized_grpo.run_directory import RunDirectory, RunDirectoryError
@@ -37,7 +38,9 @@ def contents(run: Path) -> dict[str, Any]:
     for path in run.rglob("*"):
         name = path.relative_to(run).as_posix()
         if path.is_file() and path.name not in ("config.yaml", "manifest.json", "environment.json", "run.lock"):
-            found[name] = path.read_bytes()
+            # The order of the metadata in a safetensors file is another one every time.
+            bits = path.suffix == ".safetensors"
+            found[name] = {n: t.numpy().tobytes() for n, t in load_file(path).items()} if bits else path.read_bytes()
     rows = [json.loads(line) for line in found["metrics.jsonl"].decode().splitlines()]
     found["metrics.jsonl"] = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
     return found

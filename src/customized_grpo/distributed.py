@@ -66,8 +66,9 @@ class Processes:
         if self.count == 1:
             return mine
         largest = -(-total // self.count)
-        padded = pad_across_processes(mine.to(self.device), dim=0)
-        parts = gather(padded).unflatten(0, (self.count, largest))  # pyright: ignore[reportAttributeAccessIssue]
+        with _together():
+            padded = pad_across_processes(mine.to(self.device), dim=0)
+            parts = gather(padded).unflatten(0, (self.count, largest))  # pyright: ignore[reportAttributeAccessIssue]
         each, more = divmod(total, self.count)
         return torch.cat([part[: each + (index < more)] for index, part in enumerate(parts)]).to(mine.device)
 
@@ -75,7 +76,8 @@ class Processes:
         """Sum over the processes of a tensor that has the same shape in each."""
         if self.count == 1:
             return values
-        total = reduce(values.to(self.device), reduction="sum")
+        with _together():
+            total = reduce(values.to(self.device), reduction="sum")
         return total.to(values.device)  # pyright: ignore[reportAttributeAccessIssue]
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -93,8 +95,28 @@ class Processes:
     @contextmanager
     def main_first(self) -> Iterator[None]:
         """The block runs in the first process, and then in all others."""
-        with PartialState().main_process_first():
-            yield
+        if not self.main:
+            self._wait()
+        yield
+        if self.main:
+            self._wait()
+
+    def _wait(self) -> None:
+        with _together():
+            PartialState().wait_for_everyone()
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """What waits for the other processes; torch's error where one of them has gone becomes one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DistributedError(
+            f"another process of the run has gone or does not answer ({said}); its own message says why. The last "
+            "checkpoint is whole: start all of them again with --resume"
+        ) from error
 
 
 def shard(blocks: Iterable[nn.Module], whole: Sequence[nn.Parameter], device: torch.device) -> None:

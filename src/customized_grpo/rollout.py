@@ -137,6 +137,15 @@ class Sampler:
         condition = rollout.condition[images]
         return self.distribution(policy, point.latents[images], condition, point.sigma, point.sigma_next)
 
+    def worst_change(self, policy: Policy, rollout: Rollout, images: Tensor) -> float:
+        """Largest difference between replayed and stored log-probabilities of these images; NaN where any is."""
+        changes = []
+        for point in rollout.trajectory:
+            some = images[images < len(point.latents)]
+            replayed = log_prob(point.next_latents[some], *self.replay(policy, rollout, point, some))
+            changes.append((replayed - point.log_prob[some]).detach().abs())
+        return torch.cat(changes).max().item()
+
     def distribution(
         self, policy: Policy, latents: Tensor, condition: Condition, sigma: float, sigma_next: float
     ) -> tuple[Tensor, Tensor]:

@@ -183,19 +183,21 @@ class RunDirectory:
         """Oldest first."""
         return checkpoints_of(self.path)
 
-    def restore(self, policy: Policy, optimizer: torch.optim.Optimizer, keep_last: int | None = None) -> Position:
-        """Put the newest whole checkpoint into policy and optimiser; returns its position, (0, 0) where there is none.
+    def restore(self, policy: Policy, optimizer: torch.optim.Optimizer, config: RunConfig) -> Position:
+        """Put the newest whole checkpoint into policy and optimiser, and its random state into torch.
 
-        What was written after that checkpoint is taken away: those updates run again; and what a crash kept from being
-        removed. Raises RunDirectoryError where there are checkpoints and all of them are damaged.
+        Returns its position; where there is none (0, 0), with the random state of the run's seed. What was written
+        after that checkpoint is taken away: those updates run again; and what a crash kept from being removed. Raises
+        RunDirectoryError where there are checkpoints and all of them are damaged.
         """
         found = self._newest_whole()
         with self._writing("the logs"):
             remove_leftovers(self.path)
             self._rewind(-1 if found is None else update_of(found))
             if found is not None:
-                remove_older(found, keep_last)
+                remove_older(found, config.keep_last)
         if found is None:
+            torch.manual_seed(config.seed)  # nothing here draws from it, but somebody's own reward may
             return 0, 0
         policy.load_adapter(found)
         return read_state(found, optimizer)
@@ -282,6 +284,7 @@ class FollowedDirectory(RunDirectory):
         """From the checkpoint that the first process went on from: it has set damaged ones aside."""
         found, _ = newest_whole(self.path)
         if found is None:
+            torch.manual_seed(config.seed)  # nothing here draws from it, but somebody's own reward may
             return 0, 0
         policy.load_adapter(found)
         return read_state(found, optimizer)

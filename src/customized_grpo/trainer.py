@@ -86,7 +86,7 @@ class Trainer:
         config, directory, every = self.config, self.directory, self.config.evaluation.every
         with closing(directory), StopRequest() as stop:
             with self.processes.main_first():
-                self.update, self.optimizer_steps = directory.restore(self.policy, self.optimizer, config.keep_last)
+                self.update, self.optimizer_steps = directory.restore(self.policy, self.optimizer, config)
                 self.watch.replay(*directory.logs())
             if every and self.update == 0:
                 self._evaluate()
@@ -146,6 +146,7 @@ class Trainer:
             "update": self.update,
             **reward_figures(scores, self.plan.roles),
             "advantage_std": spread(advantages),
+            **self.scorer.lost(self.processes),
             "steps": step_rows(steps, prompt_weight, self.plan.pull(steps)),
             **diagnostics,
             "lr": self.optimizer.param_groups[0]["lr"],
@@ -217,13 +218,7 @@ class Trainer:
 
     def check_ratio(self, rollout: Rollout) -> None:
         """Refuse to train where replaying a rollout does not give back its log-probabilities; once per process."""
-        changes = []
-        for point in rollout.trajectory:
-            images = torch.arange(len(point.latents))[: self.batches.update]
-            mean, std = self.sampler.replay(self.policy, rollout, point, images)
-            replayed = log_prob(point.next_latents[images], mean, std)
-            changes.append((replayed - point.log_prob[images]).detach().abs())
-        worst = torch.cat(changes).max().item()  # NaN where any is
+        worst = self.sampler.worst_change(self.policy, rollout, torch.arange(self.batches.update))
         tolerance = RATIO_TOLERANCE[self.config.model.dtype]
         if not worst <= tolerance:
             raise TrainingError(

@@ -181,7 +181,7 @@ def test_a_stage_of_another_recipe_is_refused(whole: tuple[Path, Path, str], tmp
     before = {file: file.stat().st_mtime_ns for file in work.iterdir()}
     with (
         in_small(),
-        pytest.raises(stages.StaleStageError, match=r"vae\.safetensors was trained with steps 112 instead of 113"),
+        pytest.raises(stages.StaleStageError, match=r"vae\..* was trained with steps 112 instead of 113"),
     ):
         Build(replace(RECIPE, vae_steps=113), work).run(tmp_path)
     with (

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from customized_grpo.data import Sample
+from customized_grpo.distributed import Processes
 from customized_grpo.rewards import Reward
+
+# Why an image has no score; `rewards/remote.py` says what each means.
+CAUSES = ("no_answer", "refused", "bad_reply", "null", "out_of_range")
 
 
 class RewardError(RuntimeError):
@@ -41,6 +46,16 @@ class Scorer:
         }
         scores |= {name: torch.cat([work.result() for work in works]) for name, works in begun.items()}
         return {name: scores[name] for name in self.rewards}
+
+    def lost(self, processes: Processes) -> dict[str, Any]:
+        """{"lost": images that remote rewards could not score since the start, by reward and cause}; {} for none."""
+        counted = [getattr(reward, "unscored", {}) for reward in self.remote.values()]
+        here = torch.tensor([[float(causes.get(cause, 0)) for cause in CAUSES] for causes in counted])
+        found = {}
+        for name, row in zip(self.remote, processes.sum(here).tolist(), strict=True):
+            if any(row):
+                found[name] = {cause: int(images) for cause, images in zip(CAUSES, row, strict=True) if images}
+        return {"lost": found} if found else {}
 
     def forget(self) -> None:
         """What was begun is not wanted any more: the update that it belongs to is done again."""
