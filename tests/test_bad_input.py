@@ -189,6 +189,9 @@ def test_an_output_that_is_a_file_or_inside_one(refused: Refusal):
             said = refused(command, TINY, "device=cpu", "--output", output)
             assert said == f"--output {output}: {refused.folder / 'file'} is a file; name a folder"
     assert refused("train", TINY, "output=file") == "file is a file; choose another folder with output=..."
+    nested = f"file/run cannot be made: {refused.folder / 'file'} is a file; choose another folder with output=..."
+    assert refused("train", TINY, "output=file/run") == nested
+    assert refused("demo", "--output", "file", "--device", "cpu") == nested
 
 
 def test_an_output_where_other_things_lie(refused: Refusal):

@@ -26,6 +26,18 @@ def test_every_recipe_in_the_package_loads(name: str):
     assert config.output == f"runs/{name}"
 
 
+@pytest.mark.parametrize("name", recipes())
+def test_every_line_of_a_recipe_says_what_it_is_for(name: str):
+    """But sections, and the second of two that belong together."""
+    lines = [line for line in recipes()[name].read_text().splitlines() if not line.startswith("#")]
+    bare = [line.strip() for line in lines if "#" not in line and not line.endswith(":")]
+    assert {line.split(":")[0] for line in bare} <= {"width", "update_batch"}
+
+
+def test_the_example_of_a_sharded_base_loads():
+    assert load_config(str(Path(__file__).parents[1] / "docs" / "examples" / "sharded.yaml")).model.shard
+
+
 def test_a_recipe_may_be_a_path(tmp_path: Path):
     file = tmp_path / "mine.yaml"
     file.write_text("updates: 7\ndata: {train_samples: 5}\n")

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from customized_grpo.algorithm import sigma_schedule
 from customized_grpo.assemble import assemble, load_policy, load_rewards, load_samples
-from customized_grpo.config import RunConfig, load_config
+from customized_grpo.config import ConfigError, RunConfig, load_config
 from customized_grpo.critters.weights import FOLDER
 from customized_grpo.plan import Plan
+from customized_grpo.rewards.scoring import RewardError
 from customized_grpo.rewards.settings import ClipT, Dino, RewardSettings
-from customized_grpo.trainer import TrainingError
 
 TINY = str(Path(__file__).with_name("tiny.yaml"))
 SMALL = (
@@ -125,9 +125,13 @@ def stops(config: RunConfig) -> Any:
     """What a run has to say when it does not go on."""
     try:
         assemble(config).train()
-    except TrainingError as error:
+    except (RewardError, ConfigError) as error:
         return str(error)
     return "went on"
+
+
+def encoder_devices(config: RunConfig) -> Any:
+    return [str(reward.features.device) for reward in load_rewards(config).values()]  # pyright: ignore
 
 
 @pytest.fixture(autouse=True)
@@ -183,6 +187,7 @@ CASES: dict[str, Case] = {
     "save_every": Case(1, files, ("updates=2",)),
     "keep_last": Case(1, files, ("updates=2", "save_every=1")),
     "model.path": Case("{guided}", rows),
+    "model.shard": Case("true", stops),  # one process cannot
     "model.dtype": Case("bfloat16", rows),
     "model.height": Case(36, rows),
     "model.width": Case(36, rows),
@@ -204,11 +209,14 @@ CASES: dict[str, Case] = {
     "rewards.identity.model": Case("{dino}", rows),
     "rewards.identity.against": Case("other_view", rows),
     "rewards.identity.region": Case("centre", rows),
-    "rewards.identity.over": Case("min", rows, ("data.source={list}", "data.held_out_share=0")),
+    "rewards.identity.over": Case("min", rows, ("data.source={pairs}", "data.held_out_share=0", "evaluation.every=0")),
+    "rewards.identity.device": Case("cpu:0", encoder_devices),
+    "rewards.identity.preprocess": Case("benchmark", rows),
     "rewards.identity.batch": Case(1, encoder_batches),
     "rewards.prompt.name": Case("dino", rows),
     "rewards.prompt.model": Case("{clip}", rows),
     "rewards.prompt.batch": Case(1, encoder_batches),
+    "rewards.prompt.device": Case("cpu:0", encoder_devices),
     "rewards.look.role": Case("prompt", learnt, ("rewards.look={{name: copy_paste, role: identity}}",)),
     "rewards.look.weight": Case(0.9, learnt, ("rewards.look={{name: copy_paste, role: quality, weight: .1}}",)),
     "max_unscored": Case(0.5, stops, ("rewards.identity.against=other_view", "max_unscored=1", *LIST)),
@@ -305,8 +313,12 @@ def places(tmp_path_factory: pytest.TempPathFactory, guided_checkpoint: Path) ->
         shutil.copy(picture, place / "00.png")
     stray = folder / "stray" / "list.json"
     stray.write_text(json.dumps([{"prompt": "a thing", "image_paths": ["here/00.png"]}]))
+    names = [f"{picture.parent.name}/00.png" for picture in pictures]
+    pairs = [{"prompt": f"thing {n}", "image_paths": [names[n], names[n - 1]], "subject": str(n)} for n in range(3)]
+    (folder / "pairs.json").write_text(json.dumps(pairs))
     return {
         "list": str(folder / "list.json"),
+        "pairs": str(folder / "pairs.json"),
         "stray": str(stray),
         "root": str(folder),
         "photographs": str(folder / "cat"),

@@ -96,13 +96,11 @@ def generate(
     device: Device = None,
 ) -> None:
     """Write pictures of a subject: every reference with every prompt and seed."""
-    from customized_grpo.generate import Request, write_pictures
+    from customized_grpo.generate import Request, read_prompts, write_pictures
 
     texts = list(prompt or [])
     if prompts is not None:
-        from customized_grpo.data.entries import read_text
-
-        texts += [line.strip() for line in read_text(prompts).splitlines() if line.strip()]
+        texts += read_prompts(prompts)
     request = Request(
         references=reference or [],
         prompts=texts,

@@ -41,7 +41,9 @@ class Processes:
         chosen = usable_device(device)
         state = PartialState(cpu=chosen.type != "cuda")
         self.index, self.count = state.process_index, state.num_processes
-        self.device = chosen if self.count == 1 else state.device
+        # Accelerate's "cpu:0" would copy weights that "cpu" leaves where they were mapped into memory; matrix products
+        # round by where their operands begin, and processes would no longer agree with each other and with diffusers.
+        self.device = chosen if self.count == 1 or chosen.type == "cpu" else state.device
         for variable in LAUNCHERS:
             started = os.environ.get(variable, "1")
             if started.isdigit() and int(started) > self.count:

@@ -9,7 +9,8 @@ from itertools import product
 from pathlib import Path
 
 from customized_grpo.critters.weights import BUILT_IN, resolve
-from customized_grpo.data import Sample
+from customized_grpo.data import DataError, Sample
+from customized_grpo.data.entries import read_text
 from customized_grpo.data.images import check_image
 from customized_grpo.outputs import check_folder
 from customized_grpo.pictures import case
@@ -58,6 +59,15 @@ class Request:
             width=size[1],
             max_sequence_length=chosen.max_sequence_length,
         )
+
+
+def read_prompts(file: Path) -> list[str]:
+    """One prompt per line, in UTF-8; blank lines are none. Raises ValueError."""
+    try:
+        text = read_text(file)
+    except DataError as error:
+        raise ValueError(f"--prompts {file}: {error.problems[0]}; name a text file in UTF-8") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def write_pictures(request: Request, output: Path, *, compare: bool = False) -> Iterator[Path]:

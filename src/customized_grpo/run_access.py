@@ -38,6 +38,8 @@ def check_access(path: Path, config_text: str, *, resume: bool) -> list[str]:
         if not resume and files - {LOCK, CONFIG + SAVING}:
             raise RunDirectoryError(f"{path} exists; continue that run with --resume, or {ELSEWHERE}")
         there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+        if not there.is_dir():
+            raise RunDirectoryError(f"{path} cannot be made: {there} is a file; {ELSEWHERE}")
         if not os.access(there, os.W_OK | os.X_OK):
             raise RunDirectoryError(f"cannot write into {path}: {there} is read-only for you; {ELSEWHERE}")
         if LOCK in files:

@@ -280,7 +280,7 @@ class FollowedDirectory(RunDirectory):
     def __init__(self, path: Path):
         self.path, self.notices = path, []
 
-    def restore(self, policy: Policy, optimizer: torch.optim.Optimizer, keep_last: int | None = None) -> Position:  # noqa: ARG002
+    def restore(self, policy: Policy, optimizer: torch.optim.Optimizer, config: RunConfig) -> Position:
         """From the checkpoint that the first process went on from: it has set damaged ones aside."""
         found, _ = newest_whole(self.path)
         if found is None:

@@ -72,6 +72,7 @@ def test_the_ceiling_is_what_the_metric_says_of_photographs(cats: list[Sample]):
         ("clip_i region=centre", None),
         ("clip_t", "CLIP-T"),
         ("hpsv3", "HPSv3"),
+        ("hpsv3 model=a base=b", "HPSv3"),
         ("copy_paste", None),
     ],
 )
@@ -92,7 +93,7 @@ def test_the_table_sets_what_was_measured_here_apart_from_what_was_published():
 
 
 def test_masks_bring_a_masked_identity(cats: list[Sample]):
-    config = load_config("dreambench", ["data.root=somewhere"])
+    config = load_config("dreambench")
     assert with_masks(config, cats) == ()
     masked = Sample("a", "a", "b", (Image.new("RGB", (4, 4)),), mask=Image.new("L", (4, 4)))
     assert [str(metric) for metric in with_masks(config, [*cats, masked])] == ["dino region=mask preprocess=benchmark"]

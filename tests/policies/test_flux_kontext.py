@@ -250,5 +250,5 @@ def test_an_adapter_that_is_missing_or_does_not_fit_is_refused(tmp_path: Path, m
     with pytest.raises(ValueError, match=f"{ADAPTER_FILE} is missing"):
         policy.load_adapter(tmp_path)
     make_policy(rank=4, targets=("to_q", "to_k")).save_adapter(tmp_path)
-    with pytest.raises(ValueError, match=r"does not fit: it holds .*to_k"):
+    with pytest.raises(ValueError, match=r"does not fit this model: it holds .*to_k"):
         policy.load_adapter(tmp_path)

@@ -7,6 +7,8 @@ from typing import Any
 
 from customized_grpo.data.findings import DataError, Findings, Place, show
 
+_DEEP = "brackets inside brackets, too deep to be meant"
+
 
 def read_entries(path: Path, findings: Findings) -> Iterator[tuple[Place, Any]]:
     """(place, value) of each entry: `.json` holds one array, `.jsonl` or `.ndjson` one value per line, in UTF-8.
@@ -43,6 +45,9 @@ def _of_lines(text: str, path: Path, findings: Findings) -> Iterator[tuple[Place
         except json.JSONDecodeError as error:
             findings.add([place], f"not JSON: {error.msg}, column {error.colno}")
             continue
+        except RecursionError:
+            findings.add([place], f"not JSON: {_DEEP}")
+            continue
         yield place, item
 
 
@@ -53,6 +58,8 @@ def _of_array(text: str, path: Path) -> Iterator[tuple[Place, Any]]:
     except json.JSONDecodeError as error:
         problem = f"line {error.lineno}: not JSON: {error.msg}, column {error.colno}"
         raise DataError(path, [problem], remedy) from error
+    except RecursionError:
+        raise DataError(path, [f"not JSON: {_DEEP}"], remedy) from None
     if not isinstance(items, list):
         raise DataError(path, [f"must be an array, not {show(items)}"], remedy)
     for number, item in enumerate(items, start=1):

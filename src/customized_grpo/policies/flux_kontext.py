@@ -32,7 +32,6 @@ from customized_grpo.policies.condition_cache import ConditionCache
 from customized_grpo.policies.flux_condition import Bucket, FluxCondition
 from customized_grpo.policies.flux_encoder import TEXT_ENCODERS, FluxEncoder
 from customized_grpo.pretrained import check_pipeline, load_part, loading
-from customized_grpo.reproducible import align
 
 ADAPTER = "default"
 # Attention and feed-forward projections of both kinds of block.
@@ -96,9 +95,7 @@ class FluxKontextPolicy:
         self.pipe: Any = _load_pipeline(path, dtype)
         for name in ("transformer", "vae", *TEXT_ENCODERS):
             stays = (offload_text_encoders and name in TEXT_ENCODERS) or (shard and name == "transformer")
-            part = getattr(self.pipe, name).to("cpu" if stays else device).eval().requires_grad_(False)
-            if self.device.type == "cpu":
-                align(part)
+            getattr(self.pipe, name).to("cpu" if stays else device).eval().requires_grad_(False)
         self.module = self.pipe.transformer
         if gradient_checkpointing:
             self.module.enable_gradient_checkpointing()  # acts wherever a gradient is asked for, in eval() too

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from transformers import AutoImageProcessor
 
 from customized_grpo.pretrained import load_part, loading
-from customized_grpo.reproducible import align
 from customized_grpo.rewards.images import Region, centre, to_pictures
 
 KEPT = 8192  # features of references that stay: 25 MB of a ViT-B
@@ -31,9 +30,7 @@ def load_encoder(kind: Any, model: str | Path, device: torch.device, **settings:
     Any in and out: transformers' annotations leave out what its models take and return.
     """
     # Left to itself transformers takes the dtype of the file, and scores would depend on how it was saved.
-    encoder = load_part(kind, model, dtype=torch.float32, **settings).to(device).eval().requires_grad_(False)
-    align(encoder)
-    return encoder
+    return load_part(kind, model, dtype=torch.float32, **settings).to(device).eval().requires_grad_(False)
 
 
 def load_processor(model: str | Path) -> Any:

@@ -72,8 +72,9 @@ def load_function(name: str, options: Mapping[str, Any], device: torch.device, t
     module = _from_file(Path(where)) if where.endswith(".py") else _by_name(where, name)
     found = getattr(module, attribute, None)
     if not callable(found):
-        known = ", ".join(key for key, value in vars(module).items() if callable(value) and key[0] != "_") or "nothing"
-        raise ValueError(f"reward {name!r}: {where} has no function {attribute!r}; it has {known}")
+        known = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
+        shown = ", ".join(known[:10]) + (f" and {len(known) - 10} more" if len(known) > 10 else "")
+        raise ValueError(f"reward {name!r}: {where} has no function {attribute!r}; it has {shown or 'nothing'}")
     if isinstance(found, type):
         made = found(**_arguments(found, name, options, device))
         if not callable(made):

@@ -92,8 +92,8 @@ class RewardSettings(Section):
 
     @property
     def label(self) -> str:
-        """The line of `str`, without the model."""
-        return " ".join(part for part in str(self).split() if not part.startswith("model="))
+        """The line of `str`, without where the models lie."""
+        return " ".join(part for part in str(self).split() if not part.startswith(("model=", "base=")))
 
     def make(self, device: torch.device) -> Reward:
         """The reward, ready to score. Raises ValueError or OSError where its model cannot be loaded."""

@@ -1,0 +1,271 @@
+"""Pictures, lists and prompts that cannot be used: told all at once, exit code 2, nothing written."""
+
+import json
+import random
+import re
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from commands import TINY, Refusal
+from customized_grpo.data import DataError, Sample, load_image, load_list
+from customized_grpo.policies.flux_kontext import FluxKontextPolicy
+
+
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refusal:
+    return Refusal(tmp_path, monkeypatch, capsys)
+
+
+def photograph(file: Path, side: int = 16) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file)
+    return file
+
+
+def entry(name: str, prompt: str = "a dog") -> dict[str, Any]:
+    return {"prompt": prompt, "image_paths": [name]}
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+
+def bomb(file: Path) -> None:
+    """A PNG of 400 bytes that says it is 30 000 pixels a side."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    header = (30_000).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+
+
+def truncated(file: Path) -> None:
+    photograph(file, 64)
+    file.write_bytes(file.read_bytes()[:-200])
+
+
+PICTURES: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "missing": ("none.png", lambda _: None, "no such file or directory; check the path"),
+    "folder": ("dog.png", lambda file: file.mkdir(), "is a directory; check the path"),
+    "empty": ("dog.png", lambda file: file.write_bytes(b""), "not a picture that Pillow can read; save it as PNG or"),
+    "text": ("dog.jpg", lambda file: file.write_text("<html>not found</html>"), "not a picture that Pillow can read"),
+    "truncated JPEG": ("dog.jpg", truncated, "cannot be read (image file is truncated"),
+    "truncated PNG": ("dog.png", truncated, "cannot be read ("),
+    "truncated WebP": ("dog.webp", truncated, "cannot be read (|not a picture that Pillow can read"),
+    "bomb": (
+        "dog.png",
+        bomb,
+        "more pixels than Pillow opens (its guard against decompression bombs); make it smaller",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_a_picture_that_cannot_be_read(kind: str, refused: Refusal):
+    """In a list for training and as a reference of a picture."""
+    name, make, message = PICTURES[kind]
+    make(refused.folder / name)
+    (refused.folder / "list.json").write_text(json.dumps([entry(name)]))
+    said = refused.train("data.source=list.json", "data.train_samples=null")
+    assert said.startswith("list.json cannot be used, 1 problem:\n  list.json, entry 1: ")
+    assert any(each in said for each in message.split("|")), said
+    said = refused("generate", "--reference", name, "--prompt", "a dog", "--output", "out", "--device", "cpu")
+    assert said.startswith(f"{name}: ")
+    assert any(each in said for each in message.split("|")), said
+    assert "\n" not in said
+
+
+def test_all_references_that_cannot_be_read_are_told_at_once(refused: Refusal):
+    said = refused(
+        *("generate", "--reference", "a.png", "--reference", "b.png", "--reference", "a.png", "--prompt", "a dog"),
+        *("--output", "out", "--device", "cpu"),
+    )
+    assert [line.split(":")[0] for line in said.split("\n")] == ["a.png", "b.png"]
+
+
+def test_pictures_of_odd_kinds_are_taken_as_they_are_documented(tmp_path: Path):
+    """Of an animation its first frame, sixteen bits scaled to eight; what a file is called says nothing."""
+    red, blue = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
+    for name in ("moves.gif", "moves.webp", "moves.png"):
+        red.save(tmp_path / name, save_all=True, append_images=[blue], lossless=True)  # the last is WebP's own
+    Image.fromarray(np.full((8, 8), 257 * 200, dtype=np.uint16)).save(tmp_path / "deep.png")
+    red.save(tmp_path / "misnamed.txt", format="PNG")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    (tmp_path / "list.json").write_text(json.dumps([entry(name) for name in names]))
+    colours = {
+        sample.references[0].name: sample.reference_images()[0].getpixel((4, 4))
+        for sample in load_list(tmp_path / "list.json")
+        if isinstance(sample.references[0], Path)
+    }
+    assert colours == dict.fromkeys(names, (255, 0, 0)) | {"deep.png": (200, 200, 200)}
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tiff"])
+def test_whatever_a_picture_holds_it_loads_or_is_refused(suffix: str, tmp_path: Path):
+    """Cut and with changed bytes, at random places."""
+    draw = random.Random(suffix)
+    whole = photograph(tmp_path / f"dog.{suffix}").read_bytes()
+    for _ in range(60):
+        content = bytearray(whole[: draw.randint(0, len(whole))])
+        for _ in range(draw.randint(0, 3) if content else 0):
+            content[draw.randrange(len(content))] = draw.randrange(256)
+        file = tmp_path / f"broken.{suffix}"
+        file.write_bytes(content)
+        try:
+            assert load_image(file).mode == "RGB"
+        except ValueError as error:
+            said = str(error)
+            assert said.startswith(f"{file}: ")
+            assert "\n" not in said
+
+
+# --- lists -----------------------------------------------------------------------------------------------------------
+
+
+def line(**fields: Any) -> str:
+    return json.dumps(fields)
+
+
+LISTS: dict[str, tuple[str, str | bytes, list[str]]] = {
+    "empty": ("list.json", "", ["line 1: not JSON: Expecting value, column 1"]),
+    "no entries": ("list.json", "[]", ["holds no samples"]),
+    "an object": ("list.json", '{"prompt": "a"}', ['must be an array, not {"prompt": "a"}']),
+    "cut": ("list.json", '[{"prompt": "a dog", "image_pa', ["line 1: not JSON: Unterminated string .*"]),
+    "nested": ("list.json", "[" * 100_000, ["not JSON: brackets inside brackets, too deep to be meant"]),
+    "latin-1": ("list.jsonl", '{"prompt": "Straße"}'.encode("latin-1"), ["line 1: not UTF-8"]),
+    "binary": ("list.jsonl", b"\x89PNG\r\n\x1a\n\x00\xff", ["line 1: not UTF-8"]),
+    "UTF-16": ("list.json", "[]".encode("utf-16"), ["line 1: not UTF-8"]),
+    "another ending": ("list.csv", "prompt,image", ["unknown ending '.csv'"]),
+    "same id": (
+        "list.jsonl",
+        "\n".join([line(id="a", **entry("dog.png")), line(id="a", **entry("dog.png", "another"))]),
+        ['list.jsonl, lines 1, 2: id "a" is used more than once; groups are told apart by it'],
+    ),
+    "empty prompts": (
+        "list.jsonl",
+        "\n".join(line(**entry("dog.png", prompt)) for prompt in ("", "  ", "\t")),
+        [rf"list.jsonl, line {n}: prompt must be a text and not empty, not \".*\"" for n in (1, 2, 3)],
+    ),
+    "outside": (
+        "list.jsonl",
+        "\n".join(line(**entry(name)) for name in ("/etc/passwd", "../dog.png", "dog.png/../../x.png")),
+        [
+            'list.jsonl, line 1: "/etc/passwd" leads out of ., .*; data.root=/ allows absolute paths',
+            'list.jsonl, line 2: "../dog.png" leads out of ., .*; give data.root a folder above both',
+            'list.jsonl, line 3: "dog.png/../../x.png" leads out of ., .*; give data.root a folder above both',
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_a_list_that_cannot_be_used(kind: str, refused: Refusal):
+    name, content, problems = LISTS[kind]
+    photograph(refused.folder / "dog.png")
+    (refused.folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    for command in ("train", "check-rewards"):
+        output = ("output=run",) if command == "train" else ("--output", "out")
+        said = refused(command, TINY, f"data.source={name}", "data.train_samples=null", *output)
+        first, *found, remedy = said.split("\n")
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        assert first == f"{name} cannot be used, {count}:"
+        assert len(found) == len(problems)
+        for wrong, expected in zip(found, problems, strict=True):
+            assert re.fullmatch(f"  {expected}", wrong), wrong
+        assert remedy
+
+
+@pytest.mark.parametrize("source", ["none", "none.json", "nowhere/none.jsonl"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "probe", "check-rewards"])
+def test_a_source_that_is_not_there(command: str, source: str, refused: Refusal):
+    output = ("output=run",) if command == "train" else ("--output", "out")
+    device = ("--device", "cpu") if command == "evaluate" else ()
+    said = refused(command, TINY, f"data.source={source}", "data.train_samples=null", *output, *device)
+    assert said.startswith(f"{source} cannot be used, 1 problem:\n  no s")
+
+
+@pytest.mark.parametrize("name", ["dreambench", "syncd", "subjects200k", "imagefolder", "photographs"])
+def test_a_named_layout_without_its_folder(name: str, refused: Refusal):
+    word = ("data.class_word=dog",) if name == "photographs" else ()
+    said = refused.train(f"data.source={name}", *word)
+    assert said == f"data.root: data.source={name} needs the folder of its files; add data.root=path/to/{name}"
+    assert "cannot be used" in refused.train(f"data.source={name}", "data.root=nowhere", *word)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_stands_in_a_list_it_loads_or_is_refused(seed: int, tmp_path: Path):
+    draw = random.Random(seed)
+    photograph(tmp_path / "dog.png")
+    odd = [
+        None,
+        0,
+        -1.5,
+        True,
+        "",
+        " ",
+        "\0",
+        "dog.png",
+        "../dog.png",
+        "/",
+        "a" * 5000,
+        [],
+        ["dog.png"],
+        [None],
+        {},
+        "é",
+    ]
+    fields = ["prompt", "image_paths", "image_path", "id", "subject", "other_views", "mask", "class_word", "x"]
+    for _ in range(100):
+        entries = [entry("dog.png") for _ in range(3)]
+        for _ in range(draw.randint(1, 4)):
+            draw.choice(entries)[draw.choice(fields)] = draw.choice(odd)
+        (tmp_path / "list.json").write_text(json.dumps(entries))
+        try:
+            assert all(isinstance(sample, Sample) for sample in load_list(tmp_path / "list.json"))
+        except DataError as error:
+            assert error.problems  # noqa: PT017 - or it loads
+
+
+# --- prompts ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--prompt", ""), "a prompt is empty; say what to show with --prompt"),
+        (("--prompts", "latin.txt"), "--prompts latin.txt: line 2: not UTF-8; name a text file in UTF-8"),
+        (("--prompts", "blank.txt"), "no prompt; say what to show with --prompt, or name a file with --prompts"),
+        (("--prompts", "none.txt"), "--prompts none.txt: no such file; name a text file in UTF-8"),
+    ],
+)
+def test_prompts_that_cannot_be_used(arguments: tuple[str, str], message: str, refused: Refusal):
+    photograph(refused.folder / "dog.png")
+    (refused.folder / "latin.txt").write_bytes("a dog\nStraße".encode("latin-1"))
+    (refused.folder / "blank.txt").write_text("\n  \n")
+    assert refused("generate", "--reference", "dog.png", *arguments, "--output", "out", "--device", "cpu") == message
+
+
+def test_a_prompt_longer_than_the_text_encoders_read_is_warned_of_once(
+    make_policy: Callable[..., FluxKontextPolicy], samples: list[Sample], tmp_path: Path
+):
+    """By T5 as by CLIP, also where the answer comes from a cache on the disk, and never for one that fits."""
+    long = replace(samples[0], prompt=f"{samples[0].prompt}, in a red hat" + ", in the snow" * 40)
+    for _ in range(2):  # the second from the cache
+        policy = make_policy(condition_cache=tmp_path / "cache")
+        with warnings.catch_warnings(record=True, action="always") as said:
+            policy.encode([samples[0], long, long])
+            policy.encode([long, samples[1]])
+        (found,) = [str(each.message) for each in said if "longer than" in str(each.message)]
+        assert re.match(r"a prompt is longer than the model reads: \d+ tokens, of which T5 .* reads 16; ", found)
+        assert "of which CLIP" in found
+        assert repr(long.prompt) in found
