@@ -13,6 +13,9 @@ ifneq ($(TORCH_INDEX),$(INSTALLED_INDEX))
 OTHER_TORCH := yes
 endif
 
+# Two to four workers with a thread each: the tests train many tiny models, and none of them can use a second core.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install demo lint test test-all browser clean force
@@ -31,11 +34,11 @@ lint: $(STAMP) ## style and types
 	$(PY) -m pyright
 
 test: lint ## style, types and all tests that take seconds
-	$(PY) -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: lint browser ## the same with the tests that take minutes; installs what they need, Chromium included
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[dev,browser,datasets]"
-	$(PY) -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 # From the system's packages where this may install them, else the one that Playwright fetches.
 browser: $(STAMP)

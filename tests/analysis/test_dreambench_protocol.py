@@ -20,6 +20,7 @@ from customized_grpo.analysis.dreambench import (
 from customized_grpo.analysis.evaluate import make_request, write_evaluation
 from customized_grpo.analysis.intervals import Estimate
 from customized_grpo.analysis.scored_pictures import as_image
+from customized_grpo.assemble import assemble
 from customized_grpo.config import load_config
 from customized_grpo.data import Sample
 from customized_grpo.rewards.settings import parse_reward
@@ -122,3 +123,27 @@ def test_dreambench_has_four_images_per_case():
     request = make_request(TINY, settings)
     assert (len(request.samples()), request.images) == (750, 4)
     assert make_request(TINY, settings, images=2).images == 2
+
+
+@pytest.mark.skipif(not DREAMBENCH.is_dir(), reason="DreamBench's photographs are not beside the checkout")
+def test_cases_with_two_subjects_train_and_are_evaluated(tmp_path: Path):
+    """Photographs of the benchmark, pairs and prompts of our own: the customary list has this form."""
+    root = tmp_path / "dreambooth"
+    root.mkdir()
+    for each in DREAMBENCH.iterdir():
+        (root / each.name).symlink_to(each)
+    pairs = [
+        ("a can and a clock in the snow", "can/01.jpg", "clock/03.jpg"),
+        ("a cat and a vase", "cat/04.jpg", "vase/02.jpg"),
+    ]
+    entries = [{"prompt": prompt, "image_paths": list(pictures)} for prompt, *pictures in pairs]
+    (root / "dreambench_multiip.json").write_text(json.dumps(entries))
+    data = ["data.source=dreambench_pairs", f"data.root={root}", "evaluation.metrics=[]"]
+    trainer = assemble(load_config(TINY, [*data, "data.held_out_share=0", f"output={tmp_path / 'run'}"]))
+    row = trainer.step()
+    assert row["unscored"] == 0
+    assert row["gradient_norm"] > 0
+    request = make_request(TINY, data)
+    assert [sample.subject for sample in request.samples()] == ["can+clock", "cat+vase"]
+    write_evaluation(request, tmp_path / "evaluation", None)
+    assert json.loads((tmp_path / "evaluation" / "summary.json").read_text())["images"] == 2

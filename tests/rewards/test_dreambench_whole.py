@@ -1,4 +1,4 @@
-"""The recipe `dreambench` from end to end: all 30 real subjects, every metric on a tiny checkpoint of its real format."""
+"""The recipe `dreambench` from end to end: 30 real subjects, every metric on a tiny checkpoint of its real format."""
 
 import json
 from pathlib import Path

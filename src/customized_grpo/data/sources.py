@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from customized_grpo.critters.weights import BUILT_IN
-from customized_grpo.data.dreambench import dreambench_cases
+from customized_grpo.data.dreambench import dreambench_cases, dreambench_pairs
 from customized_grpo.data.findings import DataError
 from customized_grpo.data.imagefolder import METADATA, load_imagefolder
 from customized_grpo.data.lists import load_list
@@ -27,6 +27,7 @@ class Layout:
 # Beside these: "photographs", whose prompts are divided and not its subjects, and the paths of lists and folders.
 SOURCES = {
     "dreambench": Layout(dreambench_cases),
+    "dreambench_pairs": Layout(dreambench_pairs),
     "syncd": Layout(load_syncd),
     "subjects200k": Layout(load_subjects200k),
     "imagefolder": Layout(load_imagefolder, class_word=True),
