@@ -76,7 +76,9 @@ def test_critters_are_not_read_from_files():
 
 
 def test_a_name_that_nothing_has(tmp_path: Path):
-    with pytest.raises(DataError, match=r"(?s)no source has this name.*dreambench, dreambench_pairs, syncd, subjects200k, imagefolder"):
+    with pytest.raises(
+        DataError, match=r"(?s)no source has this name.*dreambench, dreambench_pairs, syncd, subjects200k"
+    ):
         load(tmp_path / "dreambnch")
     with pytest.raises(DataError, match="no such file"):
         load(tmp_path / "none.json")
