@@ -196,6 +196,25 @@ def test_the_advantage_is_made_of_every_reward_in_its_role(make_trainer: MakeTra
     assert {f"reward_{key}" for key in scores} <= set(row)
 
 
+def test_whatever_ends_a_run_ends_what_remote_rewards_wait_for(make_trainer: MakeTrainer):
+    closed = []
+
+    class Remote:
+        remote = True
+
+        def __call__(self, images: Tensor, samples: Sequence[Sample]) -> Tensor:  # noqa: ARG002
+            raise KeyboardInterrupt
+
+        def close(self) -> None:
+            closed.append(True)
+
+    trainer = make_trainer()
+    trainer.scorer = Scorer({**trainer.rewards, "identity": Remote()})
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert closed == [True]
+
+
 @pytest.mark.parametrize(
     ("gave", "said"),
     [

@@ -84,7 +84,7 @@ class Trainer:
     def train(self) -> None:
         """Run to the configured number of updates from the last checkpoint on; SIGTERM and SIGINT end it, saved."""
         config, directory, every = self.config, self.directory, self.config.evaluation.every
-        with closing(directory), StopRequest() as stop:
+        with closing(directory), self.scorer.given_up_on_error(), StopRequest() as stop:
             with self.processes.main_first():
                 self.update, self.optimizer_steps = directory.restore(self.policy, self.optimizer, config)
                 self.watch.replay(*directory.logs())

@@ -98,6 +98,12 @@ def test_what_was_trained_on_is_marked(run: Path):
     assert list(other_view.all_metrics())[-1] == "dino"
 
 
+def test_a_recipe_is_no_folder_that_happens_to_have_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "critters").mkdir()
+    assert make_request("critters", []).adapter is None
+
+
 def test_a_metric_takes_the_encoder_of_the_reward_of_its_kind(run: Path):
     request = make_request(str(run), ["rewards.identity.model=a/b"], metrics=["copy_paste", "dino model=c/d"])
     metrics = request.all_metrics()

@@ -17,7 +17,7 @@ from customized_grpo.analysis import dreambench
 from customized_grpo.analysis import rows as figures
 from customized_grpo.analysis.rows import Row
 from customized_grpo.assemble import load_policy, load_samples, read_data, sampling_settings
-from customized_grpo.config import ConfigError, RunConfig, dump_config, load_config, parse_metric
+from customized_grpo.config import ConfigError, RunConfig, dump_config, load_config, parse_metric, recipes
 from customized_grpo.critters import samples as critters
 from customized_grpo.critters.weights import BUILT_IN
 from customized_grpo.data import Sample
@@ -117,7 +117,8 @@ def make_request(
     guidance that it was trained with; overrides win. DreamBench has 4 images per case, everything else 1.
     """
     folder = Path(target)
-    if folder.is_dir() and adapter is None:
+    of_a_run = folder.is_dir() and target not in recipes()  # a recipe's name wins, as everywhere
+    if of_a_run and adapter is None:
         adapter = folder / "adapter" if (folder / "adapter").is_dir() else folder
     trained = None if adapter is None else SamplingSettings.read(adapter)
     config = load_config(target, [*(_as_overrides(trained) if trained else []), *overrides])
@@ -128,7 +129,7 @@ def make_request(
         cases=cases,
         images=images or (dreambench.IMAGES if protocol else 1),
         metrics=tuple(parse_metric(line) for line in metrics),
-        held_out=folder.is_dir() and not any(each.startswith("data.source") for each in overrides),
+        held_out=of_a_run and not any(each.startswith("data.source") for each in overrides),
     )
     masked = dreambench.with_masks(config, request.samples()) if protocol else ()
     return replace(request, metrics=(*request.metrics, *masked))

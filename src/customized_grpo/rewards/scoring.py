@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -46,6 +47,18 @@ class Scorer:
         }
         scores |= {name: torch.cat([work.result() for work in works]) for name, works in begun.items()}
         return {name: scores[name] for name in self.rewards}
+
+    @contextmanager
+    def given_up_on_error(self) -> Iterator[None]:
+        """Whatever ends the block early also ends what remote rewards wait for: the program can leave at once."""
+        try:
+            yield
+        except BaseException:
+            for reward in self.remote.values():
+                getattr(reward, "close", lambda: None)()
+            if self._pool is not None:
+                self._pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
     def lost(self, processes: Processes) -> dict[str, Any]:
         """{"lost": images that remote rewards could not score since the start, by reward and cause}; {} for none."""
