@@ -131,6 +131,13 @@ PAIRS = [
 ]
 
 
+def test_masks_that_somebody_made_are_found(made: Path, draw: Callable[..., Path]):
+    draw("masks/backpack/02.png")
+    masked = [case for case in dreambench_cases(made) if case.mask is not None]
+    assert {case.subject for case in masked} == {"backpack"}
+    assert masked[0].mask == made / "masks/backpack/02.png"
+
+
 def test_pairs_keep_both_references_in_order_and_number_the_prompts_of_each_pair(made: Path):
     (made / "dreambench_multiip.json").write_text(json.dumps(PAIRS))
     pairs = dreambench_pairs(made)

@@ -25,7 +25,7 @@ SOURCE = "dreambench"
 IMAGES = 4  # per case
 TABLE = "dreambench.md"
 COLUMNS = ("DINO", "CLIP-I", "CLIP-T", "HPSv3")
-MASKED = "dino preprocess=benchmark region=mask"
+MASKED = "dino region=mask preprocess=benchmark"
 
 
 @dataclass(frozen=True)

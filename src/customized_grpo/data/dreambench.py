@@ -62,7 +62,8 @@ def dreambench_cases(root: Path) -> list[Sample]:
 
     root  a clone of google/dreambooth, its folder `dataset`, or a copy of that folder
 
-    Ids are subject and number of the prompt, "backpack/00" to "wolf_plushie/24".
+    Ids are subject and number of the prompt, "backpack/00" to "wolf_plushie/24". The benchmark has no masks; where
+    somebody has made them, a subject's is masks/<subject>/<its reference>.png beside the subjects' folders.
 
     Raises:
         DataError: everything wrong with text and photographs at once.
@@ -71,7 +72,9 @@ def dreambench_cases(root: Path) -> list[Sample]:
     findings = Findings(folder)
     text = _parse(folder / _TEXT, findings)
     views = {name: _photographs(folder / name, reference, findings) for name, reference in REFERENCES.items()}
-    check_pictures(((None, view) for each in views.values() for view in each), findings)
+    masks = {name: mask for name in REFERENCES if (mask := _mask(folder, name)).is_file()}
+    pictures = [*masks.values(), *(view for each in views.values() for view in each)]
+    check_pictures(((None, picture) for picture in pictures), findings)
     findings.raise_if_any(_CLONE)
     return [
         Sample(
@@ -80,6 +83,7 @@ def dreambench_cases(root: Path) -> list[Sample]:
             prompt=template.format(class_word),
             references=(views[subject][0],),
             other_views=tuple(views[subject][1:]),
+            mask=masks.get(subject),
             class_word=class_word,
         )
         for subject, class_word in text.classes.items()
@@ -120,6 +124,10 @@ def _folder(root: Path) -> Path:
             return folder
     problem = f"no {_TEXT}, neither here nor in dataset/" if root.is_dir() else "no such folder"
     raise DataError(root, [problem], _CLONE)
+
+
+def _mask(folder: Path, subject: str) -> Path:
+    return folder / "masks" / subject / Path(REFERENCES[subject]).with_suffix(".png")
 
 
 def _photographs(folder: Path, reference: str, findings: Findings) -> list[Path]:
