@@ -63,6 +63,7 @@ def _train(arguments: list[str], log: str, moment: str | None, at: int) -> None:
     from customized_grpo import cli
 
     torch.set_num_threads(1)  # as in pytest's process
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     if moment is not None:
         _die_at(*MOMENTS[moment], at)
     sys.argv = ["customized-grpo", "train", *arguments]

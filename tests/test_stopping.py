@@ -179,6 +179,15 @@ def test_sigint_has_an_exit_code_of_its_own(tmp_path: Path):
     assert "go on with: customized-grpo train" in (tmp_path / "log").read_text()
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT as in a terminal: where the tests run in the background it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_the_first_signal_is_noted_and_a_sigint_after_it_interrupts():
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with StopRequest() as stop:

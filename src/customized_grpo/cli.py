@@ -63,11 +63,13 @@ def train(
     from customized_grpo.assemble import assemble
 
     trainer = assemble(config, resume=resume)
-    for notice in (*trainer.directory.notices, *trainer.plan.notices()):
+    main = trainer.processes.main
+    for notice in (*trainer.directory.notices, *trainer.plan.notices()) if main else ():
         typer.echo(f"note: {notice}", err=True)
     with _during_the_run():
         trainer.train()
-    typer.echo(f"adapter: {trainer.directory.path / 'adapter'}")
+    if main:
+        typer.echo(f"adapter: {trainer.directory.path / 'adapter'}")
 
 
 @app.command()
