@@ -109,7 +109,10 @@ class Trainer:
     def step(self) -> dict[str, Any]:
         """One update; returns its row of metrics. Done again in smaller batches where memory runs out."""
         steps = self.optimizer_steps
-        unchanged = lambda: self.processes.count == 1 and self.optimizer_steps == steps  # noqa: E731
+
+        def unchanged() -> bool:
+            return self.processes.count == 1 and self.optimizer_steps == steps
+
         return self.batches.run(self._step, self.scorer.forget, again=unchanged)
 
     def _step(self) -> dict[str, Any]:
