@@ -158,9 +158,14 @@ def compare(
     output: Annotated[Path | None, typer.Option(help="Another folder than the file's.")] = None,
     jobs: Annotated[int | None, typer.Option(help="Runs at once; default: one per GPU or CPU core.", min=1)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run and stop.")] = False,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Run nothing; write the report of what is finished.")
+    ] = False,
     device: Device = None,
 ) -> None:
     """Train and test arms over seeds on equal terms; run it again to go on after an interruption."""
+    if dry_run and report_only:
+        raise ValueError("--dry-run writes nothing and --report-only runs nothing; choose one of them")
     if dry_run:
         from customized_grpo.analysis.compare import describe
         from customized_grpo.analysis.comparison import Comparison
@@ -169,6 +174,9 @@ def compare(
         return
     from customized_grpo.analysis import compare as comparison
 
+    if report_only:
+        typer.echo(comparison.report(file, output=output))
+        return
     typer.echo(comparison.compare(file, output=output, jobs=jobs, device=device))
 
 
@@ -193,7 +201,7 @@ def probe(
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="Runs, evaluations, comparisons, demos, together.")],
+    folders: Annotated[list[Path], typer.Argument(help="Runs, evaluations, comparisons, probes, demos, together.")],
     output: Annotated[Path, typer.Option(help="The page; an older one is replaced.")] = Path("report.html"),
 ) -> None:
     """Make one page of folders: figures, curves, warnings, pictures. It holds everything and opens by double click."""

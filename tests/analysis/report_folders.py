@@ -1,6 +1,7 @@
 """Folders that a report is made of, written as the commands write them, with texts and sizes at will."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,16 @@ def fake_demo(folder: Path) -> Path:
     return folder
 
 
-def fake_comparison(folder: Path) -> Path:
+def fake_comparison(folder: Path, weights: Sequence[float] = ()) -> Path:
+    """Two arms, and one more for each weight of the prompt."""
     file = folder.with_suffix(".yaml")
-    arms = {"naive": {"shaping.rule": "linear"}, "sars_tdw": None}
-    settings = {"output": str(folder), "recipe": str(TINY), "seeds": [0, 1], "arms": arms}
+    arms: dict[str, Any] = {"naive": {"shaping.rule": "linear"}, "sars_tdw": None}
+    others = {f"weight{weight:g}".replace("0.", "."): {"weighting.prompt": weight} for weight in weights}
+    arms |= others
+    settings: dict[str, Any] = {"output": str(folder), "recipe": str(TINY), "seeds": [0, 1], "arms": arms}
+    if others:
+        front = [*list(others)[:2], "naive", *list(others)[2:]]
+        settings |= {"selections": {"two_weights": list(others)[:2]}, "front": front, "compare_on": ["joint_success"]}
     primary = {"arm": "sars_tdw", "against": ["naive"], "metric": "joint_success"}
     file.write_text(yaml.safe_dump({**settings, "primary": primary}))
     comparison = Comparison.read(file)
@@ -80,7 +87,8 @@ def fake_comparison(folder: Path) -> Path:
             held_out = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
             updates = [{"update": n, "conflict_excess": 0.1 * place, "correlation": -0.1} for n in range(1, 13)]
             result = {
-                "test": {"dino": 0.5, "clip_t": 0.4, "joint_success": 0.2 * place + 0.1 * seed},
+                "test": {"dino": 0.5, "clip_t": 0.4, "joint_success": 0.1 * place + 0.1 * seed}
+                | ({"oracle_identity": 0.1 * place, "oracle_prompt": 0.5 + 0.1 * seed} if others else {}),
                 "updates": [] if arm == "base" else updates,
                 "held_out": [{k: v for k, v in row.items() if not isinstance(v, dict)} for row in held_out],
                 "warnings": []
@@ -88,8 +96,6 @@ def fake_comparison(folder: Path) -> Path:
                 else [{"update": 12, "kind": "competitive degradation", "message": "!"}],
             }
             (run.parent / "result.json").write_text(json.dumps(result))
-            config = comparison.config(arm, seed).model_dump(mode="json")
-            (run.parent / "arm.yaml").write_text(yaml.safe_dump(config))
             results.setdefault(arm, {})[seed] = result
     write_comparison(comparison, results)
     return folder

@@ -10,33 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from PIL import Image
+from comparison_files import FILE, write
 
 from customized_grpo.analysis.arm import run_arm
 from customized_grpo.analysis.compare import ComparisonError, collect, compare, describe, slots
 from customized_grpo.analysis.comparison import Comparison
-from customized_grpo.analysis.comparison_report import Results, differences, write_report
+from customized_grpo.analysis.comparison_report import write_report
 from customized_grpo.config import ConfigError
 from customized_grpo.critters.samples import DEVELOPMENT_CRITTERS
-
-TINY = str(Path(__file__).parents[1] / "tiny.yaml")
-FILE: dict[str, Any] = {
-    "output": "unused",
-    "recipe": TINY,
-    "overrides": {"updates": 3, "save_every": 1, "evaluation.every": 1, "data.held_out_samples": 2},
-    "seeds": [0],
-    "test": {"cases": 4, "checkpoints": 2},
-    "primary": {"arm": "sars_tdw", "against": ["naive"], "metric": "joint_success"},
-    "compare_on": ["dino", "clip_t"],
-    "arms": {"naive": {"shaping.rule": "linear", "weighting.kind": "constant"}, "sars_tdw": None},
-}
-
-
-def write(folder: Path, **changes: Any) -> Path:
-    file = folder / "comparison.yaml"
-    file.write_text(yaml.safe_dump({**FILE, "output": str(folder / "out"), **changes}, sort_keys=False))
-    return file
 
 
 def problems(folder: Path, **changes: Any) -> list[str]:
@@ -99,103 +80,30 @@ def test_what_would_be_no_comparison_is_refused(changes: dict[str, Any], said: s
     assert any(said in line for line in problems(tmp_path, **changes))
 
 
+def test_plots_show_arms_that_there_are_under_names_for_files(tmp_path: Path):
+    selections = {"a/b": ["naive"], "none": [], "some": ["base", "tdw", "naive", "naive"]}
+    assert problems(tmp_path, front=["sars_tdw"], selections=selections) == [
+        "front: one arm makes no line; name at least two, or leave `front` out",
+        "selections: 'a/b' becomes part of a file's name; use letters, digits, _, - and .",
+        "selections.none: it names no arm; name some, or leave it out",
+        "selections.some: base is not trained and has neither weight nor curves; leave it out",
+        "selections.some: no arm is named 'tdw'; arms: naive, sars_tdw",
+        "selections.some: naive is named 2 times; name it once",
+    ]
+    arms = {"naive": {"optimizer.lr": -1}, "sars_tdw": None}
+    assert len(problems(tmp_path, front=["naive", "tdw"], arms=arms)) == 2  # with all other mistakes
+
+
+def test_plots_change_no_run(tmp_path: Path):
+    plain = Comparison.read(write(tmp_path))
+    shown = Comparison.read(write(tmp_path, front=["naive", "sars_tdw"], selections={"all": ["naive", "sars_tdw"]}))
+    assert shown.jobs == plain.jobs
+    assert all(shown.config(arm, seed) == plain.config(arm, seed) for arm, seed in plain.jobs)
+
+
 def test_a_file_that_is_none_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"no comparison in .*nothing\.yaml"):
         Comparison.read(tmp_path / "nothing.yaml")
-
-
-# --- the figures -----------------------------------------------------------------------------------------------------
-
-
-def result(joint: float, dino: float = 0.5) -> dict[str, Any]:
-    """A finished arm with these figures."""
-    rows = [{"update": n, "conflict_excess": 0.1, "correlation": -0.2} for n in (1, 2)]
-    held_out = [{"update": n, "identity_reward": dino, "prompt_reward": joint * n} for n in (0, 1, 2)]
-    test = {"joint_success": joint, "dino": dino, "clip_t": None}
-    return {"test": test, "updates": rows, "held_out": held_out, "warnings": []}
-
-
-@pytest.fixture
-def results() -> Results:
-    """Worked by hand below: sars_tdw - naive is .2, .1, .3 in joint success."""
-    return {
-        "base": {seed: result(0.1) for seed in (0, 1, 2)},
-        "naive": {0: result(0.1), 1: result(0.4), 2: result(0.2, 0.6)},
-        "sars_tdw": {0: result(0.3), 1: result(0.5), 2: result(0.5), 7: result(0.9)},
-    }
-
-
-def test_differences_are_paired_by_seed_and_the_primary_one_stands_alone(results: Results, tmp_path: Path):
-    comparison = Comparison.read(write(tmp_path, seeds=[0, 1, 2]))
-    first, second = differences(comparison, results)
-    assert (first.arm, first.against, first.metric, first.primary, first.corrected) == (
-        *("sars_tdw", "naive", "joint_success"),
-        True,
-        None,
-    )
-    assert first.difference.pairs == 3
-    assert first.difference.estimate.mean == pytest.approx(0.2)
-    assert first.difference.p_value == pytest.approx(0.0742, abs=1e-4)  # t = .2 / (.1 / sqrt(3)), two degrees
-    assert (second.metric, second.primary) == ("dino", False)
-    assert second.difference.estimate.mean == pytest.approx(-0.1 / 3)
-    assert second.corrected == pytest.approx(second.difference.p_value)  # alone in its family
-
-
-def test_holms_family_is_everything_that_is_not_primary(results: Results, tmp_path: Path):
-    results["other"] = {seed: result(0.1 * seed, 0.1 + 0.01 * seed) for seed in (0, 1, 2)}
-    arms = {**FILE["arms"], "other": {"shaping.gamma": 0}}
-    comparison = Comparison.read(write(tmp_path, seeds=[0, 1, 2], arms=arms))
-    tests = [test for test in differences(comparison, results) if not test.primary]
-    assert [(test.arm, test.metric) for test in tests] == [
-        ("sars_tdw", "dino"),
-        ("other", "joint_success"),
-        ("other", "dino"),
-    ]
-    smallest = min(tests, key=lambda test: test.difference.p_value)
-    assert smallest.corrected == pytest.approx(3 * smallest.difference.p_value)
-
-
-def test_the_table_shows_what_is_compared_and_on_request_the_way_there(results: Results, tmp_path: Path):
-    for by_seed in results.values():
-        for each in by_seed.values():
-            each["test"]["joint_success_over_training"] = 0.25
-    (tmp_path / "out").mkdir()
-    heads = [
-        write_report(Comparison.read(write(tmp_path, compare_on=names)), results).splitlines()[0]
-        for names in ([], ["dino"], ["joint_success_over_training"])
-    ]
-    assert heads == [
-        "| arm | seeds | joint_success | dino |",
-        "| arm | seeds | joint_success | dino |",
-        "| arm | seeds | joint_success | joint_success_over_training |",
-    ]
-
-
-def test_the_report_has_tables_json_and_pictures(results: Results, tmp_path: Path):
-    comparison = Comparison.read(write(tmp_path, seeds=[0, 1, 2]))
-    comparison.output.mkdir()
-    table = write_report(comparison, results)
-    assert "| naive | 3 | 0.233 [-0.146, 0.613] | 0.533 [0.390, 0.677] |" in table
-    assert "| sars_tdw - naive | joint_success | +0.200 [-0.048, +0.448] | 0.074 | primary | 3 |" in table
-    content = json.loads((comparison.output / "comparison.json").read_text())
-    assert content["arms"]["naive"]["seeds"]["1"] == {"joint_success": 0.4, "dino": 0.5, "clip_t": None}
-    assert content["arms"]["naive"]["settings"] == FILE["arms"]["naive"]
-    assert content["differences"][0]["mean"] == pytest.approx(0.2)
-    assert (content["finished"], content["runs"]) == (10, 9)
-    for name in ("curves.png", "plane.png", "conflict.png"):
-        assert len(Image.open(comparison.output / name).convert("RGB").getcolors(1 << 20) or []) > 20
-    assert {path.name for path in comparison.output.iterdir()} == {
-        *("comparison.json", "table.md", "curves.png", "plane.png", "conflict.png")
-    }
-
-
-def test_a_report_of_one_seed_claims_no_interval(tmp_path: Path):
-    comparison = Comparison.read(write(tmp_path))
-    comparison.output.mkdir()
-    table = write_report(comparison, {"naive": {0: result(0.1)}, "sars_tdw": {0: result(0.3)}})
-    assert "| sars_tdw | 1 | 0.300 | 0.500 |" in table
-    assert "| sars_tdw - naive | joint_success | +0.200 | - | primary | 1 |" in table
-    assert "NaN" not in (comparison.output / "comparison.json").read_text()
 
 
 # --- the runs --------------------------------------------------------------------------------------------------------

@@ -10,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from report_folders import HOSTILE, fake_comparison, fake_demo, fake_evaluation, fake_run
+from report_folders import HOSTILE, TINY, fake_comparison, fake_demo, fake_evaluation, fake_run
 
 from customized_grpo.analysis.evaluate import make_request, write_evaluation
+from customized_grpo.analysis.probe import run_probe
 from customized_grpo.analysis.report import ReportError, write_report
 from customized_grpo.analysis.report.album import BUDGET, PIXEL_ART, thumbnail
 from customized_grpo.analysis.report.charts import ticks
 from customized_grpo.analysis.report.page import as_json_script
+from customized_grpo.config import load_config
 from customized_grpo.trainer import Trainer
 
 VOID = {"meta", "link", "img", "input", "br"}
@@ -134,7 +136,7 @@ def test_what_the_page_needs_to_be_heard(everything: Page):
     assert len(ids) == len(set(ids))
     named = [a["aria-labelledby"] for _, a in everything.elements if "aria-labelledby" in a]
     links = [str(link["href"])[1:] for link in everything.all("a")]
-    assert {*named, *links, *(str(label["for"]) for label in everything.all("label"))} <= {*ids}
+    assert {*named, *links, *(str(label["for"]) for label in everything.all("label") if "for" in label)} <= {*ids}
     assert all("aria-label" in svg or "aria-hidden" in svg for svg in everything.all("svg"))
 
 
@@ -165,7 +167,7 @@ def test_the_tables_of_a_comparison_are_its_json(tmp_path: Path):
     rows = page.rows()
     for place, arm in enumerate(("base", "naive", "sars_tdw")):
         figure = content["arms"][arm]["figures"]["joint_success"]
-        assert figure["mean"] == pytest.approx(0.2 * place + 0.05)
+        assert figure["mean"] == pytest.approx(0.1 * place + 0.05)
         said = f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
         assert rows["both right"][place] == said.replace("-", "−")
     assert [
@@ -174,15 +176,60 @@ def test_the_tables_of_a_comparison_are_its_json(tmp_path: Path):
         "DINO identity",
         "CLIP prompt",
     ]
-    primary = page.tables[1][1]
-    assert " ".join(primary[0].split()) == "sars_tdw − naive"
-    assert primary[4] == "primary"
-    assert len(page.tables[1]) == 1 + len(content["differences"])
-    film = json.loads(page.data)[0]
+    primary = page.tables[1]
+    assert [" ".join(primary[1][0].split()), primary[1][4], len(primary)] == ["sars_tdw − naive", "primary", 2]
+    assert len(page.tables[2]) == len(content["differences"])  # a line of heads, and all but the primary one
+    film = json.loads(page.data)[0]["film"]
     assert film["updates"] == [0, 12]
     assert len(film["frames"][0][0]) == 2  # two arms side by side
     assert "prompt of seed 0" in page.text
     assert "prompt of seed 1" not in page.text
+
+
+def test_many_arms_stand_one_below_the_other_and_are_shown_by_selection(tmp_path: Path):
+    folder = fake_comparison(tmp_path / "ablation", weights=(0.3, 0.4, 0.6))
+    page, content = page_of(folder), json.loads((folder / "comparison.json").read_text())
+    assert [" ".join(cell.split()) for cell in page.tables[0][0]] == ["arm", "", "both right"]
+    for arm, cells in page.rows().items():
+        figure = content["arms"][arm]["figures"]["joint_success"]
+        said = f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+        assert cells[-1] == said.replace("-", "−")
+    assert set(page.rows()) == {"base", "naive", "sars_tdw", "weight.3", "weight.4", "weight.6"}
+    boxes = {str(box["value"]): "checked" in box for box in page.all("input") if box["type"] == "checkbox"}
+    assert boxes == {"0": True, "1": True, "2": False, "3": False, "4": False}  # the primary question's arms
+    places = [str(button["data-places"]) for button in page.all("button") if "data-places" in button]
+    assert places == ["0 1", "2 3", "0 1 2 3 4"]  # main question, the file's own selection, all
+    off = {str(group["data-arm"]) for group in page.all("g") if group.get("class") == "arm off"}
+    assert off == {"2", "3", "4"}
+    hidden = {str(figure["data-arm"]) for figure in page.all("figure") if "hidden" in figure}
+    assert hidden == {"2", "3", "4"}
+    assert "The dotted line joins weight.3, weight.4, naive, weight.6" in page.text
+    assert (
+        len([line for line in page.all("polyline") if line.get("class") == "front"]) == 2
+    )  # by the rewards, by the oracle
+
+
+def test_what_a_wall_is_sorted_by(tmp_path: Path):
+    page = page_of(fake_demo(tmp_path / "demo"))
+    wall = json.loads(page.data)[0]["wall"]
+    assert wall["columns"] == ["base", "tuned"]
+    assert wall["metrics"] == ["identity reward", "prompt reward", "identity right"]
+    assert wall["scores"] == [[[0.5, None, 1.0]] * 2] * 5
+
+
+def test_a_probe_is_shown_as_it_was_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config = load_config(str(TINY), ["output=unused", "device=cpu", "sampling.num_steps=6"])
+    run_probe(config, None, prompts=2, draws=2, output=tmp_path / "probe")
+    page = page_of(tmp_path / "probe")
+    printed = capsys.readouterr().out
+    steps = json.loads((tmp_path / "probe" / "probe.json").read_text())["steps"]
+    assert len(page.rows()) == len(steps) > 4
+    for step, cells in zip(steps, page.rows().values(), strict=True):
+        figure = step["spread"]["identity_reward"]
+        said = f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+        assert cells[1] == said
+        assert said in printed
+    assert "How strongly does it pull on the update?" in page.shown
 
 
 def test_a_real_run_and_its_real_evaluations(run: Path, tmp_path: Path):
@@ -195,7 +242,7 @@ def test_a_real_run_and_its_real_evaluations(run: Path, tmp_path: Path):
         figure = tuned[metric]
         said = f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
         assert page.rows()[name][1] == said.replace("-", "−")
-    film = json.loads(page.data)[0]
+    film = json.loads(page.data)[0]["film"]
     assert film["updates"] == [0, 1, 2]
     assert [len(film["frames"]), len(film["frames"][0])] == [3, 3]
     pictures = [image for image in page.all("img") if image.get("class") == "pixels"]

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_report([fake_run(folder / "a"), fake_run(folder / "b")], folder / "runs.html")
     everything = [folder / "demo", fake_comparison(folder / "ablation"), folder / "a"]
     write_report(everything, folder / "everything.html")
+    write_report([fake_comparison(folder / "many", weights=(0.3, 0.4, 0.6))], folder / "many.html")
     return folder
 
 
@@ -58,7 +60,7 @@ class Opened:
         self.context.close()
 
 
-@pytest.mark.parametrize("name", ["demo", "runs", "everything"])
+@pytest.mark.parametrize("name", ["demo", "runs", "everything", "many"])
 def test_it_opens_without_error_and_asks_nobody(browser: Any, folder: Path, name: str):
     with Opened(browser, folder / f"{name}.html") as opened:
         asked = [url for url in opened.requests if not url.startswith("data:")]
@@ -113,6 +115,72 @@ def test_the_slider_goes_through_training_by_keyboard_and_pointer(browser: Any, 
         assert opened.complaints == []
 
 
+def test_arms_come_and_go_in_charts_and_pictures(browser: Any, folder: Path):
+    with Opened(browser, folder / "many.html") as opened:
+        page = opened.page
+        names = "[...new Set([...document.querySelectorAll('.film figure[data-arm]')].filter(e => e.checkVisibility())"
+        names += ".map(e => e.querySelector('figcaption').textContent))]"
+        lines = "[...new Set([...document.querySelectorAll('g.arm:not(.off)')].map(e => e.dataset.arm))].sort()"
+        assert page.locator(".picker output").inner_text() == "naive, sars_tdw"
+        assert page.evaluate(names) == ["naive", "sars_tdw"]
+        assert page.evaluate(lines) == ["0", "1"]
+        page.locator(".picker summary").press("Enter")
+        page.get_by_role("button", name="two weights").press("Enter")
+        assert page.evaluate(names) == ["weight.3", "weight.4"]
+        assert page.evaluate(lines) == ["2", "3"]
+        page.get_by_role("checkbox", name="naive").press("Space")
+        assert page.evaluate(names) == ["naive", "weight.3", "weight.4"]
+        assert page.get_by_role("button", name="two weights").get_attribute("aria-pressed") == "false"
+        page.get_by_role("button", name="all", exact=True).click()
+        assert page.locator(".picker output").inner_text() == "5 of 5"
+        heights = (
+            "[...document.querySelector('svg.chart').querySelectorAll('.name')].map(e => Number(e.getAttribute('y')))"
+        )
+        places = sorted(page.evaluate(heights))
+        assert len(places) == 5
+        assert min(after - before for before, after in pairwise(places)) >= 13.9  # names do not cover each other
+        assert opened.complaints == []
+
+
+def test_a_table_is_put_in_order_by_its_heads(browser: Any, folder: Path):
+    with Opened(browser, folder / "many.html") as opened:
+        table = opened.page.locator("table").first
+        arms = "rows => rows.map(row => row.dataset.model)"
+        listed = table.locator("tbody tr").evaluate_all(arms)
+        assert listed == ["base", "naive", "sars_tdw", "weight.3", "weight.4", "weight.6"]
+        button = table.get_by_role("button", name="both right")
+        button.press("Enter")
+        assert table.locator("tbody tr").evaluate_all(arms) == listed[::-1]
+        assert table.locator("th[aria-sort=descending]").count() == 1
+        button.press("Enter")
+        assert table.locator("tbody tr").evaluate_all(arms) == listed
+        assert table.locator("th[aria-sort=ascending]").count() == 1
+
+
+def test_a_wall_is_put_in_order_by_a_score_and_searched(browser: Any, folder: Path):
+    with Opened(browser, folder / "demo.html") as opened:
+        page = opened.page
+        cards = "[...document.querySelectorAll('section.wall .card')].filter(e => !e.hidden).map(e => +e.dataset.card)"
+        assert page.evaluate(cards) == [0, 1, 2, 3, 4]
+        page.evaluate("data[0].wall.scores.forEach((case_, n) => case_[1][0] = [.2, .9, null, .4, .5][n])")
+        wall = page.locator("section.wall")
+        wall.get_by_label("Order").select_option("identity reward")
+        assert page.evaluate(cards) == [1, 4, 3, 0, 2]  # of the tuned model; what has no score stays last
+        wall.get_by_label("Direction").select_option("lowest first")
+        assert page.evaluate(cards) == [0, 3, 4, 1, 2]
+        wall.get_by_label("Score of").select_option("base")
+        assert page.evaluate(cards) == [0, 1, 2, 3, 4]
+        wall.get_by_label("Score of").select_option("change, base to tuned")
+        assert page.evaluate(cards) == [0, 3, 4, 1, 2]
+        wall.get_by_label("Find").fill("PROMPT 3")
+        assert page.evaluate(cards) == [3]
+        assert wall.locator(".finder output").inner_text() == "1 of 5"
+        wall.get_by_label("Find").fill("")
+        wall.get_by_label("Order").select_option("as listed")
+        assert page.evaluate(cards) == [0, 1, 2, 3, 4]
+        assert opened.complaints == []
+
+
 def test_themes_follow_the_system_and_the_button(browser: Any, folder: Path):
     paper = "getComputedStyle(document.body).backgroundColor"
     seen = {}
@@ -125,7 +193,7 @@ def test_themes_follow_the_system_and_the_button(browser: Any, folder: Path):
     assert (seen["light, switched"], seen["dark, switched"]) == (seen["dark"], seen["light"])
 
 
-@pytest.mark.parametrize("name", ["demo", "runs", "everything"])
+@pytest.mark.parametrize("name", ["demo", "runs", "everything", "many"])
 def test_a_phone_scrolls_one_way_only(browser: Any, folder: Path, name: str):
     with Opened(browser, folder / f"{name}.html", width=400) as opened:
         assert opened.page.evaluate("document.documentElement.scrollWidth") == 400

@@ -18,8 +18,8 @@ import torch
 from tqdm import tqdm
 
 from customized_grpo.analysis.arm import RESULT
-from customized_grpo.analysis.comparison import BASE, Comparison
-from customized_grpo.analysis.comparison_report import Results, write_report
+from customized_grpo.analysis.comparison import BASE, Comparison, Results
+from customized_grpo.analysis.comparison_report import write_report
 from customized_grpo.assemble import check_inputs
 from customized_grpo.outputs import check_folder
 
@@ -27,7 +27,7 @@ LOG = "log.txt"
 
 
 class ComparisonError(RuntimeError):
-    """Some arms failed; the message says which and where their logs are."""
+    """Arms failed, and the message says which and where their logs are; or there is nothing to report on yet."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,22 @@ def _stopped(running: list[Running]) -> Iterator[None]:
 def _last_line(comparison: Comparison, each: Running) -> str:
     text = (comparison.folder(each.arm, each.seed) / LOG).read_text(encoding="utf-8", errors="replace")
     return (text.strip().splitlines() or [f"exit code {each.process.returncode}"])[-1]
+
+
+def report(file: Path, *, output: Path | None) -> str:
+    """Write the report of what is finished and run nothing; returns the table.
+
+    Raises ComparisonError where nothing is finished.
+    """
+    comparison = Comparison.read(file, output)
+    check_folder(comparison.output)
+    results = collect(comparison)
+    if not results:
+        raise ComparisonError(
+            f"no run is finished in {comparison.output / 'arms'}: there is nothing to report on; run the comparison "
+            "without --report-only, or name the folder that holds its runs with --output"
+        )
+    return write_report(comparison, results)
 
 
 def collect(comparison: Comparison) -> Results:

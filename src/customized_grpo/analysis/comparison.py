@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,6 +22,7 @@ OVER_TRAINING = "_over_training"  # a held-out figure's mean over a run's evalua
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1)]
 # An arm's lines: dotted settings; `seeds` if it has others than the rest.
 ArmLines = Mapping[str, Any]
+Results = dict[str, dict[int, dict[str, Any]]]  # arm -> seed -> its result.json
 
 
 class _Section(BaseModel):
@@ -53,6 +55,8 @@ class Comparison(_Section):
     test: Test = Test()
     primary: Primary
     compare_on: tuple[str, ...] = ()  # metrics of the table and the further differences; none: all of the recipe's
+    front: tuple[str, ...] = ()  # arms that differ in one weight, in its order: joined by a line in the plane
+    selections: Mapping[str, tuple[str, ...]] = {}  # name -> arms that share plots of curves; none: all arms do
     arms: Annotated[Mapping[str, ArmLines | None], Field(min_length=1)]
 
     @classmethod
@@ -112,6 +116,13 @@ class Comparison(_Section):
             return found
         return found.model_copy(update={"keep_last": self.test.checkpoints})  # what is tested has to be there
 
+    def rewarded(self, arm: str) -> dict[str, str]:
+        """The name that each reward of an arm has among the test metrics, by the reward's key; none of the base."""
+        if arm == BASE:
+            return {}
+        rewards = self.config(arm, self.seeds_of(arm)[0]).rewards
+        return {key: reward.as_metric().label for key, reward in rewards.items()}
+
     def _problems(self) -> list[str]:
         problems, configs = [], {}
         for arm in dict.fromkeys((BASE, *self.arms)):
@@ -125,7 +136,29 @@ class Comparison(_Section):
         for arm in (self.primary.arm, *self.primary.against):
             if arm not in self.arms:
                 problems.append(f"primary: no arm is named {arm!r}; arms: {', '.join(self.arms)}")
+        problems += self._of_the_plots()
         return problems + ([] if problems else self._unequal(configs))
+
+    def _of_the_plots(self) -> Iterator[str]:
+        """Arms that there are not, lines of one point, plots without arms or without a name for a file."""
+        if len(self.front) == 1:
+            yield "front: one arm makes no line; name at least two, or leave `front` out"
+        for name, arms in self.selections.items():
+            if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+                yield f"selections: {name!r} becomes part of a file's name; use letters, digits, _, - and ."
+            if not arms:
+                yield f"selections.{name}: it names no arm; name some, or leave it out"
+        for where, arms in (
+            ("front", self.front),
+            *((f"selections.{name}", a) for name, a in self.selections.items()),
+        ):
+            for arm in dict.fromkeys(arms):
+                if arm == BASE:
+                    yield f"{where}: {BASE} is not trained and has neither weight nor curves; leave it out"
+                elif arm not in self.arms:
+                    yield f"{where}: no arm is named {arm!r}; arms: {', '.join(self.arms)}"
+                elif arms.count(arm) > 1:
+                    yield f"{where}: {arm} is named {arms.count(arm)} times; name it once"
 
     def _unequal(self, configs: Mapping[str, RunConfig]) -> list[str]:
         """Arms on unequal terms, arms that leave too few checkpoints, metrics that no arm is tested on."""

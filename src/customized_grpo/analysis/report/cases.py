@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from math import isnan
+from collections.abc import Iterable, Mapping, Sequence
+from math import isnan, nan
 from pathlib import Path, PurePath
 from typing import Any
 
+from customized_grpo.analysis.intervals import Estimate
 from customized_grpo.analysis.report.content import Arm, Case, Film, Picture, Wall
 from customized_grpo.analysis.rows import Row
 from customized_grpo.data.images import inside
@@ -27,6 +28,14 @@ def read_json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ReportError(f"{file} is not JSON: {error}") from error
+
+
+def read_estimate(figure: Mapping[str, float | None] | None) -> Estimate | None:
+    mean = None if figure is None else figure["mean"]
+    if figure is None or mean is None:
+        return None
+    low, high = (nan if (side := figure[name]) is None else side for name in ("low", "high"))
+    return Estimate(mean, low, high)
 
 
 def kept_cases(images: Path, name: str) -> list[Case]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import TypeVar
 
 from markupsafe import Markup
 
@@ -21,6 +22,14 @@ LONGEST = 16  # letters of a label beside its line
 
 
 @dataclass(frozen=True)
+class Owner:
+    """The arm that something belongs to: its place among the arms, and whether it is shown at first."""
+
+    place: int
+    shown: bool
+
+
+@dataclass(frozen=True)
 class Line:
     """A named series with its colour class; `raw`, where there is one, is drawn faintly behind."""
 
@@ -28,6 +37,7 @@ class Line:
     colour: str
     series: Series
     raw: Series | None = None
+    owner: Owner | None = None
 
 
 @dataclass(frozen=True)
@@ -59,10 +69,12 @@ def line_chart(
     *,
     bounds: tuple[float, float] | None = None,
     rule: tuple[float, str] | None = None,
+    x_name: str = "update",
 ) -> Markup:
     """Lines over updates with 95 % bands, each named at its end; `rule` is a dotted line with its name.
 
     bounds  of the values; default: whatever the lines, their bands and the rule need
+    x_name  what the series count in place of updates
     """
     names = [line.name for line in lines] + ([rule[1]] if rule else [])
     right = 14 + LETTER * min(max(map(len, names)), LONGEST)
@@ -79,24 +91,25 @@ def line_chart(
             y,
             marks,
             [m for m in ticks(first, max(last, first + 1), 5) if first <= m <= last and m % 1 == 0],
-            "update",
+            x_name,
         )
     ]
     if rule:
         parts.append(_line(LEFT, y(rule[0]), WIDTH - right, y(rule[0]), "rule"))
-    for line in lines:
-        parts += _drawn(line, x, y)
-    named = [(line.name, f"name {line.colour}", y(line.series.values[-1].mean)) for line in lines]
-    named += [(rule[1], "faint", y(rule[0]))] if rule else []
-    for (name, kind, _), end in zip(named, _apart([place for *_, place in named], TOP, HEIGHT - BOTTOM), strict=True):
-        parts.append(_text(WIDTH - right + 9, end + 4, _cut(name), kind))
+    wanted = [y(line.series.values[-1].mean) for line in lines]
+    places = _apart([*wanted, *([y(rule[0])] if rule else ())], TOP, HEIGHT - BOTTOM, [_shown(line) for line in lines])
+    for line, at, place in _hidden_first(lines, wanted, places):
+        label = _label(WIDTH - right + 9, place, at, line.name, line.colour)
+        parts += _owned(line.owner, [*_drawn(line, x, y, x_name), label])
+    if rule:
+        parts.append(_text(WIDTH - right + 9, places[-1] + 4, _cut(rule[1]), "faint", data=f' data-at="{y(rule[0])}"'))
     now = f'<line class="now" data-first="{first}" data-last="{last}" data-left="{x(first)}" data-right="{x(last)}" '
     parts.append(f'{now}x1="{x(last)}" x2="{x(last)}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
     said = "; ".join(
         f"{line.name} from {number(line.series.values[0].mean)} to {number(line.series.values[-1].mean)}"
         for line in lines
     )
-    return _svg(f"{title}, updates {first} to {last}: {said}", parts)
+    return _svg(f"{title}, {x_name}s {first} to {last}: {said}", parts)
 
 
 def _values(lines: Sequence[Line]) -> list[float]:
@@ -114,7 +127,7 @@ def _wide(low: float, high: float) -> tuple[float, float]:
     return (low, high) if high - low > 1e-6 else (low - 0.05, high + 0.05)
 
 
-def _drawn(line: Line, x: Scale, y: Scale) -> Iterator[str]:
+def _drawn(line: Line, x: Scale, y: Scale, x_name: str) -> Iterator[str]:
     points = list(zip(line.series.updates, line.series.values, strict=True))
     known = [(update, value) for update, value in points if not math.isnan(value.low)]
     if len(known) > 1:
@@ -126,7 +139,7 @@ def _drawn(line: Line, x: Scale, y: Scale) -> Iterator[str]:
     yield _path([(x(update), y(value.mean)) for update, value in points], line)
     if len(points) <= 30 and not line.raw:
         for update, value in points:
-            said = f"{line.name}, update {update}: {number(value.mean)}"
+            said = f"{line.name}, {x_name} {update}: {number(value.mean)}"
             yield (
                 f'<circle class="dot {line.colour}" cx="{x(update)}" cy="{y(value.mean)}" r="2.6">'
                 f"<title>{escape(said)}</title></circle>"
@@ -144,10 +157,17 @@ class Track:
     name: str
     colour: str
     points: Sequence[tuple[int | None, Estimate, Estimate]]
+    owner: Owner | None = None
 
 
-def plane(title: str, tracks: Sequence[Track], x_name: str, y_name: str) -> Markup:
-    """Paths from hollow (first) to full (last), named at their ends; single points carry crosses."""
+Drawn = TypeVar("Drawn", Line, Track)
+
+
+def plane(title: str, tracks: Sequence[Track], x_name: str, y_name: str, front: Sequence[str] = ()) -> Markup:
+    """Paths from hollow (first) to full (last), named at their ends; single points carry crosses.
+
+    front  names of tracks whose ends a dotted line joins, in this order
+    """
     right = 14 + LETTER * min(max(len(track.name) for track in tracks), LONGEST)
     x_marks, y_marks = (
         ticks(*_wide(min(values), max(values)), 4)
@@ -159,34 +179,45 @@ def plane(title: str, tracks: Sequence[Track], x_name: str, y_name: str) -> Mark
     x = Scale(x_marks[0], x_marks[-1], LEFT, WIDTH - right)
     y = Scale(y_marks[0], y_marks[-1], HEIGHT - BOTTOM, TOP)
     parts = [*_frame(x, y, y_marks, x_marks, x_name), _text(LEFT, TOP - 3, y_name, "faint")]
-    ends = _apart([y(track.points[-1][2].mean) for track in tracks], TOP, HEIGHT - BOTTOM)
-    for track, end in zip(tracks, ends, strict=True):
-        spots = [(x(a.mean), y(b.mean)) for _, a, b in track.points]
-        if len(spots) == 1:
-            _, a, b = track.points[0]
-            if not math.isnan(a.low):
-                parts.append(_line(x(a.low), spots[0][1], x(a.high), spots[0][1], f"cross {track.colour}"))
-            if not math.isnan(b.low):
-                parts.append(_line(spots[0][0], y(b.low), spots[0][0], y(b.high), f"cross {track.colour}"))
+    known = {track.name: track.points[-1] for track in tracks}
+    joined = " ".join(f"{x(known[name][1].mean)},{y(known[name][2].mean)}" for name in front if name in known)
+    parts += [f'<polyline class="front" points="{joined}"/>'] if joined else []
+    wanted = [y(track.points[-1][2].mean) for track in tracks]
+    places = _apart(wanted, TOP, HEIGHT - BOTTOM, [_shown(track) for track in tracks])
+    alone = len(tracks) == 1
+    for track, at, place in _hidden_first(tracks, wanted, places):
+        drawn = list(_path_through(track, x, y))
+        end = x(track.points[-1][1].mean)
+        if alone:
+            drawn.append(_text(end + 9, at + 4, _cut(track.name), f"name {track.colour}"))
         else:
-            corners = " ".join(f"{a},{b}" for a, b in spots)
-            parts.append(f'<polyline class="line {track.colour}" points="{corners}"/>')
-        for place, (a, b) in enumerate(spots):
-            kind = "full" if place == len(spots) - 1 else "hollow" if place == 0 else ""
-            parts.append(_spot(track, place, a, b, kind))
-        a, b = spots[-1]
-        near = (a + 9, b + 4) if len(tracks) == 1 else (WIDTH - right + 9, end + 4)
-        parts.append(_text(*near, _cut(track.name), f"name {track.colour}"))
-        if len(tracks) == 1 and len(spots) > 1:
-            parts.append(_text(spots[0][0] + 9, spots[0][1] + 12, f"update {track.points[0][0]}", "faint"))
-        if len(tracks) > 1:
-            parts.append(_line(a + 6, b, WIDTH - right + 6, end, f"leader {track.colour}"))
+            drawn.append(_label(WIDTH - right + 9, place, at, track.name, track.colour))
+            drawn.append(_line(end + 6, at, WIDTH - right + 6, place, f"leader {track.colour}"))
+        if alone and len(track.points) > 1:
+            update, a, b = track.points[0]
+            drawn.append(_text(x(a.mean) + 9, y(b.mean) + 12, f"update {update}", "faint"))
+        parts += _owned(track.owner, drawn)
     said = "; ".join(
         f"{track.name} ends at {x_name} {number(identity.mean)}, {y_name} {number(prompt.mean)}"
         for track in tracks
         for _, identity, prompt in track.points[-1:]
     )
     return _svg(f"{title}: {said}", parts)
+
+
+def _path_through(track: Track, x: Scale, y: Scale) -> Iterator[str]:
+    spots = [(x(a.mean), y(b.mean)) for _, a, b in track.points]
+    if len(spots) == 1:
+        _, a, b = track.points[0]
+        if not math.isnan(a.low):
+            yield _line(x(a.low), spots[0][1], x(a.high), spots[0][1], f"cross {track.colour}")
+        if not math.isnan(b.low):
+            yield _line(spots[0][0], y(b.low), spots[0][0], y(b.high), f"cross {track.colour}")
+    else:
+        yield f'<polyline class="line {track.colour}" points="{" ".join(f"{a},{b}" for a, b in spots)}"/>'
+    for place, (a, b) in enumerate(spots):
+        kind = "full" if place == len(spots) - 1 else "hollow" if place == 0 else ""
+        yield _spot(track, place, a, b, kind)
 
 
 def _spot(track: Track, place: int, a: float, b: float, kind: str) -> str:
@@ -232,17 +263,29 @@ def step_chart(title: str, pulls: Sequence[tuple[int, float, float]], names: tup
     return _svg(f"{title}. Share of the {names[0]}: {', '.join(shares)}", parts)
 
 
-def interval_plot(figures: Sequence[Estimate | None], colours: Sequence[str]) -> Markup:
-    """The figures of a table's row on one line: a dot for each mean, a bar for its interval. Decoration: the row says
-    the same in numbers."""
+def extent(figures: Sequence[Estimate | None]) -> tuple[float, float] | None:
+    """From the lowest to the highest end of all intervals; None where nothing is known."""
     known = [n for f in figures if f for n in (f.mean, f.low, f.high) if not math.isnan(n)]
-    if not known:
+    return (min(known), max(known)) if known else None
+
+
+def interval_plot(
+    figures: Sequence[Estimate | None], colours: Sequence[str], within: tuple[float, float] | None = None
+) -> Markup:
+    """The figures of a table's row one below the other: a dot for each mean, a bar for its interval. Decoration: the
+    row says the same in numbers.
+
+    within  what the width stands for, where rows share it; default: 0 to 1, or more where the figures need it
+    """
+    needed = extent(figures)
+    if needed is None:
         return Markup()
-    low, high = min(0.0, *known), max(1.0, *known)
+    low, high = _wide(*(within or (min(0.0, needed[0]), max(1.0, needed[1]))))
     width, gap = 150, 9
     height = gap * len(figures) + 5
     x = Scale(low, high, 5, width - 5)
-    parts = [_line(x(value), 1, x(value), height - 1, "grid") for value in {low, 0.0, high}]
+    marks = {low, high} if within else {low, 0.0, high}
+    parts = [_line(x(value), 1, x(value), height - 1, "grid") for value in marks]
     for place, (figure, colour) in enumerate(zip(figures, colours, strict=True)):
         y = 7 + gap * place
         if figure is None:
@@ -283,22 +326,46 @@ def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
     return f'<line class="{kind}" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>'
 
 
-def _text(x: float, y: float, text: str, kind: str) -> str:
-    return f'<text class="{kind}" x="{round(x, 2)}" y="{round(y, 2)}">{escape(text)}</text>'
+def _text(x: float, y: float, text: str, kind: str, data: str = "") -> str:
+    return f'<text class="{kind}" x="{round(x, 2)}" y="{round(y, 2)}"{data}>{escape(text)}</text>'
+
+
+def _label(x: float, place: float, wanted: float, name: str, colour: str) -> str:
+    """A name at `place`; the page's script moves it, where others come and go, as near to `wanted` as it can."""
+    return _text(x, place + 4, _cut(name), f"name {colour}", data=f' data-at="{wanted}"')
+
+
+def _shown(drawn: Line | Track) -> bool:
+    return drawn.owner is None or drawn.owner.shown
+
+
+def _hidden_first(
+    drawn: Sequence[Drawn], wanted: Sequence[float], places: Sequence[float]
+) -> list[tuple[Drawn, float, float]]:
+    """What is shown is drawn over what is not; a rule's place, the last, belongs to no line."""
+    return sorted(zip(drawn, wanted, places, strict=False), key=lambda each: _shown(each[0]))
+
+
+def _owned(owner: Owner | None, parts: Sequence[str]) -> list[str]:
+    kind = "" if owner is None else f' class="arm{"" if owner.shown else " off"}" data-arm="{owner.place}"'
+    return [f"<g{kind}>", *parts, "</g>"]
 
 
 def _cut(name: str) -> str:
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
-def _apart(places: Sequence[float], low: float, high: float) -> list[float]:
-    """The places moved as little as keeps them a line apart and inside; in the given order."""
-    order = sorted(range(len(places)), key=lambda index: places[index])
-    moved = [0.0] * len(places)
+def _apart(places: Sequence[float], low: float, high: float, shown: Sequence[bool] = ()) -> list[float]:
+    """The places moved as little as keeps them a line apart (less, where there are many) and inside, in the given
+    order; those that are not shown stay (of fewer flags than places, the rest are shown)."""
+    flags = [*shown, *[True] * (len(places) - len(shown))]
+    space = min(LINE, (high - low) / max(sum(flags) - 1, 1))
+    order = sorted((index for index, flag in enumerate(flags) if flag), key=lambda index: places[index])
+    moved = list(places)
     previous = -math.inf
     for index in order:
-        moved[index] = previous = max(places[index], previous + LINE, low)
-    limit = high + LINE
+        moved[index] = previous = max(places[index], previous + space, low)
+    limit = high + space
     for index in reversed(order):
-        moved[index] = limit = min(moved[index], limit - LINE)
+        moved[index] = limit = min(moved[index], limit - space)
     return moved

@@ -47,12 +47,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Metrics by models."""
+    """Metrics by models; `folded` ones are opened on request."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Row]
     notes: Sequence[str] = ()
+    folded: bool = False
+    each: str = "model"  # what a column stands for
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Film:
 
 @dataclass(frozen=True)
 class Part:
-    """All that is known of one demo, one comparison, the runs, or the evaluations."""
+    """All that is known of one demo, one comparison, one probe, the runs, or the evaluations."""
 
     kind: str
     title: str
@@ -103,6 +105,15 @@ class Part:
     film: Film | None = None
     wall: Wall | None = None
     files: Mapping[str, str] = field(default_factory=dict)  # name -> text, shown folded
+    selections: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names of arms; the first is shown at first
+    front: Sequence[str] = ()  # arms that differ in one weight, in its order
+    degradation: Sequence[Mapping[str, Any]] = ()
+    probe: Mapping[str, Any] | None = None
+
+    @property
+    def chosen(self) -> list[str]:
+        """Arms that are shown at first: of many, those of the first selection."""
+        return list(next(iter(self.selections.values()), [arm.name for arm in self.arms]))
 
     @property
     def verdicts(self) -> bool:

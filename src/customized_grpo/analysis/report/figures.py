@@ -8,7 +8,7 @@ from typing import Literal
 
 from markupsafe import Markup
 
-from customized_grpo.analysis.report.charts import Line, Track, line_chart, plane, step_chart
+from customized_grpo.analysis.report.charts import Line, Owner, Track, line_chart, plane, step_chart
 from customized_grpo.analysis.report.content import Arm, Part
 from customized_grpo.analysis.report.labels import YES_OR_NO, label
 from customized_grpo.analysis.report.learning import held_out_metrics, series, step_pulls
@@ -21,6 +21,7 @@ COLOURS = {
     **dict.fromkeys(("joint_success", "both_good"), BOTH),
     **dict.fromkeys(("both_bad",), "s0"),
 }
+COUNT = 7  # colours for arms, in the style sheet
 SMOOTH = 10  # updates, for figures of single training batches
 PLANES = (("identity_reward", "prompt_reward"), ("oracle_identity", "oracle_prompt"))
 
@@ -92,12 +93,19 @@ CONFLICT_OF_ARMS = (
 )
 
 
-def arm_colours(arms: Sequence[Arm]) -> dict[str, str]:
-    return {arm.name: f"s{number % 7 + 1}" for number, arm in enumerate(arms)}
+def arm_colours(part: Part) -> dict[str, str]:
+    """A colour and, where there are more arms than colours, a kind of dashes; first those that are shown at first."""
+    names = dict.fromkeys([*part.chosen, *(arm.name for arm in part.arms)])
+    return {name: f"s{n % COUNT + 1}" + (f" d{n // COUNT}" if n >= COUNT else "") for n, name in enumerate(names)}
 
 
-def learning_figures(arms: Sequence[Arm]) -> list[Figure]:
+def _owners(part: Part) -> dict[str, Owner]:
+    return {arm.name: Owner(place, arm.name in part.chosen) for place, arm in enumerate(part.arms)}
+
+
+def learning_figures(part: Part) -> list[Figure]:
     """Held-out cases first, then the training groups."""
+    arms = part.arms
     metrics = held_out_metrics(arms)
     rewards, truth = ([m for m in metrics if wanted(m)] for wanted in (_is_reward, YES_OR_NO.__contains__))
     others = [metric for metric in metrics if metric not in (*rewards, *truth)]
@@ -114,7 +122,7 @@ def learning_figures(arms: Sequence[Arm]) -> list[Figure]:
         found += [_of_one(arms[0], "updates", panel) for panel in LEARNING]
     else:
         found = [
-            _of_arms(arms, "held_out", Panel(label(metric), f"{_about(metric)}{_bands(arms)}", {metric: ""}))
+            _of_arms(part, "held_out", Panel(label(metric), f"{_about(metric)}{_bands(arms)}", {metric: ""}))
             for metric in [*truth[::-1], *rewards, *others]
         ]
     return [figure for figure in found if figure]
@@ -137,9 +145,10 @@ def _bands(arms: Sequence[Arm]) -> str:
     return " Bands: 95 % over seeds, cut off at the frame." if any(len(arm.runs) > 1 for arm in arms) else ""
 
 
-def conflict_figures(arms: Sequence[Arm]) -> list[Figure]:
+def conflict_figures(part: Part) -> list[Figure]:
+    arms = part.arms
     if len(arms) != 1:
-        found = [_of_arms(arms, "updates", panel) for panel in CONFLICT_OF_ARMS]
+        found = [_of_arms(part, "updates", panel) for panel in CONFLICT_OF_ARMS]
         return [figure for figure in found if figure]
     found = [_of_one(arms[0], "updates", panel) for panel in CONFLICT]
     pulls = step_pulls(arms[0].runs[0])
@@ -164,10 +173,10 @@ def _of_one(arm: Arm, part: Log, panel: Panel) -> Figure | None:
     return Figure(panel.title, panel.sentence, _chart(panel, lines)) if lines else None
 
 
-def _of_arms(arms: Sequence[Arm], part: Log, panel: Panel) -> Figure | None:
-    kinds, (metric,) = arm_colours(arms), panel.names
-    found = {arm.name: series(arm, part, metric, SMOOTH if part == "updates" else 1) for arm in arms}
-    lines = [Line(name, kinds[name], each) for name, each in found.items() if each]
+def _of_arms(part: Part, log: Log, panel: Panel) -> Figure | None:
+    kinds, owners, (metric,) = arm_colours(part), _owners(part), panel.names
+    found = {arm.name: series(arm, log, metric, SMOOTH if log == "updates" else 1) for arm in part.arms}
+    lines = [Line(name, kinds[name], each, owner=owners[name]) for name, each in found.items() if each]
     return Figure(panel.title, panel.sentence, _chart(panel, lines)) if lines else None
 
 
@@ -176,24 +185,25 @@ def _chart(panel: Panel, lines: Sequence[Line]) -> Markup:
 
 
 def plane_figures(part: Part) -> list[Figure]:
-    """Identity against prompt: paths of trainings, or points of evaluations."""
-    found = []
+    """Identity against prompt: points of evaluations and of finished arms, paths of trainings."""
+    found = _points(part) if part.tables and (part.kind == "Comparison" or not part.arms) else []
+    several = len(part.arms) > 1
+    kinds, owners = arm_colours(part), _owners(part)
     for identity, prompt in PLANES:
-        kinds = arm_colours(part.arms) if len(part.arms) > 1 else {arm.name: "ink" for arm in part.arms}
         tracks = [
-            Track(arm.name if len(part.arms) > 1 else f"update {points[-1][0]}", kinds[arm.name], points)
+            Track(arm.name, kinds[arm.name], points, owners[arm.name])
+            if several
+            else Track(f"update {points[-1][0]}", "ink", points)
             for arm in part.arms
             if (points := _path(arm, identity, prompt))
         ]
         if tracks:
             what = "rewards" if _is_reward(identity) else "what the oracle finds right"
-            title = f"Identity against prompt: {what}"
+            title = f"{'The way there' if found else 'Identity against prompt'}: {what}"
             sentence = (
                 "From the base (hollow) to the end of training (full), on held-out cases; up and right is better."
             )
             found.append(Figure(title, sentence, plane(title, tracks, label(identity), label(prompt))))
-    if not part.arms and part.tables:
-        found += _points(part)
     return found
 
 
@@ -204,17 +214,24 @@ def _path(arm: Arm, identity: str, prompt: str) -> list:
 
 
 def _points(part: Part) -> list[Figure]:
-    """Of the trained rewards, which stand first, and of the oracle."""
-    table = part.tables[0]
-    rows = {row.metric: row for row in table.rows}
-    kinds = ["s0", *(f"s{number % 7 + 1}" for number in range(len(table.columns) - 1))]
+    """Where models end: by the trained rewards, which stand first, and by the oracle."""
+    rows = {row.metric: row for table in part.tables for row in table.rows}
+    columns, owners = part.tables[0].columns, _owners(part)
+    kinds = arm_colours(part) if part.arms else {name: f"s{n % COUNT + 1}" for n, name in enumerate(columns[1:])}
+    trained = [row.metric for row in rows.values() if row.trained_on][:2]
     found = []
-    pairs = dict.fromkeys([tuple(rows)[:2], PLANES[1]])
+    pairs = dict.fromkeys([tuple(trained if part.arms else tuple(rows)[:2]), PLANES[1]])
     for identity, prompt in (pair for pair in pairs if len(pair) == 2 and {*pair} <= set(rows)):
-        values = zip(table.columns, kinds, rows[identity].figures, rows[prompt].figures, strict=True)
-        tracks = [Track(name, kind, [(None, a, b)]) for name, kind, a, b in values if a and b]
+        values = zip(columns, rows[identity].figures, rows[prompt].figures, strict=True)
+        tracks = [
+            Track(name, kinds.get(name, "s0"), [(None, a, b)], owners.get(name)) for name, a, b in values if a and b
+        ]
         if tracks:
             title = f"{label(identity)} against {label(prompt)}"
-            sentence = "Each evaluation with its 95 % intervals; up and right is better."
-            found.append(Figure(title, sentence, plane(title, tracks, label(identity), label(prompt))))
+            what = "Test cases" if part.arms else "Each evaluation"
+            sentence = f"{what}, with 95 % intervals; up and right is better."
+            if part.front:
+                sentence += f" The dotted line joins {', '.join(part.front)}: what one weight buys against the other."
+            chart = plane(title, tracks, label(identity), label(prompt), part.front)
+            found.append(Figure(title, sentence, chart))
     return found

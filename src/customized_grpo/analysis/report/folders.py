@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,23 +19,25 @@ from customized_grpo.analysis.report.cases import (
     evaluated_cases,
     film_of,
     kept_cases,
+    read_estimate,
     read_json,
     wall_of,
     wall_of_film,
 )
+from customized_grpo.analysis.report.comparisons import comparison_part
 from customized_grpo.analysis.report.content import Arm, History, Part, Row, Table
 from customized_grpo.analysis.report.learning import at_end, at_start
+from customized_grpo.analysis.report.probes import PROBE, probe_part
 from customized_grpo.analysis.rows import Row as Scored
 from customized_grpo.analysis.rows import read_rows
 from customized_grpo.config import CONFIG
-from customized_grpo.rewards.settings import parse_reward
 from customized_grpo.run_directory import read_log
 
 # --- which kind of folder --------------------------------------------------------------------------------------------
 
 
 def read_parts(folders: Sequence[Path]) -> list[Part]:
-    """One part per demo and per comparison, one of all runs, one of all evaluations (a run's own included).
+    """One part per demo, comparison and probe, one of all runs, one of all evaluations (a run's own included).
 
     Raises ReportError for a folder that is none of these.
     """
@@ -48,7 +49,8 @@ def read_parts(folders: Sequence[Path]) -> list[Part]:
         found = sorted(path for path in run.glob("evaluation-*") if KINDS["evaluation"](path))
         evaluations += [path for path in found if path not in evaluations]
     parts = [_demo(folder) for folder in named["demo"]]
-    parts += [_comparison(folder) for folder in named["comparison"]]
+    parts += [comparison_part(folder) for folder in named["comparison"]]
+    parts += [probe_part(folder) for folder in named["probe"]]
     if len(runs) == 1 and evaluations and all(path.parent == runs[0] for path in evaluations):
         return [*parts, _joined(_runs(runs), _evaluations(evaluations))]
     parts += [_evaluations(evaluations)] if evaluations else []
@@ -65,6 +67,7 @@ def _joined(run: Part, tested: Part) -> Part:
 KINDS: dict[str, Callable[[Path], bool]] = {
     "comparison": lambda folder: (folder / "comparison.json").is_file(),
     "evaluation": lambda folder: all((folder / name).is_file() for name in ("settings.json", "rows.jsonl")),
+    "probe": lambda folder: (folder / PROBE).is_file(),
     "demo": lambda folder: (folder / "summary.json").is_file() and (folder / "run").is_dir(),
     "run": lambda folder: all((folder / name).is_file() for name in (CONFIG, "environment.json")),
 }
@@ -78,7 +81,7 @@ def _kind(folder: Path) -> str:
             return kind
     raise ReportError(
         f"{folder} is no run (config.yaml and environment.json), no evaluation (settings.json and rows.jsonl), no "
-        "comparison (comparison.json) and no demo (summary.json and run/)"
+        "comparison (comparison.json), no probe (probe.json) and no demo (summary.json and run/)"
     )
 
 
@@ -121,75 +124,6 @@ def _before_and_after(title: str, base: Mapping[str, Any], tuned: Mapping[str, A
         change = Estimate(figures[1].mean - figures[0].mean, float("nan"), float("nan"))
         rows.append(Row(metric, metric.endswith("_reward"), figures, change))
     return Table(title, (BASE, TUNED), rows, ["Intervals: 95 %, over cases."])
-
-
-def _comparison(folder: Path) -> Part:
-    content = read_json(folder / "comparison.json")
-    figures = {arm: each["figures"] for arm, each in content["arms"].items()}
-    metrics = list(dict.fromkeys(metric for each in figures.values() for metric in each))
-    trained = {metric for arm, each in content["arms"].items() for metric in _trained_on(folder, arm, each)}
-    rows = [
-        Row(metric, metric in trained, [_estimate(each.get(metric)) for each in figures.values()])
-        for metric in metrics
-    ]
-    arms = [
-        Arm(name, [_arm_history(folder / "arms" / name / f"seed-{seed}", seed) for seed in each["seeds"]])
-        for name, each in content["arms"].items()
-        if name != BASE
-    ]
-    seeds = sorted({int(seed) for each in content["arms"].values() for seed in each["seeds"]})
-    notes = ["Means over seeds with 95 % t intervals; every seed is tested on cases of its own."]
-    if content["finished"] < content["runs"]:
-        notes.append(f"Not finished: {content['finished']} of {content['runs']} runs are in this table.")
-    counts = sorted({len(each["seeds"]) for each in content["arms"].values()})
-    table = Table(
-        f"Test cases, {' to '.join(map(str, counts))} seed{'s' if counts[-1] > 1 else ''} per arm",
-        list(figures),
-        rows,
-        notes,
-    )
-    settings = yaml.safe_dump(content["settings"], sort_keys=False, allow_unicode=True)
-    facts = [f"recipe {content['settings']['recipe']}", f"{len(arms)} arms", f"seeds {', '.join(map(str, seeds))}"]
-    film = film_of([Arm(arm.name, arm.runs[:1]) for arm in arms])
-    files = {"comparison settings": settings}
-    return Part(
-        "Comparison",
-        folder.resolve().name,
-        facts,
-        [table],
-        content["differences"],
-        arms,
-        film=film,
-        wall=wall_of_film(film),
-        files=files,
-    )
-
-
-def _trained_on(folder: Path, arm: str, content: Mapping[str, Any]) -> list[str]:
-    """Names of the metrics that an arm is rewarded for, as its first seed's configuration has them."""
-    if arm == BASE:
-        return []
-    file = folder / "arms" / arm / f"seed-{next(iter(content['seeds']))}" / "arm.yaml"
-    rewards = yaml.safe_load(file.read_text(encoding="utf-8"))["rewards"]
-    names = [parse_reward(each).as_metric().label for each in rewards.values()]
-    return [*names, *(f"{role}_reward_over_training" for role in rewards)]
-
-
-def _arm_history(folder: Path, seed: str) -> History:
-    """From result.json, which holds the figures even where the run itself was deleted."""
-    result = read_json(folder / "result.json")
-    updates = [dict(row) for row in result["updates"]]
-    for warning in result["warnings"]:
-        next(row for row in updates if row["update"] == warning["update"]).setdefault("warnings", []).append(warning)
-    return History(f"seed {seed}", updates, result["held_out"], folder / "run" / "images")
-
-
-def _estimate(figure: Mapping[str, float | None] | None) -> Estimate | None:
-    mean = None if figure is None else figure["mean"]
-    if figure is None or mean is None:
-        return None
-    low, high = (math.nan if (side := figure[name]) is None else side for name in ("low", "high"))
-    return Estimate(mean, low, high)
 
 
 def _runs(folders: Sequence[Path]) -> Part:
@@ -282,7 +216,7 @@ def _evaluation_table(named: Sequence[tuple[str, _Evaluation]]) -> Table:
         found = [summary["metrics"].get(metric) for summary in summaries]
         change = _paired(rows[0], rows[1], metric) if len(rows) == 2 else None
         trained = any(figure and figure["trained_on"] for figure in found)
-        lines.append(Row(metric, trained, [_estimate(figure) for figure in found], change))
+        lines.append(Row(metric, trained, [read_estimate(figure) for figure in found], change))
     notes = [
         f"{summaries[0]['images']} images of {summaries[0]['subjects']} subjects. Intervals: 95 %, over subjects."
     ]

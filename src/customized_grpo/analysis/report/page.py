@@ -14,12 +14,21 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from customized_grpo.analysis.degradation import KINDS
 from customized_grpo.analysis.report import labels
 from customized_grpo.analysis.report.album import Album
-from customized_grpo.analysis.report.charts import interval_plot
+from customized_grpo.analysis.report.charts import extent, interval_plot
 from customized_grpo.analysis.report.content import Case, Film, Part, Picture, Table, Wall
-from customized_grpo.analysis.report.figures import conflict_figures, learning_figures, plane_figures
+from customized_grpo.analysis.report.figures import (
+    COUNT,
+    arm_colours,
+    conflict_figures,
+    learning_figures,
+    plane_figures,
+)
+from customized_grpo.analysis.report.probes import probe_figures
 
+WIDE = 4  # models side by side in a table; more stand one below the other
 KEY_METRICS = (
     ("joint_success", "oracle_identity", "oracle_prompt"),
     ("identity_reward", "prompt_reward"),
@@ -50,7 +59,7 @@ def render(title: str, parts: Sequence[Part]) -> str:
         parts=views,
         warnings=sum(len(view["warnings"]) for view in views),
         meanings=_meanings(parts),
-        data=as_json_script([view["frames"] for view in views]),
+        data=as_json_script([{"film": view["frames"], "wall": view["scores"]} for view in views]),
         script=Markup(script),
         style=Markup(style),
         # The page may run this one script, show pictures that it holds, and nothing else: no request ever leaves it.
@@ -85,22 +94,48 @@ def _view(part: Part, album: Album) -> dict[str, Any]:
     """What the template shows of a part."""
     return {
         "part": part,
-        "tables": [_table(table) for table in part.tables],
+        "tables": [_table(table, part) for table in part.tables],
         "headline": _headline(part),
         "primary": [d for d in part.differences if d["primary"]],
-        "learning": learning_figures(part.arms),
+        "further": [d for d in part.differences if not d["primary"]],
+        "picker": _picker(part),
+        "probe": probe_figures(part.probe) if part.probe else [],
+        "learning": learning_figures(part),
         "planes": plane_figures(part),
-        "conflict": conflict_figures(part.arms),
+        "conflict": conflict_figures(part),
+        "degradation": _degradation(part.degradation),
         "warnings": [
             {"where": _where(part, arm.name, run.name), **warning}
             for arm in part.arms
             for run in arm.runs
             for warning in run.warnings
         ],
-        "film": _film(part.film, album),
+        "film": part.film and {"film": part.film, **_cards(part.film.columns, part.film.frames[-1], part, album)},
         "frames": _frames(part.film, album),
-        "wall": _wall(part.wall, album),
+        "wall": part.wall and {"wall": part.wall, **_cards(part.wall.columns, part.wall.cases, part, album)},
+        "scores": _wall_scores(part.wall),
     }
+
+
+def _degradation(arms: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """A line per arm: of how many seeds each kind held at the end, on the way, and was warned of."""
+    if not arms:
+        return None
+    return {
+        "kinds": [kind.title for kind in KINDS],
+        "arms": [(each["arm"], each["seeds"], [_seen(each[kind.name]) for kind in KINDS]) for each in arms],
+    }
+
+
+def _seen(found: Mapping[str, Any]) -> str:
+    if not found["judged"]:
+        return "–"
+    if not found["updates"] and not found["warned"]:
+        return "none"
+    updates = "–".join(str(update) for update in dict.fromkeys((found["first_update"], found["last_update"])))
+    said = [f"at the end {found['at_end']}", f"on the way {found['on_the_way']}"]
+    said[1] += f" (updates {updates})" if found["updates"] else ""
+    return ", ".join([*said, *([f"warned {found['warned']}"] if found["warned"] else [])])
 
 
 def _where(part: Part, arm: str, run: str) -> str:
@@ -109,22 +144,42 @@ def _where(part: Part, arm: str, run: str) -> str:
     return arm if arm == run else f"{arm}, {run}"
 
 
-def colours(columns: Sequence[str]) -> list[str]:
-    """A first column of several is what the others are compared with: grey. A single other one is black or white."""
+def _picker(part: Part) -> dict[str, Any] | None:
+    """Where there are too many arms to show all: the arms, and selections of them by their places."""
+    if not part.selections:
+        return None
+    kinds, places = arm_colours(part), {arm.name: place for place, arm in enumerate(part.arms)}
+    return {
+        "arms": [(name, kinds[name], name in part.chosen) for name in places],
+        "selections": [(name, [places[arm] for arm in arms]) for name, arms in part.selections.items()],
+    }
+
+
+def colours(columns: Sequence[str], part: Part) -> list[str]:
+    """Those of the part's arms. Of what is no arm, a first column of several is what the others are compared with:
+    grey; a single other one is black or white."""
     if len(columns) <= 2:
         return ["s0", "ink"][-len(columns) :]
-    return [f"s{number % 8}" if number else "s0" for number in range(len(columns))]
+    known = arm_colours(part)
+    return [known.get(name, f"s{(place - 1) % COUNT + 1}" if place else "s0") for place, name in enumerate(columns)]
 
 
-def _table(table: Table) -> dict[str, Any]:
-    kinds = colours(table.columns)
-    return {
+def _table(table: Table, part: Part) -> dict[str, Any]:
+    """With many models each has a line, else each metric."""
+    kinds, down = colours(table.columns, part), len(table.columns) > WIDE
+    shown = {
         "table": table,
+        "down": down,
         "columns": list(zip(table.columns, kinds, strict=True)),
-        "changes": any(row.change for row in table.rows),
-        "rows": [(row, interval_plot(row.figures, kinds)) for row in table.rows],
         "trained": any(row.trained_on for row in table.rows),
     }
+    if down:
+        by_model = zip(table.columns, kinds, zip(*(row.figures for row in table.rows), strict=True), strict=True)
+        within = extent(table.rows[0].figures)
+        lines = [(name, kind, figures, interval_plot(figures[:1], [kind], within)) for name, kind, figures in by_model]
+        return {**shown, "lines": lines}
+    rows = [(row, interval_plot(row.figures, kinds)) for row in table.rows]
+    return {**shown, "changes": any(row.change for row in table.rows), "rows": rows}
 
 
 def _headline(part: Part) -> list[dict[str, Any]]:
@@ -159,30 +214,30 @@ def _scored(picture: Picture) -> list[tuple[str, str]]:
     return lines + [(labels.short(name), labels.score(name, scores[name])) for name in scores if name not in said]
 
 
-def _figure(case: Case, column: str, picture: Picture | None, album: Album) -> dict[str, Any] | None:
-    if picture is None:
-        return None
-    return {
-        "image": album[picture.file],
-        "alt": f"{column}: {case.prompt}",
-        "scores": _scored(picture),
-        "name": column,
-    }
-
-
-def _card(case: Case, columns: Sequence[str], album: Album) -> dict[str, Any]:
-    return {
-        "case": case,
-        "reference": album[case.reference] if case.reference else None,
-        "figures": [_figure(case, *each, album) for each in zip(columns, case.pictures, strict=True)],
-    }
-
-
-def _film(film: Film | None, album: Album) -> dict[str, Any] | None:
-    """The last frame, and what the slider says at each stop."""
-    if film is None:
-        return None
-    return {"film": film, "cards": [_card(case, film.columns, album) for case in film.frames[-1]]}
+def _cards(columns: Sequence[str], cases: Sequence[Case], part: Part, album: Album) -> dict[str, Any]:
+    """Cards of one figure per column; a column that is an arm comes and goes with it."""
+    places = {arm.name: place for place, arm in enumerate(part.arms)} if part.selections else {}
+    hidden = {name for name in places if name not in part.chosen}
+    cards = [
+        {
+            "case": case,
+            "reference": album[case.reference] if case.reference else None,
+            "figures": [
+                {
+                    "name": column,
+                    "arm": places.get(column),
+                    "hidden": column in hidden,
+                    "image": picture and album[picture.file],
+                    "alt": f"{column}: {case.prompt}",
+                    "scores": _scored(picture) if picture else [],
+                }
+                for column, picture in zip(columns, case.pictures, strict=True)
+            ],
+        }
+        for case in cases
+    ]
+    shown = [place for place, column in enumerate(columns) if column not in hidden]
+    return {"cards": cards, "width": 1 + len(shown), "last": shown[-1] if shown else 0}
 
 
 def _frames(film: Film | None, album: Album) -> Mapping[str, Any] | None:
@@ -199,5 +254,14 @@ def _frames(film: Film | None, album: Album) -> Mapping[str, Any] | None:
     return {"updates": list(film.updates), "frames": frames}
 
 
-def _wall(wall: Wall | None, album: Album) -> dict[str, Any] | None:
-    return wall and {"wall": wall, "cards": [_card(case, wall.columns, album) for case in wall.cases]}
+def _wall_scores(wall: Wall | None) -> dict[str, Any] | None:
+    """What cards are put in order by: [case][column][metric], and the names of both."""
+    if wall is None:
+        return None
+    pictures = [[picture.scores if picture else {} for picture in case.pictures] for case in wall.cases]
+    metrics = list(dict.fromkeys(name for case in pictures for scores in case for name in scores))
+    scores = [
+        [[None if (value := each.get(name)) is None else round(value, 5) for name in metrics] for each in case]
+        for case in pictures
+    ]
+    return {"metrics": [labels.label(name) for name in metrics], "columns": wall.columns, "scores": scores}

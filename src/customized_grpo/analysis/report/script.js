@@ -1,5 +1,6 @@
 "use strict";
-// Theme, and the sliders over training. Texts are set as text, pictures as addresses that the page holds.
+// Theme, sliders over training, arms that come and go, order of tables and walls. Texts are set as text, pictures as
+// addresses that the page holds.
 
 const reduced = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -93,6 +94,120 @@ function startFilm(film, { updates, frames }) {
   film.querySelector(".control").hidden = updates.length < 2;
 }
 
+// Names beside their lines: moved as little as keeps those that are shown a line apart and inside the chart.
+function layOut(chart) {
+  const [low, high] = [14, 216];
+  const labels = [...chart.querySelectorAll("[data-at]")]
+    .filter((label) => !label.closest(".off"))
+    .map((label) => ({ label, at: Number(label.dataset.at) }))
+    .sort((a, b) => a.at - b.at);
+  const line = Math.min(14, (high - low) / Math.max(labels.length - 1, 1));
+  let previous = -Infinity;
+  for (const each of labels) each.at = previous = Math.max(each.at, previous + line, low);
+  let limit = high + line;
+  for (const each of labels.reverse()) {
+    each.at = limit = Math.min(each.at, limit - line);
+    each.label.setAttribute("y", each.at + 4);
+    each.label.parentNode.querySelector(".leader")?.setAttribute("y2", each.at);
+  }
+}
+
+function startPicker(picker) {
+  const part = picker.closest(".part");
+  const boxes = [...picker.querySelectorAll("input")];
+  const presets = [...picker.querySelectorAll("button")];
+  const output = picker.querySelector("output");
+
+  const show = () => {
+    const on = new Set(boxes.filter((box) => box.checked).map((box) => box.value));
+    const names = boxes.filter((box) => box.checked).map((box) => box.parentNode.textContent.trim());
+    output.textContent = names.length > 4 ? `${names.length} of ${boxes.length}` : names.join(", ") || "none";
+    for (const arm of part.querySelectorAll("g.arm")) {
+      arm.classList.toggle("off", !on.has(arm.dataset.arm));
+      if (on.has(arm.dataset.arm)) arm.parentNode.append(arm); // drawn over the others
+    }
+    for (const figure of part.querySelectorAll("figure[data-arm]")) figure.hidden = !on.has(figure.dataset.arm);
+    for (const cards of part.querySelectorAll(".cards")) {
+      const width = cards.querySelectorAll(":scope > :first-child figure:not([hidden])").length;
+      cards.className = `cards columns-${Math.min(width, 6)}`;
+      cards.style.setProperty("--columns", Math.min(width, 10));
+    }
+    for (const chart of part.querySelectorAll("svg.chart:has(g.arm)")) layOut(chart);
+    for (const preset of presets) {
+      const places = preset.dataset.places.split(" ");
+      preset.setAttribute("aria-pressed", places.length === on.size && places.every((place) => on.has(place)));
+    }
+  };
+  for (const box of boxes) box.addEventListener("change", show);
+  for (const preset of presets) {
+    preset.addEventListener("click", () => {
+      const places = preset.dataset.places.split(" ");
+      for (const box of boxes) box.checked = places.includes(box.value);
+      show();
+    });
+  }
+  show();
+  picker.hidden = false;
+}
+
+// A table is put in order by a click on a column's name: numbers first from the highest, then from the lowest.
+function startTable(table) {
+  const heads = [...table.tHead.rows[0].cells];
+  for (const head of heads.filter((each) => each.dataset.sort)) {
+    const numbers = head.dataset.sort === "number";
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => {
+      const down = head.ariaSort ? head.ariaSort !== "descending" : numbers;
+      for (const each of heads) each.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      const cell = (row) => row.cells[head.cellIndex];
+      const value = (row) => (numbers ? Number(cell(row).dataset.value ?? NaN) : cell(row).textContent.trim());
+      const compare = numbers ? (a, b) => a - b : (a, b) => a.localeCompare(b);
+      const known = [...table.tBodies[0].rows].filter((row) => !Number.isNaN(value(row)));
+      known.sort((a, b) => compare(value(a), value(b)) * (down ? -1 : 1));
+      table.tBodies[0].prepend(...known);
+    });
+  }
+}
+
+// Cards by a score, by what a score changed, or with a word; those without the score stay last.
+function startWall(wall, { scores }) {
+  const finder = wall.querySelector(".finder");
+  const [text, metric, column, direction] = [".text", ".metric", ".column", ".direction"].map((name) =>
+    finder.querySelector(name),
+  );
+  const output = finder.querySelector("output");
+  const list = wall.querySelector(".cards");
+  const cards = [...list.children].map((card, place) => ({ card, place, words: words(card) }));
+
+  function words(card) {
+    return `${card.querySelector(".prompt").textContent} ${card.querySelector("img")?.alt ?? ""}`.toLowerCase();
+  }
+  const score = (place) => {
+    const of = (at) => scores[place].at(at)[metric.value] ?? NaN;
+    return column.value === "change" ? of(-1) - of(0) : of(Number(column.value));
+  };
+  const show = () => {
+    const wanted = text.value.trim().toLowerCase();
+    for (const { card, words } of cards) card.hidden = !words.includes(wanted);
+    for (const label of finder.querySelectorAll(".by")) label.hidden = !metric.value;
+    const value = metric.value ? ({ place }) => score(place) * Number(direction.value) : ({ place }) => place;
+    const last = (number) => (Number.isNaN(number) ? Infinity : number);
+    const order = [...cards].sort((a, b) => last(value(a)) - last(value(b)) || a.place - b.place);
+    list.append(...order.map(({ card }) => card));
+    const count = cards.filter(({ card }) => !card.hidden).length;
+    output.textContent = count === cards.length ? "" : `${count} of ${cards.length}`;
+  };
+  finder.addEventListener("input", show);
+  finder.hidden = cards.length < 2;
+}
+
 startTheme();
-const frames = JSON.parse(document.getElementById("frames").textContent);
-for (const film of document.querySelectorAll(".film")) startFilm(film, frames[Number(film.dataset.part)]);
+const data = JSON.parse(document.getElementById("data").textContent);
+for (const film of document.querySelectorAll(".film")) startFilm(film, data[Number(film.dataset.part)].film);
+for (const wall of document.querySelectorAll("section.wall")) startWall(wall, data[Number(wall.dataset.part)].wall);
+for (const picker of document.querySelectorAll(".picker")) startPicker(picker);
+for (const table of document.querySelectorAll("table:has([data-sort])")) startTable(table);
