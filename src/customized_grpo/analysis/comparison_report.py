@@ -88,19 +88,21 @@ def _column(by_seed: Mapping[int, Mapping[str, Any]], metric: str) -> dict[int, 
 
 
 def differences(comparison: Comparison, results: Results) -> list[Tested]:
-    """Every finished arm minus each reference arm on every metric, paired by seed; the primary ones come first."""
+    """Every finished arm minus each reference arm, and the primary arm minus every other, on every metric, paired by
+    seed; the primary ones come first."""
     primary = comparison.primary
+    pairs = [(arm, against) for against in primary.against for arm in comparison.arms]
+    pairs += [(primary.arm, other) for other in comparison.arms]
     found: list[tuple[bool, str, str, str, Difference]] = []
-    for against in primary.against:
-        for arm in comparison.arms:
-            if arm == against or arm not in results or against not in results:
-                continue
-            tested = list(next(iter(results[arm].values()))["test"])
-            for metric in shown(comparison, tested):
-                first, second = (_column(results[name], metric) for name in (arm, against))
-                if {*first} & {*second}:
-                    is_primary = (arm, metric) == (primary.arm, primary.metric)
-                    found.append((is_primary, arm, against, metric, paired_difference(first, second)))
+    for arm, against in dict.fromkeys(pairs):
+        if arm == against or arm not in results or against not in results:
+            continue
+        tested = list(next(iter(results[arm].values()))["test"])
+        for metric in shown(comparison, tested):
+            first, second = (_column(results[name], metric) for name in (arm, against))
+            if {*first} & {*second}:
+                is_primary = (arm, metric) == (primary.arm, primary.metric) and against in primary.against
+                found.append((is_primary, arm, against, metric, paired_difference(first, second)))
     others = [difference.p_value for is_primary, *_, difference in found if not is_primary]
     corrected = iter(holm(others))
     tests = [
