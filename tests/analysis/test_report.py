@@ -179,6 +179,12 @@ def test_the_tables_of_a_comparison_are_its_json(tmp_path: Path):
     primary = page.tables[1]
     assert [" ".join(primary[1][0].split()), primary[1][4], len(primary)] == ["sars_tdw − naive", "primary", 2]
     assert len(page.tables[2]) == len(content["differences"])  # a line of heads, and all but the primary one
+    assert page.rows(-1) == {arm: ["2", "none", "none", "none", "none"] for arm in ("naive", "sars_tdw")}
+    degraded = content["degradation"][0]["competitive_degradation"]
+    degraded |= {"at_end": 1, "on_the_way": 2, "first_update": 4, "last_update": 12, "warned": 1}
+    degraded["updates"] = {"0": [4, 12], "1": [4]}
+    (folder / "comparison.json").write_text(json.dumps(content))
+    assert page_of(folder).rows(-1)["naive"][1] == "at the end 1, on the way 2 (updates 4–12), warned 1"
     film = json.loads(page.data)[0]["film"]
     assert film["updates"] == [0, 12]
     assert len(film["frames"][0][0]) == 2  # two arms side by side
