@@ -216,7 +216,7 @@ def test_what_goes_wrong_in_a_run_has_another_exit_code(run: Callable[..., Answe
     overrides = ["evaluation.every=0", "optimizer.warmup=0", "optimizer.lr=1e30", "objective.updates_per_rollout=2"]
     answer = run("train", *tiny, *overrides)
     assert answer.code == 1
-    assert answer.error.startswith("error: the loss is not finite at update 0")
+    assert answer.error.startswith("error: the loss is not finite at update 1")
 
 
 def test_a_value_error_in_the_middle_of_a_run_is_no_mistake_in_its_input(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.memory import MemoryExhaustedError
+from customized_grpo.run_directory import read_log
 from customized_grpo.trainer import Trainer
 
 MakeTrainer = Callable[..., Trainer]
@@ -92,6 +93,40 @@ def test_after_an_optimiser_step_the_update_is_not_done_twice(make_trainer: Make
     with pytest.raises(MemoryExhaustedError, match=r"cannot be done again; go on with --resume and groups\.rollout"):
         trainer.step()
     assert trainer.optimizer_steps == 1
+
+
+def test_half_an_optimiser_step_is_not_done_twice(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch):
+    """Moments and counts may have moved when its last temporary does not fit."""
+    trainer = make_trainer()
+    step = trainer.optimizer.step
+
+    def half() -> None:
+        step()
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer.optimizer, "step", half)
+    with pytest.raises(MemoryExhaustedError, match=r"cannot be done again; go on with --resume"):
+        trainer.step()
+    assert {state["step"].item() for state in trainer.optimizer.state.values()} == {1.0}
+
+
+def test_an_evaluation_that_does_not_fit_is_made_in_halves(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+):
+    settings = ("updates=1", "evaluation.every=1", "data.held_out_samples=6")
+    whole = make_trainer(*settings, f"output={tmp_path / 'whole'}")
+    whole.train()
+    trainer = make_trainer(*settings)
+    seen = short_of_memory(trainer, 2, monkeypatch)
+    with pytest.warns(UserWarning, match="out of memory"):  # of the update, which is halved as well
+        trainer.train()
+    assert max(seen) > 2
+    logs = [read_log(each.directory.path / "evaluations.jsonl") for each in (whole, trainer)]
+    for expected, row in zip(*logs, strict=True):
+        assert row["identity_reward"] == pytest.approx(expected["identity_reward"], abs=1e-5)
+    short_of_memory(trainer, 0, monkeypatch)
+    with pytest.raises(MemoryExhaustedError, match=r"^out of memory while evaluating .*1 images at a time"):
+        trainer.held_out.report(trainer.policy, trainer.sampler.sigmas, grid=0)
 
 
 def test_a_reward_that_runs_out_of_memory_costs_nothing(make_trainer: MakeTrainer, tmp_path: Any):

@@ -3,14 +3,17 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 
 from customized_grpo.config import RunConfig
+from customized_grpo.failures import TrainingError
 from customized_grpo.policies.base import Policy
-from customized_grpo.rollout import Rollout
+from customized_grpo.rollout import Point, Rollout
 from customized_grpo.trainer import Trainer
 
 MakeTrainer = Callable[..., Trainer]
@@ -40,6 +43,10 @@ def drawn_advantages(count: int = 12, steps: int = 2) -> Tensor:
     return torch.randn(count, steps, generator=torch.Generator().manual_seed(0))
 
 
+def sharded(trainer: Trainer) -> Any:
+    return trainer.config.model.model_copy(update={"shard": True})
+
+
 def gradient(trainer: Trainer, rollout: Rollout, advantages: Tensor) -> Tensor:
     trainer.optimise(rollout, advantages, trainer.plan.batch(0))
     weights = trainer.policy.trainable_parameters().values()
@@ -66,11 +73,20 @@ def assert_same(one: Tensor, other: Tensor):
 
 
 @pytest.mark.parametrize("size", [1, 5])  # 12 images: 5 + 5 + 2
-def test_accumulation_drops_nothing(size: int, trainer: Trainer, make_config: Callable[..., RunConfig]):
+def test_accumulation_drops_nothing(size: int, trainer: Trainer):
     rollout, advantages = rolled(trainer), drawn_advantages()
     whole = gradient(trainer, rollout, advantages)
-    trainer.config = make_config("groups.size=6", *STILL, f"groups.update_batch={size}")
+    passes: list[int] = []
+    replay = trainer.sampler.replay
+
+    def counted(policy: Policy, rollout: Rollout, point: Point, images: Tensor) -> tuple[Tensor, Tensor]:
+        passes.append(len(images))
+        return replay(policy, rollout, point, images)
+
+    sampler = SimpleNamespace(replay=counted)
+    trainer.sampler, trainer.batches.update = cast("Any", sampler), size
     assert_same(gradient(trainer, rollout, advantages), whole)
+    assert passes == 2 * ([1] * 12 if size == 1 else [5, 5, 2])  # two steps
 
 
 def test_at_ratio_one_the_gradient_is_the_policy_gradient(trainer: Trainer):
@@ -113,6 +129,28 @@ def test_the_gradient_norm_is_clipped_and_reported_unclipped(trainer: Trainer, m
     assert figures["gradient_norm"] == pytest.approx(free.norm().item(), rel=1e-4)
     clipped = gradient(trainer, rollout, advantages)
     assert clipped.norm().item() == pytest.approx(limit, rel=1e-3)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(trainer: Trainer, adapter_of: Callable[[Policy], Tensor]):
+    """A finite loss may overflow on the way back; clipped by an infinite norm every weight would become NaN."""
+    weight = next(iter(trainer.policy.trainable_parameters().values()))
+    weight.register_hook(lambda gradient: gradient * math.inf)
+    before = adapter_of(trainer.policy)
+    with pytest.raises(TrainingError, match=r"the gradient is not finite at update 1; lower optimizer\.lr"):
+        trainer.optimise(rolled(trainer), drawn_advantages(), trainer.plan.batch(0))
+    assert torch.equal(adapter_of(trainer.policy), before)
+
+
+def test_figures_of_an_update_are_means_over_what_was_scored(trainer: Trainer, monkeypatch: pytest.MonkeyPatch):
+    """Sharded processes keep step with each other, and compute images that could not be scored as well."""
+    rollout, advantages = rolled(trainer), drawn_advantages()
+    advantages[3] = math.nan
+    for point in rollout.trajectory:
+        point.log_prob.sub_(torch.arange(12) * 1e-3)  # another ratio for each image
+    want = trainer.optimise(rollout, advantages, trainer.plan.batch(0))
+    monkeypatch.setattr(trainer, "config", trainer.config.model_copy(update={"model": sharded(trainer)}))
+    trainer.batches.update = 5
+    assert trainer.optimise(rollout, advantages, trainer.plan.batch(0)) == pytest.approx(want, rel=1e-4)
 
 
 # --- ratio and clipping ----------------------------------------------------------------------------------------------

@@ -160,8 +160,12 @@ def test_warm_up_counts_updates(per_rollout: int, expected: list[float], plan_of
 
 
 def test_notices(plan_of: Callable[..., Plan]):
-    (short,) = plan_of("sampling.num_steps=16").notices()
+    every = "window.last=null"
+    (short,) = plan_of("sampling.num_steps=16", every).notices()
     assert "with 16 steps no trained step reaches the final phase" in short
-    assert plan_of("sampling.num_steps=17").notices() == []  # step 15 of 17 is at .882
+    assert plan_of("sampling.num_steps=17", every).notices() == []  # step 15 of 17 is at .882
+    (early,) = plan_of("sampling.num_steps=25", "window.last=10").notices()
+    assert "with 25 steps no trained step reaches the final phase" in early
+    assert "the last is step 10;" in early
     assert plan_of("sampling.num_steps=16", "weighting.kind=constant").notices() == []
-    assert "one subject" in plan_of("sampling.num_steps=17", count=1).notices()[0]
+    assert "one subject" in plan_of("sampling.num_steps=17", every, count=1).notices()[0]

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from customized_grpo.data import Sample
+from customized_grpo.failures import TrainingError
 from customized_grpo.policies.base import Policy
 from customized_grpo.rewards import Reward
 from customized_grpo.rewards.scoring import RewardError, Scorer
 from customized_grpo.rollout import Rollout, derive_seed, generate
-from customized_grpo.trainer import Trainer, TrainingError
+from customized_grpo.trainer import Trainer
 
 MakeTrainer = Callable[..., Trainer]
 AdapterOf = Callable[[Policy], Tensor]
@@ -361,7 +362,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_sample_named(make_trainer
     step = trainer.plan.window(0)[0]
     with pytest.raises(TrainingError) as caught:
         trainer.step()
-    assert f"not finite at update 0, denoising step {step}, samples {sample.id};" in str(caught.value)
+    assert f"not finite at update 1, denoising step {step}, samples {sample.id};" in str(caught.value)
     assert "lower optimizer.lr" in str(caught.value)
 
 

@@ -12,10 +12,15 @@ import torch
 from torch import Tensor
 
 from customized_grpo.record import saturated
+from customized_grpo.rewards.settings import parse_reward
 from customized_grpo.trainer import Trainer
 from customized_grpo.watch import EVALUATIONS, UPDATES, Watch
 
 TRAINED = {"identity": "identity_reward", "prompt": "prompt_reward"}
+MEASURES = {
+    **{name: parse_reward(name).measures for name in ("dino", "clip_t", "oracle_identity", "oracle_prompt")},
+    **{name: parse_reward(name).measures for name in ("joint_success", "copy_paste", "dino against=other_view")},
+}
 FLAT = [0.5, 0.5, 0.5, 0.5, 0.5]
 UP = [0.50, 0.54, 0.61, 0.66, 0.70]
 DOWN = [0.70, 0.66, 0.59, 0.56, 0.50]
@@ -31,7 +36,7 @@ def evaluation(update: int, spread: float = 0.3, **metrics: float) -> dict[str, 
 
 def watched(spread: float = 0.3, **series: list[float]) -> list[tuple[int, str, str]]:
     """What is said of evaluations every tenth update."""
-    watch = Watch(TRAINED)
+    watch = Watch(TRAINED, measures=MEASURES)
     said = []
     for number in range(len(next(iter(series.values())))):
         values = {name: values[number] for name, values in series.items()}
@@ -105,19 +110,19 @@ def test_noise_rarely_alarms():
 
 
 def test_saturated_groups_are_said_once_per_reward():
-    watch = Watch(TRAINED)
+    watch = Watch(TRAINED, measures=MEASURES)
     said = [w for update in range(1, 30) for w in watch.see(row(update, prompt=0.8))]
     (warning,) = said
     assert (warning.update, warning.kind) == (UPDATES, "saturated groups")
     assert "80% of the groups had no spread in the prompt reward" in warning.message
-    assert not [w for update in range(1, 30) for w in Watch(TRAINED).see(row(update, prompt=0.9))]
-    steady = Watch(TRAINED)
+    assert not [w for update in range(1, 30) for w in Watch(TRAINED, measures=MEASURES).see(row(update, prompt=0.9))]
+    steady = Watch(TRAINED, measures=MEASURES)
     assert not [w for update in range(1, 30) for w in steady.see(row(update, prompt=0.7))]
 
 
 def test_updates_without_any_score_say_nothing():
     """NaN while the run goes on, null once it is read back."""
-    watch = Watch(TRAINED)
+    watch = Watch(TRAINED, measures=MEASURES)
     rows = [
         row(n, prompt=0.9) | ({"saturated_prompt": gap} if gap != 1 else {}) for n, gap in enumerate([1, None] * 15)
     ]
@@ -132,7 +137,7 @@ def test_a_watch_that_is_replayed_goes_on_as_if_never_stopped():
     rows = [row(update, identity=0.8) for update in range(1, 80)]
 
     def said(stop: int) -> list[Any]:
-        whole = Watch(TRAINED)
+        whole = Watch(TRAINED, measures=MEASURES)
         first = [e for e in evaluations if e["update"] <= stop]
         whole.replay([r for r in rows if r["update"] <= stop], first)
         heard = []

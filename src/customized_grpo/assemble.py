@@ -62,10 +62,12 @@ def load_samples(config: RunConfig) -> tuple[list[Sample], list[Sample]]:
         held_out = critters.draw_samples(data.held_out_samples, critters.DEVELOPMENT_CRITTERS, 0)
         return train, held_out
     train, held_out = read_data(data, data.held_out_share, config.seed)
-    train = train[: data.train_samples]
-    # Spread over the list, not its head: the head is often one subject.
-    every = max(len(held_out) // data.held_out_samples, 1)
-    return train, held_out[::every][: data.held_out_samples]
+    return _spread(train, data.train_samples or len(train)), _spread(held_out, data.held_out_samples)
+
+
+def _spread(samples: list[Sample], count: int) -> list[Sample]:
+    """`count` of them all over the list, not its head: the head is often one subject."""
+    return samples[:: max(len(samples) // count, 1)][:count]
 
 
 def load_rewards(config: RunConfig) -> dict[str, Reward]:

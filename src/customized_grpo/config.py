@@ -59,7 +59,7 @@ class Model(Section):
 class Adapter(Section):
     rank: Rank = 16
     alpha: Positive = 16.0  # the update is scaled by alpha / rank
-    targets: tuple[str, ...] | None = None  # names of layers; null: the attention and feed-forward projections
+    targets: tuple[str, ...] | None = None  # names of layers; null: attention, feed-forward, output
 
 
 class Data(Section):
@@ -174,7 +174,7 @@ class RunConfig(Section):
     adapter: Adapter = Adapter()
     data: Data = Data()
     rewards: Rewards = Field(default_factory=lambda: {}, validate_default=True)  # any number, each in its role
-    max_unscored: Share = 0.5  # share of an update's images that no reward could score before the run stops
+    max_unscored: Share = 0.5  # share of an update's images that lack some reward's score before the run stops
     sampling: Sampling = Sampling()
     noise: Noise = Noise()
     window: Window = Window()

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from customized_grpo.data import Sample
 from customized_grpo.distributed import Processes
+from customized_grpo.memory import MemoryExhaustedError, first_line
 from customized_grpo.pictures import Shown
 from customized_grpo.policies.base import Policy
 from customized_grpo.record import spread
@@ -69,10 +70,23 @@ class HeldOut:
         samples = self.samples[part] if count else self.samples[:1]  # without a case it makes one, for the shapes
         cases = [(sample, 0) for sample in samples]
         starts = tqdm(range(0, len(cases), self.batch), desc=label, disable=label is None, leave=False)
-        images = torch.cat([generate_cases(policy, sigmas, cases[start : start + self.batch]) for start in starts])
+        images = torch.cat([self._generate(policy, sigmas, cases[start : start + self.batch]) for start in starts])
         scores = {name: score(name, metric, images, samples) for name, metric in self.metrics.items()}
         gathered = {name: self.processes.gather(values[:count], total) for name, values in scores.items()}
         return Scored(self.processes.gather(images[:count], total), gathered)
+
+    def _generate(self, policy: Policy, sigmas: Tensor, cases: Sequence[Case]) -> Tensor:
+        """`generate_cases`, in halves where memory runs out; not with several processes, which may wait in it."""
+        try:
+            return generate_cases(policy, sigmas, cases)
+        except torch.OutOfMemoryError as error:
+            if len(cases) == 1 or self.processes.count > 1:
+                raise MemoryExhaustedError(
+                    f"out of memory while evaluating ({first_line(error)}), {len(cases)} images at a time; go on with "
+                    "--resume and a smaller groups.rollout_batch, or make model.height and model.width smaller"
+                ) from None
+        middle = len(cases) // 2  # outside of `except`, which keeps the failed attempt's tensors alive
+        return torch.cat([self._generate(policy, sigmas, half) for half in (cases[:middle], cases[middle:])])
 
     def report(self, policy: Policy, sigmas: Tensor, *, grid: int) -> tuple[dict[str, Any], list[Shown]]:
         """Mean and spread of every metric over the cases that it could score, and the first `grid` cases."""

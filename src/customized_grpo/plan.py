@@ -82,14 +82,18 @@ class Plan:
             clip=shaping.clip,
         )
 
+    @property
+    def _reachable(self) -> range:
+        """The steps that some window holds."""
+        window = self.config.window
+        if window.start is not None and window.size is not None:
+            return range(window.start, window.start + window.size)
+        return range(window.first, len(self.sigmas) - 2 if window.last is None else window.last + 1)
+
     def scales(self, steps: Sequence[int]) -> Tensor:
         """`step_scale` of each step [len(steps)], comparable between windows."""
-        window, noise = self.config.window, self.config.noise
-        last = len(self.sigmas) - 3 if window.last is None else window.last
-        reachable = steps if window.strategy == "fixed" else range(window.first, last + 1)
-        return step_scales(
-            self.config.objective.step_scale, noise.dynamics, self.sigmas, steps, noise.level, over=reachable
-        )
+        noise, kind = self.config.noise, self.config.objective.step_scale
+        return step_scales(kind, noise.dynamics, self.sigmas, steps, noise.level, over=self._reachable)
 
     def pull(self, steps: Sequence[int]) -> Tensor:
         """How strongly each step's loss pulls on the velocity: `step_scale` times |d mean / d velocity| / std."""
@@ -116,11 +120,12 @@ class Plan:
         """What a user should know before the run starts, one sentence each."""
         notices = []
         if isinstance(self.weights, TimeAwareWeights):
-            progress = step_progress(range(len(self.sigmas) - 2), self.sigmas, self.config.weighting.progress)
+            progress = step_progress(self._reachable, self.sigmas, self.config.weighting.progress)
             if not self.weights.in_final_phase(progress).any():
                 notices.append(
                     f"with {self.config.sampling.num_steps} steps no trained step reaches the final phase of the "
-                    f"time-aware weights (progress {self.weights.end} and later); it takes 17 steps or more"
+                    f"time-aware weights (progress {self.weights.end} and later), the last is step "
+                    f"{self._reachable[-1]}; sample in more steps, or lower weighting.end"
                 )
         if len({sample.subject for sample in self.samples}) == 1:
             notices.append("all training samples show one subject: the adapter will overfit to it")

@@ -223,7 +223,8 @@ class RunDirectory:
             file = self.path / name
             if file.exists():
                 lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-                rows = [line for line in lines if line.endswith("\n") and json.loads(line)["update"] <= update]
+                # strict=False: the last line may be one that was just being written.
+                rows = [line for line, row in zip(lines, read_log(file), strict=False) if row["update"] <= update]
                 if rows != lines:
                     write_text(file, "".join(rows))
         for pictures in (self.path / "images").glob("eval-*"):

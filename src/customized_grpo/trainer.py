@@ -19,6 +19,7 @@ What this changes from the authors' release, and why:
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import closing
@@ -34,6 +35,7 @@ from customized_grpo.config import RunConfig
 from customized_grpo.data import Sample
 from customized_grpo.distributed import Processes
 from customized_grpo.evaluation import HeldOut
+from customized_grpo.failures import not_finite, ratio_is_off
 from customized_grpo.memory import MicroBatches
 from customized_grpo.plan import Plan
 from customized_grpo.policies.base import Policy
@@ -45,12 +47,8 @@ from customized_grpo.run_directory import RunDirectory
 from customized_grpo.stopping import StopRequest
 from customized_grpo.watch import Watch
 
-# Rollout and update must agree on log-probabilities; half precision rounds more, but must stay below the clip range.
+# Rollout and update must agree on log-probabilities. Half precision rounds more: as much as the usual clip range.
 RATIO_TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-4}
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says at which update and sample, and what to do."""
 
 
 @dataclass
@@ -77,7 +75,8 @@ class Trainer:
         self.ratio_checked = False
         self.batches = MicroBatches(config.groups.rollout_batch, config.groups.update_batch)
         self.scorer = Scorer(self.rewards)
-        self.watch = Watch({key: f"{key}_reward" for key in self.rewards}, self.plan.roles)
+        measures = {str(metric): metric.measures for metric in config.evaluation.metrics}
+        self.watch = Watch({key: f"{key}_reward" for key in self.rewards}, self.plan.roles, measures)
 
     # --- the algorithm -----------------------------------------------------------------------------------------------
 
@@ -174,6 +173,7 @@ class Trainer:
             return {"gradient_norm": 0.0}
         mine = slice(first, first + len(rollout.images))
         signal |= self.config.model.shard  # then the processes must keep step with each other
+        entries = int((~advantages[signal].isnan()).sum()) * config.updates_per_rollout
         active, advantages = signal[mine].nonzero().flatten(), advantages[mine]
         for _ in range(config.updates_per_rollout):
             self.optimizer.zero_grad(set_to_none=True)
@@ -183,18 +183,22 @@ class Trainer:
                         rollout, point, images, advantages[images, index], scales[index].item(), scored
                     )
                     if not torch.isfinite(loss):
-                        raise TrainingError(self._where_not_finite(point, images, samples))
+                        names = sorted({samples[image // self.config.groups.size].id for image in images.tolist()})
+                        where = f", denoising step {point.step}, samples {', '.join(names)}"
+                        raise not_finite("loss", self.update + 1, where)
                     loss.backward()
-                    for name, value in diagnostics.items():
-                        totals[name] += float(value) * len(images)
+                    if count := int((~advantages[images, index].isnan()).sum()):
+                        for name, value in diagnostics.items():
+                            totals[name] += float(value) * count
             self.processes.sum_gradients(self.parameters)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.plan.lr(self.optimizer_steps)
-            norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.max_grad_norm)
-            totals["gradient_norm"] += float(norm) / config.updates_per_rollout
+            norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.max_grad_norm))
+            if not math.isfinite(norm):  # clipped by it every weight would be NaN
+                raise not_finite("gradient", self.update + 1)
+            totals["gradient_norm"] += norm / config.updates_per_rollout
+            self.optimizer_steps += 1  # begun: out of memory inside of it leaves half a step, which is never repeated
             self.optimizer.step()
-            self.optimizer_steps += 1
-        entries = int(signal.sum()) * len(rollout.trajectory) * config.updates_per_rollout
         named = ("ratio_mean", "clip_fraction", "approx_kl", *(("kl",) if config.kl > 0 else ()))
         sums = self.processes.sum(torch.tensor([totals[name] for name in named], dtype=torch.float64))
         return {**dict(zip(named, (sums / entries).tolist(), strict=True)), "gradient_norm": totals["gradient_norm"]}
@@ -224,12 +228,7 @@ class Trainer:
         worst = self.sampler.worst_change(self.policy, rollout, torch.arange(self.batches.update))
         tolerance = RATIO_TOLERANCE[self.config.model.dtype]
         if not worst <= tolerance:
-            raise TrainingError(
-                f"before the first update, replaying the rollout changes log-probabilities by {worst:.2e} (at most "
-                f"{tolerance:.0e} is rounding), so the ratio of new to old policy would not be 1. Usual causes: "
-                "dropout that is active in the update (call .eval()), weights changed between rollout and update, "
-                "or another precision in one of the two."
-            )
+            raise ratio_is_off(worst, tolerance)
         self.ratio_checked = True
 
     # --- what is written down ----------------------------------------------------------------------------------------
@@ -238,10 +237,3 @@ class Trainer:
         found, shown = self.held_out.report(self.policy, self.sampler.sigmas, grid=self.config.evaluation.grid)
         self.directory.log_evaluation(row := {"update": self.update, **found}, shown)
         self.watch.see_evaluation(row)
-
-    def _where_not_finite(self, point: Point, images: Tensor, samples: Sequence[Sample]) -> str:
-        names = {samples[image // self.config.groups.size].id for image in images.tolist()}
-        return (
-            f"the loss is not finite at update {self.update}, denoising step {point.step}, samples "
-            f"{', '.join(sorted(names))}; lower optimizer.lr or use model.dtype=float32. The last checkpoint is whole."
-        )

@@ -17,8 +17,6 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from customized_grpo.rewards.settings import REWARDS, parse_reward
-
 EVALUATIONS = 5  # the window of a trend; fewer have no trend worth the name
 SIGNIFICANCE = 0.05  # of a trend's slope, two-sided; both trends of a warning must reach it
 SMALLEST_CHANGE = 0.25  # of a trend over its window, in standard deviations of the metric over the evaluated images
@@ -60,6 +58,7 @@ class Watch:
 
     trained: Mapping[str, str]  # key of a reward -> name of its metric on held-out cases, "identity_reward"
     roles: Mapping[str, str] = field(default_factory=dict)  # of the rewards by key; the key itself where left out
+    measures: Mapping[str, str] = field(default_factory=dict)  # by name of a further metric: identity, prompt or both
     evaluations: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=EVALUATIONS))
     saturation: dict[str, deque[float]] = field(default_factory=dict)
     said: set[tuple[str, ...]] = field(default_factory=set)
@@ -139,8 +138,8 @@ class Watch:
 
     def _of_the_same(self, role: str) -> list[str]:
         """Metrics of the evaluations that measure what the role's reward should, without being it."""
-        names = [name for name in self.evaluations[-1] if name.split()[0] in REWARDS]
-        return [name for name in names if parse_reward(name).measures in (self.roles.get(role, role), "both")]
+        wanted = (self.roles.get(role, role), "both")
+        return [name for name in self.evaluations[-1] if self.measures.get(name) in wanted]
 
     def _window(self) -> str:
         first, last = (self.evaluations[index]["update"] for index in (0, -1))

@@ -238,3 +238,16 @@ def test_the_example_of_the_documentation_is_a_comparison():
     kinds = {arm: comparison.config(arm, 0).weighting.kind for arm in comparison.arms}
     assert rules == {"naive": "linear", "sars": "sars", "tdw": "linear", "sars_tdw": "sars"}
     assert kinds == {"naive": "constant", "sars": "constant", "tdw": "tdw", "sars_tdw": "tdw"}
+
+
+def test_the_published_experiment_is_a_comparison_and_its_rows_are_runs_of_it():
+    folder = Path(__file__).parents[2] / "docs" / "results"
+    experiment = Comparison.read(folder / "experiment.yaml", folder / "experiment")
+    assert len(experiment.jobs) == 110
+    finished = {(arm, seed): found for arm, runs in collect(experiment).items() for seed, found in runs.items()}
+    assert len(finished) == len(list(experiment.output.rglob("result.json"))) > 0
+    for (arm, seed), found in finished.items():
+        assert (found["arm"], found["seed"]) == (arm, seed)
+        updates = [] if arm == "base" else list(range(1, 251))
+        assert [row["update"] for row in found["updates"]] == updates
+    assert Comparison.read(folder / "tuning.yaml").jobs

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from customized_grpo.analysis.degradation import KINDS, Held, degradation_of, held, spoken_of
+from customized_grpo.rewards.settings import parse_reward
 from customized_grpo.watch import Watch
 
 COMPETITIVE, MIRRORED, IDENTITY_HACKING, PROMPT_HACKING = KINDS
@@ -93,7 +94,8 @@ def test_evaluations_that_could_not_be_scored_are_left_out():
 
 def said(**series: list[float]) -> list[dict[str, Any]]:
     """What a run says of evaluations every 25 updates, in its own words."""
-    watch = Watch({"identity": "identity_reward", "prompt": "prompt_reward"})
+    measures = {name: parse_reward(name).measures for name in series if not name.endswith("_reward")}
+    watch = Watch({"identity": "identity_reward", "prompt": "prompt_reward"}, measures=measures)
     warnings = []
     for row in rows(**series):
         watch.see_evaluation({**row, "spread": dict.fromkeys(series, 0.3)})

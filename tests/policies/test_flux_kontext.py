@@ -121,6 +121,19 @@ def test_an_encoded_entry_does_not_depend_on_its_neighbours(samples: list[Sample
         assert torch.equal(getattr(together.entries[1], name), getattr(alone.entries[0], name))
 
 
+def test_half_precision_does_not_round_the_time(samples: list[Sample], make_policy: MakePolicy):
+    """Left alone diffusers rounds it with the activations: 612.87, 612 and 613.75 thousandths become one bfloat16."""
+    policy = make_policy(dtype=torch.bfloat16)
+    condition = policy.encode(samples[:1])
+    latents, told = policy.noise(condition, [1]), []
+    policy.module.time_text_embed.register_forward_hook(lambda _module, given, _found: told.append(given[0]))
+    with torch.no_grad():
+        first, second = (policy.velocity(latents, sigma, condition) for sigma in (0.61287, 0.612))
+    assert torch.equal(torch.cat(told), torch.tensor([0.61287, 0.612]) * 1000 / 1000 * 1000)
+    assert not torch.equal(first, second)
+    assert not policy.module.time_text_embed._forward_pre_hooks
+
+
 def test_time_is_exact_and_may_differ_within_a_batch(samples: list[Sample], make_policy: MakePolicy):
     policy = make_policy()
     condition = policy.encode(samples[:2])

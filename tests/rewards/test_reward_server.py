@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from math import nan
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,16 @@ def test_a_server_that_is_not_there_stops_a_run_with_its_address(example: str, m
     with pytest.raises(
         RewardError, match=rf"rewards.detail could not score 100% .*: {away}/score: no answer: .*refused"
     ):
+        scorer.check(scores, 0.5)
+
+
+def test_images_that_one_reward_or_another_could_not_score_count_together():
+    """Each is within the limit; what both could score, and what is trained on, is a third."""
+    scores = {"prompt": torch.tensor([[0.1, 0.2, 0.3, 0.4, nan, nan]]), "identity": torch.rand(1, 6)}
+    scorer = Scorer({})
+    scorer.check(scores, 0.5)
+    scores["identity"][0, :2] = nan
+    with pytest.raises(RewardError, match=r"^67% of the images lack the score of one reward or another \(prompt, "):
         scorer.check(scores, 0.5)
 
 

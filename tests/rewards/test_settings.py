@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -116,6 +117,25 @@ def test_a_metric_runs_on_the_encoder_of_the_reward_of_its_kind():
     assert config.resolve(parse_metric("copy_paste")).own_model == "some/dino"
     assert config.resolve(parse_metric("clip_t")).own_model == "some/clip"
     assert config.resolve(parse_metric("dino model=other/dino")).own_model == "other/dino"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"name": "dino", "model": "/my models/dino", "against": "other_view"},
+        {"name": "clip_t", "model": "it's here"},
+        {
+            "name": "vlm_judge",
+            "base_url": "http://localhost:8000/v1",
+            "model": "qwen",
+            "judges": "prompt",
+            "temperature": None,
+        },
+    ],
+)
+def test_a_name_in_one_line_is_read_back(changed: dict[str, Any]):
+    reward = parse_metric(changed)
+    assert parse_metric(str(reward)) == reward
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from customized_grpo.policies.flux_encoder import TEXT_ENCODERS, FluxEncoder
 from customized_grpo.pretrained import check_pipeline, load_part, loading
 
 ADAPTER = "default"
-# Attention and feed-forward projections of both kinds of block.
+# Attention and feed-forward projections of both kinds of block; "proj_out" also names the layer after the last block.
 LORA_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
     *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp", "proj_out"),
@@ -223,7 +223,9 @@ class FluxKontextPolicy:
         if self.module.config.guidance_embeds:
             guidance = torch.full((len(latents),), self.guidance, dtype=torch.float32, device=self.device)
         ids = torch.cat([self.encoder.position_ids(0), bucket.reference_ids])
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        half = self.dtype != torch.float32
+        exact = self._told_exactly(time, guidance) if half else nullcontext()
+        with torch.autocast(self.device.type, self.dtype, enabled=half), exact:
             velocity = self.module(
                 hidden_states=torch.cat([latents, bucket.reference], dim=1),
                 timestep=time,
@@ -235,6 +237,17 @@ class FluxKontextPolicy:
                 return_dict=False,
             )[0]
         return velocity[:, : latents.shape[1]].float()
+
+    @contextmanager
+    def _told_exactly(self, time: Tensor, guidance: Tensor | None) -> Iterator[None]:
+        """Give the time embedding its numbers in float32: in half precision diffusers rounds them first, and sigmas
+        up to .4 % apart become one."""
+        told = [each * 1000 for each in (time, guidance) if each is not None]
+        hook = self.module.time_text_embed.register_forward_pre_hook(lambda _, given: (*told, given[-1]))
+        try:
+            yield
+        finally:
+            hook.remove()
 
     @torch.no_grad()
     def decode(self, latents: Tensor, condition: FluxCondition) -> Tensor:

@@ -77,7 +77,8 @@ class Scorer:
     def check(self, scores: Mapping[str, Tensor], limit: float) -> None:
         """Refuse to go on where a reward scores too little: what is left would be trained on as if it were all.
 
-        Raises RewardError, with the reward's last words, where more than `limit` of the images of [..., N] are NaN.
+        Raises RewardError, with the reward's last words, where more than `limit` of the images of [..., N] are NaN in
+        one reward, or in one or another: an image that any reward could not score is not trained on.
         """
         for name, values in scores.items():
             share = values.isnan().double().mean().item()
@@ -87,6 +88,12 @@ class Scorer:
                     f"rewards.{name} could not score {share:.0%} of {values.numel()} images, and max_unscored is "
                     f"{limit:g}: {why}"
                 )
+        lost = torch.stack(list(scores.values())).isnan().any(dim=0).double().mean().item()
+        if lost > limit:  # each reward alone may be within the limit
+            raise RewardError(
+                f"{lost:.0%} of the images lack the score of one reward or another ({', '.join(scores)}), and "
+                f"max_unscored is {limit:g}; check-rewards shows what each can score"
+            )
 
 
 def score(name: str, reward: Reward, images: Tensor, samples: Sequence[Sample]) -> Tensor:

@@ -6,6 +6,7 @@ A new reward is one file beside this one, one class here and one line in `REWARD
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
@@ -102,7 +103,8 @@ class RewardSettings(Section):
     def __str__(self) -> str:
         """One line that `parse_metric` reads back: the name and what differs from the defaults."""
         changed = self.model_dump(exclude_defaults=True, exclude={"name", "role", "weight"})
-        return " ".join([self.name, *(f"{key}={value}" for key, value in changed.items())])
+        texts = {key: "" if value is None else shlex.quote(str(value)) for key, value in changed.items()}
+        return " ".join([self.name, *(f"{key}={text}" for key, text in texts.items())])
 
 
 class _Encoded(RewardSettings):
@@ -357,7 +359,7 @@ def _from_text(value: Any) -> Any:
     """ "dino against=other_view" -> {"name": "dino", "against": "other_view"}; anything else as it is."""
     if not isinstance(value, str):
         return value
-    name, *settings = value.split() or [""]
+    name, *settings = shlex.split(value) or [""]  # ValueError for a quote that is not closed
     pairs = [setting.partition("=") for setting in settings]
     return {"name": name} | {key: text or None for key, _, text in pairs}
 

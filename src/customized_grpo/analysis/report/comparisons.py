@@ -17,7 +17,7 @@ MANY = 4  # arms: more are shown a selection at a time
 def comparison_part(folder: Path) -> Part:
     """From comparison.json and the arms' result.json: the runs themselves may be gone."""
     content = read_json(folder / "comparison.json")
-    settings, found = content["settings"], content["arms"]
+    found, settings = content["arms"], content["settings"]
     arms = [
         Arm(name, [_history(folder / "arms" / name / f"seed-{seed}", seed) for seed in each["seeds"]])
         for name, each in found.items()
