@@ -134,8 +134,8 @@ def test_a_metric_runs_on_the_encoder_of_the_reward_of_its_kind():
     ],
 )
 def test_a_name_in_one_line_is_read_back(changed: dict[str, Any]):
-    reward = parse_metric(changed)
-    assert parse_metric(str(reward)) == reward
+    reward = parse_reward(changed)
+    assert parse_reward(str(reward)) == reward
 
 
 @pytest.mark.parametrize(
