@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,6 +95,11 @@ def test_the_installed_program_answers_a_mistake_without_traceback(tmp_path: Pat
         "optimizer.lrr: unknown key; did you mean 'lr'?",
     ]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_version_is_the_installed_one(run: Callable[..., Answer]):
+    answer = run("--version")
+    assert (answer.code, answer.out) == (0, f"customized-grpo {version('customized-grpo')}\n")
 
 
 def test_no_command_shows_the_help(run: Callable[..., Answer]):

@@ -18,7 +18,17 @@ from customized_grpo.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 COMMANDS = re.findall(r"^customized-grpo train (.*?)(?:  +#.*)?$", README, re.MULTILINE)
+
+
+def test_the_mathematics_goes_into_a_loop_of_ones_own():
+    _, snippet = SNIPPETS
+    names: dict[str, Any] = {}
+    exec(snippet, names)
+    assert names["advantages"].shape == (4, 12, 4)
+    assert names["advantages"].isfinite().all()
+    assert names["weight"].tolist() == pytest.approx([0.7, 0.7, 0.7, 0.7])
 
 
 def test_plain_diffusers_makes_the_picture_that_generate_makes(
@@ -28,7 +38,7 @@ def test_plain_diffusers_makes_the_picture_that_generate_makes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    (snippet,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    snippet, _ = SNIPPETS
     (prompt,) = re.findall(r'prompt="(.*?)"', snippet)
     (adapter,) = re.findall(r'load_lora_weights\("(.*?)"\)', snippet)
     # What the snippet finds in the repository after `make demo`, with an adapter whose alpha is half its rank.

@@ -13,7 +13,6 @@ from typing import Annotated, NoReturn
 import typer
 
 app = typer.Typer(
-    help="Customized-GRPO: fine-tune a subject-driven image generator to be better at identity and prompt at once.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -27,6 +26,23 @@ Seed = Annotated[int, typer.Option(help="Everything random follows from it.", mi
 
 FAILED, BAD_INPUT = 1, 2  # exit codes
 FAULTS = (ENOSPC, EDQUOT, EIO)  # a full or broken disk is no mistake in the input
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"customized-grpo {version('customized-grpo')}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and stop.", is_eager=True, callback=_say_version)
+    ] = False,
+) -> None:
+    """Customized-GRPO: fine-tune a subject-driven image generator to be better at identity and prompt at once."""
 
 
 @app.command()
