@@ -268,6 +268,8 @@ def test_several_runs_are_arms_side_by_side(tmp_path: Path):
         "sars, update 12",
     ]
     assert "Conflict beyond chance" in page.text
+    assert "Identity against prompt: what the oracle finds right" in page.shown
+    assert "The way there: rewards" not in page.shown  # there is no end on test cases to stand beside
     again = write_report([tmp_path / "naive", tmp_path / "sars"], tmp_path / "again.html")
     assert again.read_text() == page.text
 

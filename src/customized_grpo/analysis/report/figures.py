@@ -187,7 +187,7 @@ def _chart(panel: Panel, lines: Sequence[Line]) -> Markup:
 def plane_figures(part: Part) -> list[Figure]:
     """Identity against prompt: points of evaluations and of finished arms, paths of trainings."""
     found = _points(part) if part.tables and (part.kind == "Comparison" or not part.arms) else []
-    several = len(part.arms) > 1
+    several, title_of_paths = len(part.arms) > 1, "The way there" if found else "Identity against prompt"
     kinds, owners = arm_colours(part), _owners(part)
     for identity, prompt in PLANES:
         tracks = [
@@ -199,7 +199,7 @@ def plane_figures(part: Part) -> list[Figure]:
         ]
         if tracks:
             what = "rewards" if _is_reward(identity) else "what the oracle finds right"
-            title = f"{'The way there' if found else 'Identity against prompt'}: {what}"
+            title = f"{title_of_paths}: {what}"
             sentence = (
                 "From the base (hollow) to the end of training (full), on held-out cases; up and right is better."
             )
