@@ -139,12 +139,13 @@ def test_the_plane_has_a_point_per_arm_with_its_intervals(results: Results, tmp_
     ]
     assert named(figure) == ["base", "prompt.3", "prompt.5", "sars_tdw"]
     for axes in figure.axes:
-        points = [line.get_xydata().tolist() for line, *_ in axes.containers]  # type: ignore[misc]
+        drawn_points: Any = axes.containers  # a marker's line, caps, bars; matplotlib annotates tuples of anything
+        points = [line.get_xydata().tolist() for line, *_ in drawn_points]
         assert points == [[pytest.approx([0.5 + 0.1 * place, 0.6 + 0.1 * place])] for place in range(4)]
-        ((across, upright),) = [bars for _, _, bars in axes.containers[:1]]  # type: ignore[misc]
+        ((across, upright),) = [bars for _, _, bars in drawn_points[:1]]
         assert across.get_segments()[0][:, 0] == pytest.approx([0.5 - 0.12706, 0.5 + 0.12706], abs=1e-4)
         assert upright.get_segments()[0][:, 1] == pytest.approx([0.6 - 0.12706, 0.6 + 0.12706], abs=1e-4)
-        assert to_hex(axes.containers[0][0].get_color()) == GREY  # type: ignore[index]
+        assert to_hex(drawn_points[0][0].get_color()) == GREY
 
 
 def test_the_front_is_a_line_in_the_files_order(results: Results, tmp_path: Path):
@@ -174,8 +175,8 @@ def test_the_plane_has_the_pairs_that_all_arms_were_tested_on(results: Results, 
 
 def test_one_seed_is_a_point_without_intervals_and_the_base_alone_is_no_plane(results: Results, tmp_path: Path):
     single = {arm: {0: runs[0]} for arm, runs in results.items()}
-    axes = drawn(comparison(tmp_path), single)["plane.png"].axes[0]
-    assert all(not bars for _, _, bars in axes.containers)  # type: ignore[misc]
+    points: Any = drawn(comparison(tmp_path), single)["plane.png"].axes[0].containers
+    assert all(not bars for _, _, bars in points)
     assert drawn(comparison(tmp_path), {"base": results["base"]}) == {}
 
 
