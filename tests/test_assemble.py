@@ -70,6 +70,39 @@ def test_nothing_to_train_on_or_to_evaluate_is_said_before_a_model_is_loaded(
         assemble(make_config())
 
 
+@pytest.mark.parametrize(
+    ("setting", "lacking", "instead"),
+    [
+        ("rewards.identity.against=other_view", "other view of the subject", "against=reference"),
+        ("rewards.identity.region=mask", "mask of the subject", "region=frame"),
+    ],
+)
+def test_what_a_reward_needs_and_the_data_lack_is_said_before_a_model_is_loaded(
+    make_config: MakeConfig, listed: Path, monkeypatch: pytest.MonkeyPatch, setting: str, lacking: str, instead: str
+):
+    monkeypatch.setattr(assembling, "load_policy", lambda _: pytest.fail("a model was loaded"))
+    config = make_config(f"data.source={listed}", "data.held_out_share=0", setting, "data.train_samples=null")
+    with pytest.raises(ConfigError, match=f"rewards.identity cannot score 30 of 30 .* have no {lacking}; .*{instead}"):
+        assemble(config)
+    assert not Path(config.output).exists()
+
+
+def test_a_few_samples_that_a_reward_cannot_score_are_no_obstacle(
+    make_config: MakeConfig, listed: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As many as `max_unscored` allows."""
+    entries = json.loads(listed.read_text())
+    for number, entry in enumerate(entries):
+        entry["other_views"] = entry["image_paths"] if number % 3 else []
+    listed.write_text(json.dumps(entries))
+    settings = (f"data.source={listed}", "data.held_out_share=0", "data.train_samples=null")
+    views = "rewards.identity.against=other_view"
+    assert assemble(make_config(*settings, views, "max_unscored=.4")).samples
+    monkeypatch.setattr(assembling, "load_policy", lambda _: pytest.fail("a model was loaded"))
+    with pytest.raises(ConfigError, match="cannot score 10 of 30"):
+        assemble(make_config(*settings, views, "max_unscored=.3", f"output={listed.parent / 'other'}"))
+
+
 def test_without_held_out_samples_training_goes_without_evaluation(make_config: MakeConfig, listed: Path):
     trainer = assemble(make_config(f"data.source={listed}", "data.held_out_share=0"))
     trainer.train()

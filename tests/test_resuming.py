@@ -91,6 +91,28 @@ def test_a_run_goes_on_with_its_own_settings_only(make_trainer: MakeTrainer, tmp
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_before_anything_is_trained_any_setting_may_change(
+    make_trainer: MakeTrainer, adapter_of: Callable[[Policy], Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A run that failed in its first update, for a setting that was wrong, needs no other folder."""
+    failing = make_trainer(*SMALL, "evaluation.every=1", "evaluation.grid=3")
+    monkeypatch.setattr(failing, "step", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        failing.train()
+    images = tmp_path / "run" / "images"
+    assert (images / "reference-02.png").exists()
+    mended = make_trainer(*SMALL, "evaluation.every=1", "evaluation.grid=1", "seed=3", resume=True)
+    assert "resuming with seed: 0 -> 3" in mended.directory.notices
+    mended.train()
+    fresh = make_trainer(*SMALL, "evaluation.every=1", "evaluation.grid=1", "seed=3", f"output={tmp_path / 'fresh'}")
+    fresh.train()
+    assert torch.equal(adapter_of(mended.policy), adapter_of(fresh.policy))
+    assert metrics(mended) == metrics(fresh)
+    assert sorted(path.name for path in images.glob("*.png")) == sorted(
+        path.name for path in (tmp_path / "fresh" / "images").glob("*.png")
+    )
+
+
 def test_more_updates_make_the_longer_run(
     make_trainer: MakeTrainer, adapter_of: Callable[[Policy], Tensor], tmp_path: Path
 ):

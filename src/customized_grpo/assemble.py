@@ -17,6 +17,7 @@ from customized_grpo.policies.base import usable_device
 from customized_grpo.policies.flux_kontext import LORA_TARGETS, PIPELINE, FluxKontextPolicy
 from customized_grpo.pretrained import check_pipeline
 from customized_grpo.rewards import Reward
+from customized_grpo.rewards.settings import INSTEAD, Identity
 from customized_grpo.run_directory import FollowedDirectory, RunDirectory, SamplingSettings
 from customized_grpo.trackers import Trackers
 from customized_grpo.trainer import Trainer
@@ -117,6 +118,18 @@ def _of_processes(config: RunConfig, count: int, samples: Sequence[Sample], held
         yield f"samples have from {min(references)} to {max(references)} references; model.shard=true needs one number"
 
 
+def _unscorable(config: RunConfig, samples: Sequence[Sample]) -> Iterator[str]:
+    """The rewards that would stop the run, because too many training samples lack what they look at."""
+    for key, reward in config.rewards.items():
+        lacking = [what for sample in samples if (what := reward.lacking(sample))]
+        if len(lacking) > config.max_unscored * len(samples):
+            instead = f", or set rewards.{key}.{INSTEAD[lacking[0]]}" if isinstance(reward, Identity) else ""
+            yield (
+                f"rewards.{key} cannot score {len(lacking)} of {len(samples)} training samples, which have no "
+                f"{lacking[0]}; list it with them (docs/data.md){instead}"
+            )
+
+
 def assemble(config: RunConfig, *, resume: bool = False) -> Trainer:
     """Everything that `train` needs; data problems show before a model is loaded or a folder made."""
     processes = Processes(config.device)
@@ -131,7 +144,11 @@ def assemble(config: RunConfig, *, resume: bool = False) -> Trainer:
             f"{config.data.source} leaves no held-out sample to evaluate on; raise data.held_out_share, or set "
             "evaluation.every=0"
         )
-    if problems := list(_of_processes(config, processes.count, [*train, *held_out], len(held_out))):
+    problems = [
+        *_of_processes(config, processes.count, [*train, *held_out], len(held_out)),
+        *_unscorable(config, train),
+    ]
+    if problems:
         raise ConfigError("\n".join(problems))
     placed = config.model_copy(update={"device": str(processes.device)})
     policy = load_policy(placed)

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from filelock import FileLock, Timeout
 
-from customized_grpo.checkpoints import checkpoints_of, update_of
+from customized_grpo.checkpoints import FOLDER, checkpoints_of, update_of
 from customized_grpo.config import CONFIG, ConfigError, RunConfig, load_config
 from customized_grpo.durable import SAVING
 from customized_grpo.resuming import changes, way_out
@@ -77,6 +77,8 @@ def _what_changed(path: Path, config_text: str) -> list[str]:
         raise RunDirectoryError(f"{path / CONFIG} is no configuration of this version:\n{error}") from error
     new = RunConfig.model_validate(yaml.safe_load(config_text))
     found = changes(old, new)
+    if not any((path / FOLDER).glob("*")):  # nothing is trained yet, and it begins again from the first update
+        return [f"resuming with {change}" for change in found]
     refused = [way_out(change) for change in found if not change.allowed]
     done = max(map(update_of, checkpoints_of(path)), default=0)
     if new.updates < done:

@@ -227,6 +227,9 @@ class RunDirectory:
                 rows = [line for line, row in zip(lines, read_log(file), strict=False) if row["update"] <= update]
                 if rows != lines:
                     write_text(file, "".join(rows))
+        if update < 0:  # other settings are allowed then, perhaps with other held-out cases
+            for reference in (self.path / "images").glob("reference-*.png"):
+                reference.unlink()
         for pictures in (self.path / "images").glob("eval-*"):
             if re.fullmatch(r"eval-\d+", pictures.stem) and int(pictures.stem.removeprefix("eval-")) > update:
                 shutil.rmtree(pictures) if pictures.is_dir() else pictures.unlink()

@@ -21,11 +21,14 @@ from customized_grpo.fields import Count, Index, NonNegative, Positive, Section
 if TYPE_CHECKING:
     import torch
 
+    from customized_grpo.data import Sample
     from customized_grpo.rewards import Reward
 
 Role = Literal["identity", "prompt", "quality"]
 Measures = Literal["identity", "prompt", "both", "copying", "quality"]
 Encoder = Literal["dino", "clip"]
+OTHER_VIEW, MASK = "other view of the subject", "mask of the subject"  # what a sample may lack
+INSTEAD = {OTHER_VIEW: "against=reference", MASK: "region=frame"}  # of a reward of identity that does without it
 
 
 def _plain_url(url: str) -> str:
@@ -96,6 +99,10 @@ class RewardSettings(Section):
         """The line of `str`, without where the models lie."""
         return " ".join(part for part in str(self).split() if not part.startswith(("model=", "base=")))
 
+    def lacking(self, sample: Sample) -> str | None:  # noqa: ARG002 (most need prompt and reference alone)
+        """What a sample would need beside prompt and reference for this reward to score it; None: nothing."""
+        return None
+
     def make(self, device: torch.device) -> Reward:
         """The reward, ready to score. Raises ValueError or OSError where its model cannot be loaded."""
         raise NotImplementedError(f"{self.name} says nothing about how it is made")
@@ -125,7 +132,7 @@ class _Encoded(RewardSettings):
         return device if self.device is None else usable_device(self.device)
 
 
-class _Identity(_Encoded):
+class Identity(_Encoded):
     against: Literal["reference", "other_view"] = "reference"  # what the image is compared with
     region: Literal["frame", "centre", "mask"] = "frame"  # the whole picture, its middle, or the subject's mask
     over: Literal["mean", "min", "best"] = "mean"  # of several references or views
@@ -140,12 +147,17 @@ class _Identity(_Encoded):
     def measures(self) -> Measures:
         return "identity"
 
+    def lacking(self, sample: Sample) -> str | None:
+        if self.region == "mask":
+            return MASK if sample.mask is None else None
+        return OTHER_VIEW if self.against == "other_view" and not sample.other_views else None
+
     def comparison(self) -> dict[str, Any]:
         """What `Identity` is told."""
         return {"against": self.against, "region": self.region, "over": self.over, "batch": self.batch}
 
 
-class Dino(_Identity):
+class Dino(Identity):
     encoder = "dino"
     usual_model = "facebook/dinov2-base"
     name: str = "dino"
@@ -158,7 +170,7 @@ class Dino(_Identity):
         return DinoIdentity(self.files(), device=place, preprocess=self.preprocess, **self.comparison())
 
 
-class ClipI(_Identity):
+class ClipI(Identity):
     encoder = "clip"
     usual_model = "openai/clip-vit-base-patch32"
     name: str = "clip_i"
@@ -177,6 +189,9 @@ class CopyPaste(_Encoded):
     @property
     def measures(self) -> Measures:
         return "copying"
+
+    def lacking(self, sample: Sample) -> str | None:
+        return None if sample.other_views else OTHER_VIEW
 
     def make(self, device: torch.device) -> Reward:
         from customized_grpo.rewards.dino import CopyPaste as CopyPasteIndex
