@@ -142,6 +142,11 @@ def test_a_mistake_is_one_line_that_names_key_and_value(override: str, line: str
         (["window.strategy=fixed"], 'window: start goes with the strategy "fixed" and only with it'),
         (["window.start=1"], 'window: start goes with the strategy "fixed" and only with it'),
         (["shaping.rule=gdpo"], 'shaping.rule: "gdpo" has static weights; add weighting.kind=constant'),
+        (
+            ["weighting.prompt=.6"],
+            "weighting.prompt: 0.6 is a constant weight; add weighting.kind=constant, or set weighting.high and "
+            "weighting.low",
+        ),
         (["weighting.start=.5"], "weighting: start <= centre <= end does not hold"),
         (["noise.dynamics=cps", "noise.level=1.5"], 'noise.level: "cps" takes at most 1, not 1.5'),
         (
@@ -152,6 +157,20 @@ def test_a_mistake_is_one_line_that_names_key_and_value(override: str, line: str
 )
 def test_contradictions_are_refused_with_the_remedy(overrides: list[str], line: str):
     assert mistakes(*TEN_STEPS, *overrides) == [line]
+
+
+def test_a_model_that_is_not_the_built_in_one_has_other_defaults(tmp_path: Path):
+    """A recipe of one's own that names FLUX must not be trained at 32 pixels on a CPU because it does not say so."""
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("model: {path: some/FLUX}\ndata: {source: list.json}\n")
+    config = load_config(str(recipe))
+    assert (config.device, config.model.dtype) == ("cuda", "bfloat16")
+    assert (config.model.height, config.model.width, config.model.max_sequence_length) == (512, 512, 512)
+    said = load_config(str(recipe), ["device=cpu", "model.height=64", "model.dtype=float32"])
+    assert (said.device, said.model.dtype, said.model.height, said.model.width) == ("cpu", "float32", 64, 512)
+    recipe.write_text("model: {gradient_checkpointing: true}\ndata: {train_samples: 4}\n")
+    config = load_config(str(recipe))
+    assert (config.device, config.model.dtype, config.model.height) == ("cpu", "float32", 32)
 
 
 def test_what_only_looks_like_a_contradiction_is_accepted():

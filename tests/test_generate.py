@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch
 from diffusers import FluxKontextPipeline
 from PIL import Image
 
+from customized_grpo import generate
 from customized_grpo.assemble import sampling_settings
 from customized_grpo.config import load_config
 from customized_grpo.critters.weights import resolve
@@ -160,6 +162,34 @@ def test_size_and_steps_reach_the_picture(request_for: Request, tmp_path: Path):
     assert pixels(large).shape == (48, 48, 3)
 
 
+def test_an_adapter_brings_its_model(request_for: Request, adapter: Path, tmp_path: Path):
+    """And the type of its weights: nobody should have to know that FLUX does not fit in float32."""
+    config = adapter / "config.yaml"
+    shutil.copytree(resolve("critters", "generator"), tmp_path / "mine")
+    text = config.read_text().replace("path: critters", f"path: {tmp_path / 'mine'}")
+    config.write_text(text.replace("dtype: float32", "dtype: bfloat16"))
+    asked = replace(request_for, adapter=adapter, model=None, steps=None)
+    assert (asked.base().path, asked.base().dtype) == (str(tmp_path / "mine"), "bfloat16")
+    otherwise = replace(asked, model="critters", dtype="float32").base()
+    assert (otherwise.path, otherwise.dtype) == ("critters", "float32")
+    (half,) = write_pictures(asked, tmp_path / "half")
+    (full,) = write_pictures(replace(asked, dtype="float32"), tmp_path / "full")
+    assert 0 < np.abs(pixels(half).astype(int) - pixels(full)).mean() < 5
+
+
+def test_an_adapter_from_elsewhere_needs_its_model_named(request_for: Request, adapter: Path):
+    (adapter / "config.yaml").unlink()
+    with pytest.raises(ValueError, match=r"has no config\.yaml that names its model; name it with --model"):
+        replace(request_for, adapter=adapter, model=None).base()
+    assert replace(request_for, adapter=adapter, model="some/FLUX").base().dtype == "bfloat16"
+
+
+def test_a_run_is_as_good_as_its_adapter(request_for: Request, adapter: Path, tmp_path: Path):
+    (of_the_run,) = write_pictures(replace(request_for, adapter=adapter.parent), tmp_path / "run")
+    (of_the_adapter,) = write_pictures(replace(request_for, adapter=adapter), tmp_path / "adapter")
+    assert np.array_equal(pixels(of_the_run), pixels(of_the_adapter))
+
+
 # --- mistakes --------------------------------------------------------------------------------------------------------
 
 
@@ -182,6 +212,23 @@ def test_something_must_be_asked_for(field: str, complaint: str, request_for: Re
 def test_what_is_not_there_is_named(change: dict[str, object], complaint: str, request_for: Request, tmp_path: Path):
     with pytest.raises(ValueError, match=complaint):
         list(write_pictures(replace(request_for, **change), tmp_path / "out"))
+
+
+def test_no_picture_is_overwritten(request_for: Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (picture,) = write_pictures(request_for, tmp_path / "out")
+    before = picture.read_bytes()
+    monkeypatch.setattr(generate, "FluxKontextPolicy", lambda *_, **__: pytest.fail("a model was loaded"))
+    with pytest.raises(ValueError, match=rf"{picture} exists; name another folder with --output"):
+        list(write_pictures(replace(request_for, seeds=[2, 3], steps=1), tmp_path / "out"))
+    assert picture.read_bytes() == before
+
+
+def test_a_missing_adapter_is_named_before_the_model_is_loaded(
+    request_for: Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(generate, "FluxKontextPolicy", lambda *_, **__: pytest.fail("a model was loaded"))
+    with pytest.raises(ValueError, match="no adapter in"):
+        list(write_pictures(replace(request_for, adapter=tmp_path, model="critters"), tmp_path / "out"))
 
 
 def test_compare_wants_an_adapter(request_for: Request, tmp_path: Path):

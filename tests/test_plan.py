@@ -168,4 +168,10 @@ def test_notices(plan_of: Callable[..., Plan]):
     assert "with 25 steps no trained step reaches the final phase" in early
     assert "the last is step 10;" in early
     assert plan_of("sampling.num_steps=16", "weighting.kind=constant").notices() == []
+    assert plan_of("shaping.rule=min", "shaping.gamma=.6", "shaping.recentre=true").notices() == [
+        'the rule "min" has no weights: the section `weighting` changes nothing',
+        'the rule "min" has no bonus: shaping.gamma changes nothing',
+        'the rule "min" has no bonus: shaping.recentre changes nothing',
+    ]
+    assert plan_of("shaping.rule=linear", "weighting.kind=constant", "weighting.prompt=.6").notices() == []
     assert "one subject" in plan_of("sampling.num_steps=17", every, count=1).notices()[0]

@@ -63,7 +63,8 @@ def optimised(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[tuple[R
 def test_every_rule_trains_through_the_same_lines(
     rule: str, kind: str, make_trainer: MakeTrainer, adapter_of: AdapterOf, monkeypatch: pytest.MonkeyPatch
 ):
-    trainer = make_trainer(f"shaping.rule={rule}", f"weighting.kind={kind}", "weighting.prompt=.6")
+    weight = ["weighting.prompt=.6"] if kind == "constant" else []
+    trainer = make_trainer(f"shaping.rule={rule}", f"weighting.kind={kind}", *weight)
     before, calls = adapter_of(trainer.policy), optimised(trainer, monkeypatch)
     row = trainer.step()
     ((_, advantages, *_),) = calls
@@ -115,6 +116,12 @@ def test_rows_carry_the_weights_of_their_windows_steps(make_trainer: MakeTrainer
         pull = trainer.plan.pull([step]).item()
         weight = entry["prompt_weight"]
         assert (entry["prompt_pull"], entry["identity_pull"]) == (weight * pull, (1 - weight) * pull)
+
+
+def test_rows_of_a_rule_without_weights_claim_none(make_trainer: MakeTrainer):
+    trainer = make_trainer("shaping.rule=min")
+    (entry, _) = trainer.step()["steps"]
+    assert entry == {"step": entry["step"], "pull": pytest.approx(trainer.plan.pull([entry["step"]]).item())}
 
 
 def test_the_row_tells_what_the_rewards_did(make_trainer: MakeTrainer):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from customized_grpo.config import ConfigError, Data, RunConfig, dump_config
+from customized_grpo.config import ConfigError, RunConfig, dump_config
 from customized_grpo.critters import samples as critters
 from customized_grpo.critters.weights import BUILT_IN, resolve
 from customized_grpo.data import Sample, load_data
@@ -19,6 +19,7 @@ from customized_grpo.pretrained import check_pipeline
 from customized_grpo.rewards import Reward
 from customized_grpo.rewards.settings import INSTEAD, Identity
 from customized_grpo.run_directory import FollowedDirectory, RunDirectory, SamplingSettings
+from customized_grpo.sections import Data
 from customized_grpo.trackers import Trackers
 from customized_grpo.trainer import Trainer
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from customized_grpo.durable import SAVING, digest, remove_folder, sync, sync_tree, write_text
 
-FOLDER = "checkpoints"
+FOLDER, FINAL = "checkpoints", "adapter"  # in a run's folder: what it goes on from, and what it leaves
 MANIFEST, TENSORS, STATE = "manifest.json", "optimizer.safetensors", "state.json"
 INTERIM = "interim"  # an empty file in what was saved only because the run was asked to stop, or ended
 DAMAGED = ".damaged"  # ending of checkpoints that were found damaged

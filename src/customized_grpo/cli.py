@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import EDQUOT, EIO, ENOSPC
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -77,6 +77,7 @@ def train(
         typer.echo(dump_config(config), nl=False)
         return
     from customized_grpo.assemble import assemble
+    from customized_grpo.checkpoints import FINAL
 
     trainer = assemble(config, resume=resume)
     main = trainer.processes.main
@@ -85,7 +86,7 @@ def train(
     with _during_the_run():
         trainer.train()
     if main:
-        typer.echo(f"adapter: {trainer.directory.path / 'adapter'}")
+        typer.echo(f"adapter: {trainer.directory.path / FINAL}")
 
 
 @app.command()
@@ -93,10 +94,10 @@ def generate(
     reference: Annotated[list[Path] | None, typer.Option(help="Picture of the subject; repeatable.")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="What to show; repeatable.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="A text file with one prompt per line.")] = None,
-    model: Annotated[str, typer.Option(help='Folder or hub id in diffusers\' format; "critters" is built in.')] = (
-        "critters"
-    ),
-    adapter: Annotated[Path | None, typer.Option(help="Folder of a trained adapter.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Folder or hub id in diffusers' format; default: the adapter's, or critters.")
+    ] = None,
+    adapter: Annotated[Path | None, typer.Option(help="A run, or the folder of a trained adapter.")] = None,
     seed: Annotated[
         list[int] | None,
         typer.Option(help="Seed; repeatable, one picture each. Default 0.", min=0, max=LARGEST_SEED),
@@ -110,6 +111,10 @@ def generate(
     ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Denoising steps; default: the adapter's, or 28.", min=1, max=1000)
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"] | None,
+        typer.Option(help="Of the weights; default: the adapter's, or usual."),
     ] = None,
     device: Device = None,
 ) -> None:
@@ -128,6 +133,7 @@ def generate(
         size=size,
         steps=steps,
         device=device or _default_device(),
+        dtype=dtype,
     )
     for path in write_pictures(request, output, compare=compare):
         typer.echo(path)

@@ -7,37 +7,46 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Literal
 
+import torch
+
+from customized_grpo.config import CONFIG, load_config
 from customized_grpo.critters.weights import BUILT_IN, resolve
 from customized_grpo.data import DataError, Sample
 from customized_grpo.data.entries import read_text
 from customized_grpo.data.images import check_image
 from customized_grpo.outputs import check_folder
 from customized_grpo.pictures import case
+from customized_grpo.policies.adapter_file import find_adapter
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.rewards.images import to_pictures
 from customized_grpo.rollout import generate
 from customized_grpo.run_directory import SamplingSettings
+from customized_grpo.sections import Model
 
-# Without an adapter to say otherwise: the built-in model's own settings, and FLUX.1-Kontext's customary ones.
-CRITTERS = SamplingSettings(num_steps=10, shift=3.0, guidance=0.0, height=32, width=32, max_sequence_length=16)
-KONTEXT = SamplingSettings(
-    num_steps=28, shift="checkpoint", guidance=2.5, height=512, width=512, max_sequence_length=512
-)
+# Without an adapter to say otherwise: (steps, shift) of the built-in model, and FLUX.1-Kontext's customary ones.
+CRITTERS: tuple[int, float] = (10, 3.0)
+KONTEXT: tuple[int, Literal["checkpoint"]] = (28, "checkpoint")
 
 
 @dataclass(frozen=True)
 class Request:
-    """Every reference with every prompt and seed. `size` and `steps` of None: what the adapter was trained with."""
+    """Every reference with every prompt and seed.
+
+    `model`, `dtype`, `size` and `steps` of None: what the adapter was trained with, or without one what is usual.
+    `adapter` may be a run's folder.
+    """
 
     references: Sequence[Path]
     prompts: Sequence[str]
     seeds: Sequence[int]
-    model: str
+    model: str | None
     adapter: Path | None
     size: int | None
     steps: int | None
     device: str
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
         if not self.references:
@@ -47,9 +56,30 @@ class Request:
         if not all(prompt.strip() for prompt in self.prompts):
             raise ValueError("a prompt is empty; say what to show with --prompt")
 
+    def adapter_folder(self) -> Path | None:
+        """Where the adapter's file lies. Raises ModelError where it is not there."""
+        return None if self.adapter is None else find_adapter(self.adapter)
+
+    def base(self) -> Model:
+        """The model without adapter, and the type of its weights.
+
+        Raises ValueError for an adapter from elsewhere, which does not say what it was trained on.
+        """
+        adapter = self.adapter_folder()
+        if adapter is not None and (adapter / CONFIG).is_file():
+            trained = load_config(str(adapter)).model
+        elif adapter is not None and self.model is None:
+            raise ValueError(f"{adapter} has no {CONFIG} that names its model; name it with --model")
+        else:
+            trained = Model.model_validate({"path": self.model or BUILT_IN})
+        chosen = {"path": self.model, "dtype": self.dtype}
+        return Model.model_validate(trained.model_dump() | {key: value for key, value in chosen.items() if value})
+
     def settings(self) -> SamplingSettings:
-        trained = None if self.adapter is None else SamplingSettings.read(self.adapter)
-        chosen = trained or (CRITTERS if self.model == BUILT_IN else KONTEXT)
+        """What is sampled with."""
+        adapter = self.adapter_folder()
+        trained = None if adapter is None else SamplingSettings.read(adapter)
+        chosen = trained or _usual(self.base())
         size = (chosen.height, chosen.width) if self.size is None else (self.size, self.size)
         return SamplingSettings(
             num_steps=self.steps or chosen.num_steps,
@@ -77,24 +107,28 @@ def write_pictures(request: Request, output: Path, *, compare: bool = False) -> 
     check_folder(output)
     if problems := list(_unreadable(request.references)):
         raise ValueError("\n".join(problems))
-    settings = request.settings()
+    if existing := [path for path in _files(request, output, compare=compare) if path.exists()]:
+        more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
+        raise ValueError(f"{existing[0]} exists{more}; name another folder with --output, or remove it")
+    settings, base = request.settings(), request.base()
     policy = FluxKontextPolicy(
-        resolve(request.model, "generator"),
+        resolve(base.path, "generator"),
         device=request.device,
+        dtype=getattr(torch, base.dtype),
         height=settings.height,
         width=settings.width,
         guidance=settings.guidance,
         max_sequence_length=settings.max_sequence_length,
     )
-    if request.adapter is not None:
-        policy.load_adapter(request.adapter)
+    if (adapter := request.adapter_folder()) is not None:
+        policy.load_adapter(adapter)
     sigmas = policy.sigmas(settings.num_steps, settings.shift)
     output.mkdir(parents=True, exist_ok=True)
-    for number, (reference, prompt) in enumerate(product(request.references, request.prompts)):
+    for number, (reference, prompt) in _pairs(request):
         sample = Sample(id=str(number), subject=reference.stem, prompt=prompt, references=(reference,))
         condition = policy.encode([sample])
         for seed in request.seeds:
-            path = output / f"{number:03d}-{_slug(reference.stem)}-{_slug(prompt)}-{seed}.png"
+            path = output / _name(number, reference, prompt, seed)
             picture = to_pictures(generate(policy, condition, sigmas, [seed]))[0]
             picture.save(path)
             yield path
@@ -102,9 +136,41 @@ def write_pictures(request: Request, output: Path, *, compare: bool = False) -> 
                 with policy.base_policy():
                     base = to_pictures(generate(policy, condition, sigmas, [seed]))[0]
                 row = [sample.reference_images()[0], base, picture]
-                beside = path.with_name(f"{path.stem}-compare.png")
+                beside = _beside(path)
                 case(row, prompt, ["reference", "base", "tuned"], side=256).save(beside)
                 yield beside
+
+
+def _pairs(request: Request) -> Iterator[tuple[int, tuple[Path, str]]]:
+    yield from enumerate(product(request.references, request.prompts))
+
+
+def _files(request: Request, output: Path, *, compare: bool) -> Iterator[Path]:
+    """All that will be written."""
+    for (number, (reference, prompt)), seed in product(_pairs(request), request.seeds):
+        yield (path := output / _name(number, reference, prompt, seed))
+        if compare:
+            yield _beside(path)
+
+
+def _name(number: int, reference: Path, prompt: str, seed: int) -> str:
+    return f"{number:03d}-{_slug(reference.stem)}-{_slug(prompt)}-{seed}.png"
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.stem}-compare.png")
+
+
+def _usual(model: Model) -> SamplingSettings:
+    steps, shift = CRITTERS if model.path == BUILT_IN else KONTEXT
+    return SamplingSettings(
+        num_steps=steps,
+        shift=shift,
+        guidance=model.guidance,
+        height=model.height,
+        width=model.width,
+        max_sequence_length=model.max_sequence_length,
+    )
 
 
 def _unreadable(pictures: Sequence[Path]) -> Iterator[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from customized_grpo.algorithm import (
+    USES_BONUS,
+    USES_WEIGHTS,
     ConstantWeights,
     TimeAwareWeights,
     step_advantages,
@@ -19,6 +21,7 @@ from customized_grpo.algorithm import (
 from customized_grpo.config import RunConfig
 from customized_grpo.data import Sample
 from customized_grpo.rollout import derive_seed
+from customized_grpo.sections import Shaping, Weighting
 
 
 class Plan:
@@ -33,6 +36,10 @@ class Plan:
             if weighting.kind == "constant"
             else TimeAwareWeights(**weighting.model_dump(exclude={"kind", "prompt", "progress"}))
         )
+
+    @property
+    def _weighted(self) -> bool:
+        return self.config.shaping.rule in USES_WEIGHTS
 
     def batch(self, update: int) -> list[Sample]:
         """The samples of an update; every epoch is another permutation, and no sample is dropped at its end."""
@@ -103,6 +110,15 @@ class Plan:
             noise.dynamics, sigma, sigma_next, noise.level, self.sigmas[1]
         )
 
+    def step_rows(self, steps: Sequence[int]) -> list[dict[str, float]]:
+        """What is written down of each trained step: its pull, and where the rule has weights how they divide it."""
+        rows = []
+        weights, pulls = self.prompt_weight(steps).tolist(), self.pull(steps).tolist()
+        for step, weight, pull in zip(steps, weights, pulls, strict=True):
+            divided = {"prompt_weight": weight, "prompt_pull": weight * pull, "identity_pull": (1 - weight) * pull}
+            rows.append({"step": step, "pull": pull, **(divided if self._weighted else {})})
+        return rows
+
     def seed(self, update: int, group: int, member: int | None) -> int:
         """Seed of one image of a group; member None: of the noise that the group starts from.
 
@@ -118,8 +134,8 @@ class Plan:
 
     def notices(self) -> list[str]:
         """What a user should know before the run starts, one sentence each."""
-        notices = []
-        if isinstance(self.weights, TimeAwareWeights):
+        notices = list(self._unread())
+        if self._weighted and isinstance(self.weights, TimeAwareWeights):
             progress = step_progress(self._reachable, self.sigmas, self.config.weighting.progress)
             if not self.weights.in_final_phase(progress).any():
                 notices.append(
@@ -130,6 +146,15 @@ class Plan:
         if len({sample.subject for sample in self.samples}) == 1:
             notices.append("all training samples show one subject: the adapter will overfit to it")
         return notices
+
+    def _unread(self) -> Iterator[str]:
+        """Settings that this run's rule has no use for; a sweep over rules may well leave them as they are."""
+        shaping, usual = self.config.shaping, Shaping()
+        if not self._weighted and self.config.weighting != Weighting(kind="constant"):
+            yield f'the rule "{shaping.rule}" has no weights: the section `weighting` changes nothing'
+        for name in ("gamma", "recentre"):
+            if shaping.rule not in USES_BONUS and getattr(shaping, name) != getattr(usual, name):
+                yield f'the rule "{shaping.rule}" has no bonus: shaping.{name} changes nothing'
 
     def _generator(self, *parts: object) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(self.config.seed, *parts))

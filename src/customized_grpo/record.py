@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,15 +52,6 @@ def saturated(values: Tensor) -> float:
     deviations = (scored - means[:, None]).square().nanmean(dim=1).sqrt()
     overall = (values[~values.isnan()].double()).std(correction=0)
     return (deviations < SATURATED_BELOW * torch.maximum(means.abs(), overall)).double().mean().item()
-
-
-def step_rows(steps: Sequence[int], prompt_weight: Tensor, pull: Tensor) -> list[dict[str, float]]:
-    """Per trained step its prompt weight, and what is left of both weights once the step's pull is counted in."""
-    rows = zip(steps, prompt_weight.tolist(), pull.tolist(), strict=True)
-    return [
-        {"step": step, "prompt_weight": weight, "prompt_pull": weight * pull, "identity_pull": (1 - weight) * pull}
-        for step, weight, pull in rows
-    ]
 
 
 @contextmanager

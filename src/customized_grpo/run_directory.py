@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from customized_grpo.checkpoints import (
     DAMAGED,
+    FINAL,
     FOLDER,
     INTERIM,
     Position,
@@ -236,7 +237,7 @@ class RunDirectory:
 
     def finish(self, policy: Policy) -> None:
         """Write the final adapter to adapter/ and close the trackers. Raises SavingError."""
-        target, aside = self.path / "adapter", self.path / f"adapter{SAVING}"
+        target, aside = self.path / FINAL, self.path / f"{FINAL}{SAVING}"
         with self._writing("the final adapter"):
             shutil.rmtree(aside, ignore_errors=True)
             self._save_adapter(policy, aside)

@@ -39,7 +39,7 @@ from customized_grpo.failures import not_finite, ratio_is_off
 from customized_grpo.memory import MicroBatches
 from customized_grpo.plan import Plan
 from customized_grpo.policies.base import Policy
-from customized_grpo.record import clock, reward_figures, spread, step_rows
+from customized_grpo.record import clock, reward_figures, spread
 from customized_grpo.rewards import Reward
 from customized_grpo.rewards.scoring import Scorer
 from customized_grpo.rollout import Point, Rollout, Sampler
@@ -137,8 +137,7 @@ class Trainer:
                 for key, values in found.items()
             }
             self.scorer.check(scores, config.max_unscored)
-        prompt_weight = self.plan.prompt_weight(steps)
-        advantages = self.plan.advantages(scores, prompt_weight).flatten(0, 1)  # [P G, T]
+        advantages = self.plan.advantages(scores, self.plan.prompt_weight(steps)).flatten(0, 1)  # [P G, T]
         with clock(seconds, "update"):
             if not self.ratio_checked:
                 self.check_ratio(rollout)
@@ -149,7 +148,7 @@ class Trainer:
             **reward_figures(scores, self.plan.roles),
             "advantage_std": spread(advantages),
             **self.scorer.lost(self.processes),
-            "steps": step_rows(steps, prompt_weight, self.plan.pull(steps)),
+            "steps": self.plan.step_rows(steps),
             **diagnostics,
             "lr": self.optimizer.param_groups[0]["lr"],
             "seconds": seconds,

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from customized_grpo.analysis.known_pictures import Cases, load_cases
-from customized_grpo.config import Data
 from customized_grpo.critters.samples import DEVELOPMENT_CRITTERS, draw_samples
+from customized_grpo.sections import Data
 
 
 @pytest.fixture(scope="session")

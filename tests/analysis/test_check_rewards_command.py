@@ -41,7 +41,8 @@ def test_critters_with_the_shipped_encoders_and_every_reward_by_name(run: Callab
     """The generator is never read: there is none where this recipe says."""
     names = [name for name, kind in REWARDS.items() if kind.encoder or issubclass(kind, Oracle)]
     every = [option for name in [*names, "dino against=other_view"] for option in ("--metric", name)]
-    answer = run(TINY, "model.path=/no/such", *every, "--cases", 48, "--output", tmp_path / "new" / "folder")
+    where = ("model.path=/no/such", "model.height=32", "model.width=32", "--device", "cpu")
+    answer = run(TINY, *where, *every, "--cases", 48, "--output", tmp_path / "new" / "folder")
     assert answer.code == 0, answer.error
     file = tmp_path / "new" / "folder" / "check_rewards.json"
     assert answer.out.endswith(f"\n\nfigures: {file}\n")

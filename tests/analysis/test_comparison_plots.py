@@ -16,7 +16,8 @@ from customized_grpo.analysis.comparison_plots import GREY, plots
 from customized_grpo.analysis.comparison_report import write_report
 from customized_grpo.analysis.intervals import over_seeds
 
-WEIGHTS = {f"prompt.{n}": {"shaping.rule": "linear", "weighting.prompt": n / 10} for n in (3, 5, 7)}
+NAIVE = {"shaping.rule": "linear", "weighting.kind": "constant"}
+WEIGHTS = {f"prompt.{n}": {**NAIVE, "weighting.prompt": n / 10} for n in (3, 5, 7)}
 FRONT = ["prompt.3", "prompt.5", "prompt.7"]
 FILE: dict[str, Any] = {
     "recipe": TINY,

@@ -56,6 +56,22 @@ def test_holms_family_is_everything_that_is_not_primary(results: Results, tmp_pa
     assert smallest.corrected == pytest.approx(5 * smallest.difference.p_value)
 
 
+def test_two_reference_arms_meet_once(results: Results, tmp_path: Path):
+    """Their difference with either sign is one test; twice in the family it would make every other one stricter."""
+    results["other"] = {seed: result(0.1 * seed, 0.1 + 0.01 * seed) for seed in (0, 1, 2)}
+    arms = {**FILE["arms"], "other": {"shaping.gamma": 0}}
+    primary = {**FILE["primary"], "against": ["naive", "other"]}
+    tests = differences(Comparison.read(write(tmp_path, seeds=[0, 1, 2], arms=arms, primary=primary)), results)
+    assert [(test.arm, test.against, test.metric, test.primary) for test in tests] == [
+        ("sars_tdw", "naive", "joint_success", True),
+        ("sars_tdw", "other", "joint_success", True),
+        ("sars_tdw", "naive", "dino", False),
+        ("other", "naive", "joint_success", False),
+        ("other", "naive", "dino", False),
+        ("sars_tdw", "other", "dino", False),
+    ]
+
+
 def test_the_table_shows_what_is_compared_and_on_request_the_way_there(results: Results, tmp_path: Path):
     for by_seed in results.values():
         for each in by_seed.values():

@@ -22,6 +22,7 @@ from customized_grpo.config import ConfigError, RunConfig, load_config, parse_me
 from customized_grpo.critters import world
 from customized_grpo.critters.samples import DEVELOPMENT_CRITTERS, TEST_CRITTERS, TRAINING_CRITTERS, draw_samples
 from customized_grpo.data import Sample
+from customized_grpo.pretrained import ModelError
 from customized_grpo.rewards.settings import parse_reward
 
 TINY = str(Path(__file__).parents[1] / "tiny.yaml")
@@ -133,8 +134,12 @@ def test_a_metric_that_is_none_is_refused_in_one_line(text: str, problem: str):
 
 def test_a_folder_without_adapter_is_named(run: Path, tmp_path: Path):
     (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
-    with pytest.raises(ConfigError, match=r"no adapter in .*--base evaluates without one"):
-        evaluate(make_request(str(tmp_path), [], cases=1), tmp_path / "out")
+    with pytest.raises(ModelError, match=r"no adapter in .*name the folder that holds it"):
+        make_request(str(tmp_path), [])
+    assert make_request(str(tmp_path), [], base=True).adapter is None
+    (tmp_path / "checkpoints" / "step-00020").mkdir(parents=True)
+    with pytest.raises(ModelError, match=r"has not ended; name a checkpoint, .*step-00020"):
+        make_request(str(tmp_path), [])
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------

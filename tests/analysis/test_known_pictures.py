@@ -5,9 +5,9 @@ import pytest
 
 from customized_grpo.analysis.known_pictures import ROWS, Cases, another, load_cases
 from customized_grpo.analysis.scored_pictures import Candidate, judge
-from customized_grpo.config import Data
 from customized_grpo.critters import metrics as oracle
 from customized_grpo.critters.samples import DEVELOPMENT_CRITTERS, draw_samples
+from customized_grpo.sections import Data
 
 
 def test_another_goes_round_all_other_keys():

@@ -21,7 +21,7 @@ from customized_grpo.analysis import rows as figures
 from customized_grpo.analysis.comparison import BASE, OVER_TRAINING, Comparison
 from customized_grpo.analysis.evaluate import Request, evaluate
 from customized_grpo.assemble import assemble
-from customized_grpo.checkpoints import checkpoints_of
+from customized_grpo.checkpoints import FINAL, checkpoints_of
 from customized_grpo.config import RunConfig, dump_config
 from customized_grpo.run_directory import read_log, write_text
 
@@ -73,7 +73,7 @@ def _claim(folder: Path, config: RunConfig) -> None:
 
 def _trained(config: RunConfig, run: Path) -> list[Path]:
     """Checkpoints of the trained run, oldest first; trains whatever is missing."""
-    if not (run / "adapter").is_dir():
+    if not (run / FINAL).is_dir():
         started = (run / "config.yaml").is_file()
         if not started:
             shutil.rmtree(run, ignore_errors=True)  # killed before it was a run

@@ -43,7 +43,16 @@ def write_report(comparison: Comparison, results: Results) -> str:
     """Write every file of the report for the arms that are finished; returns the table."""
     if not results:
         return "no arm is finished yet"
-    figures = {arm: _over_seeds(by_seed) for arm, by_seed in results.items()}
+    content, table = tabulate(comparison, results)
+    write_text(comparison.output / "comparison.json", json.dumps(content, indent=2) + "\n")
+    write_text(comparison.output / "table.md", table + "\n")
+    write_plots(comparison, results, _figures(results))
+    return table
+
+
+def tabulate(comparison: Comparison, results: Results) -> tuple[dict[str, Any], str]:
+    """What comparison.json and table.md hold."""
+    figures = _figures(results)
     tests = differences(comparison, results)
     degradation = [degradation_of(arm, by_seed) for arm, by_seed in results.items() if arm != BASE]
     content = {
@@ -63,13 +72,12 @@ def write_report(comparison: Comparison, results: Results) -> str:
         "finished": sum(map(len, results.values())),
         "runs": len(comparison.jobs),
     }
-    text = json.dumps(_without_nan(content), indent=2) + "\n"
-    write_text(comparison.output / "comparison.json", text)
     tables = [_arm_table(comparison, figures, results), _test_table(tests), _degradation_table(degradation)]
-    table = "\n\n".join(tables)
-    write_text(comparison.output / "table.md", table + "\n")
-    write_plots(comparison, results, figures)
-    return table
+    return _without_nan(content), "\n\n".join(tables)
+
+
+def _figures(results: Results) -> dict[str, dict[str, Estimate]]:
+    return {arm: _over_seeds(by_seed) for arm, by_seed in results.items()}
 
 
 def _trained_on(comparison: Comparison, arm: str) -> list[str]:
@@ -89,13 +97,16 @@ def _column(by_seed: Mapping[int, Mapping[str, Any]], metric: str) -> dict[int, 
 
 def differences(comparison: Comparison, results: Results) -> list[Tested]:
     """Every finished arm minus each reference arm, and the primary arm minus every other, on every metric, paired by
-    seed; the primary ones come first."""
+    seed; the primary ones come first. No two arms meet twice: that would count twice in Holm's family."""
     primary = comparison.primary
-    pairs = [(arm, against) for against in primary.against for arm in comparison.arms]
-    pairs += [(primary.arm, other) for other in comparison.arms]
+    pairs = [(arm, against) for against in primary.against for arm in comparison.arms if arm != against]
+    pairs += [(primary.arm, other) for other in comparison.arms if other != primary.arm]
+    met: dict[frozenset[str], tuple[str, str]] = {}
+    for pair in pairs:
+        met.setdefault(frozenset(pair), pair)
     found: list[tuple[bool, str, str, str, Difference]] = []
-    for arm, against in dict.fromkeys(pairs):
-        if arm == against or arm not in results or against not in results:
+    for arm, against in met.values():
+        if arm not in results or against not in results:
             continue
         tested = list(next(iter(results[arm].values()))["test"])
         for metric in shown(comparison, tested):

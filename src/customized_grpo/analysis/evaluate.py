@@ -23,6 +23,7 @@ from customized_grpo.critters.weights import BUILT_IN
 from customized_grpo.data import Sample
 from customized_grpo.evaluation import Case, generate_cases
 from customized_grpo.outputs import check_folder
+from customized_grpo.policies.adapter_file import find_adapter
 from customized_grpo.policies.base import Policy
 from customized_grpo.rewards import Reward
 from customized_grpo.rewards.images import to_pictures
@@ -118,8 +119,10 @@ def make_request(
     """
     folder = Path(target)
     of_a_run = folder.is_dir() and target not in recipes()  # a recipe's name wins, as everywhere
-    if of_a_run and adapter is None:
-        adapter = folder / "adapter" if (folder / "adapter").is_dir() else folder
+    if of_a_run and adapter is None and not base:
+        adapter = folder
+    if adapter is not None:
+        adapter = find_adapter(adapter)
     trained = None if adapter is None else SamplingSettings.read(adapter)
     config = load_config(target, [*(_as_overrides(trained) if trained else []), *overrides])
     protocol = config.data.source == dreambench.SOURCE
@@ -149,8 +152,6 @@ def _names(sample: Sample) -> list[str]:
 def _digest(adapter: Path) -> str:
     """Of the adapter's weights: a folder may hold another adapter tomorrow."""
     files = sorted(adapter.glob("*.safetensors"))
-    if not files:
-        raise ConfigError(f"no adapter in {adapter}: it holds no .safetensors; --base evaluates without one")
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 

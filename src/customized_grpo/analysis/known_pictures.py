@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from customized_grpo.assemble import read_data
-from customized_grpo.config import Data
 from customized_grpo.critters import samples as critters
 from customized_grpo.critters import world
 from customized_grpo.critters.weights import BUILT_IN
 from customized_grpo.data import Sample
 from customized_grpo.data.images import Source
+from customized_grpo.sections import Data
 
 ROWS = ("copy", "other_view", "other_subject", "right_prompt", "wrong_prompt")
 

@@ -34,6 +34,7 @@ from customized_grpo.critters.weights import BUILT_IN
 from customized_grpo.data import Sample
 from customized_grpo.outputs import check_folder
 from customized_grpo.plan import Plan
+from customized_grpo.policies.adapter_file import find_adapter
 from customized_grpo.policies.flux_kontext import LORA_TARGETS, FluxKontextPolicy
 from customized_grpo.rollout import Sampler
 from customized_grpo.run_directory import SamplingSettings, write_text
@@ -89,13 +90,14 @@ def choose(samples: Sequence[Sample], count: int) -> list[Sample]:
 
 def _policy(config: RunConfig, adapter: Path | None) -> FluxKontextPolicy:
     """The generator with the adapter of a folder, or with a fresh one as `train` would add it."""
+    folder = None if adapter is None else find_adapter(adapter)
     policy = load_policy(config)
-    if adapter is None:
+    if folder is None:
         targets = LORA_TARGETS if config.adapter.targets is None else config.adapter.targets
         policy.add_adapter(config.adapter.rank, config.adapter.alpha, targets, seed=config.seed)
         return policy
-    policy.load_adapter(adapter)
-    trained = SamplingSettings.read(adapter)
+    policy.load_adapter(folder)
+    trained = SamplingSettings.read(folder)
     if trained is not None:
         pairs = zip(asdict(trained).items(), asdict(sampling_settings(config)).values(), strict=True)
         for (name, then), now in pairs:

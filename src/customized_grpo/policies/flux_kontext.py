@@ -26,7 +26,14 @@ from transformers import CLIPTextModel, T5EncoderModel
 from customized_grpo.algorithm import sigma_schedule
 from customized_grpo.data import Sample
 from customized_grpo.distributed import shard
-from customized_grpo.policies.adapter_file import ADAPTER_FILE, TRANSFORMER, check_fits, check_same, read_adapter
+from customized_grpo.policies.adapter_file import (
+    ADAPTER_FILE,
+    TRANSFORMER,
+    check_fits,
+    check_same,
+    find_adapter,
+    read_adapter,
+)
 from customized_grpo.policies.base import usable_device
 from customized_grpo.policies.condition_cache import ConditionCache
 from customized_grpo.policies.flux_condition import Bucket, FluxCondition
@@ -156,6 +163,7 @@ class FluxKontextPolicy:
         )
 
     def load_adapter(self, directory: Path) -> None:
+        directory = find_adapter(directory)
         tensors = read_adapter(directory)
         if not getattr(self.module, "peft_config", None):
             # Adapters from elsewhere come in several spellings; diffusers knows them.

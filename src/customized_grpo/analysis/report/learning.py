@@ -73,11 +73,15 @@ def held_out_metrics(arms: Sequence[Arm]) -> list[str]:
 
 
 def step_pulls(run: History) -> list[tuple[int, float, float]]:
-    """(step, pull toward the prompt, pull toward identity), means over the run as shares of the largest sum."""
+    """(step, pull toward the prompt, pull toward identity), means over the run as shares of the largest sum.
+
+    None where the rule has no weights that divide it.
+    """
     by_step: dict[int, list[Mapping[str, float]]] = {}
     for row in run.updates:
         for step in row.get("steps", ()):
-            by_step.setdefault(step["step"], []).append(step)
+            if "prompt_pull" in step:
+                by_step.setdefault(step["step"], []).append(step)
     pulls = [
         (step, fmean(row["prompt_pull"] for row in rows), fmean(row["identity_pull"] for row in rows))
         for step, rows in sorted(by_step.items())
