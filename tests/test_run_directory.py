@@ -17,7 +17,6 @@ from customized_grpo.run_directory import (
     RunDirectory,
     RunDirectoryError,
     SamplingSettings,
-    environment,
     keep_cases,
     read_log,
 )
@@ -137,13 +136,6 @@ def test_what_could_not_be_scored_is_null_and_a_large_reference_is_kept_small(tm
     ]
     assert Image.open(tmp_path / "reference-00.png").size == (512, 341)
     assert photograph.size == (3000, 2000)
-
-
-def test_the_environment_names_versions_and_command():
-    found = environment()
-    assert set(found) == {"python", "platform", "processor_threads", "accelerator", "packages", "command"}
-    assert {"customized-grpo", "torch", "diffusers", "transformers", "peft"} <= set(found["packages"])
-    json.dumps(found)
 
 
 def test_logs_are_json_where_a_figure_does_not_exist(tmp_path: Path):

@@ -12,6 +12,8 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
+from customized_grpo.notices import show_in_lines
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -54,7 +56,6 @@ def demo(
     device: Device = None,
 ) -> None:
     """Train the built-in model with SARS + TDW, and show base against tuned on cases that nothing has seen."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # nothing is downloaded, and the bars are many
     from customized_grpo.demo import run_demo
 
     run_demo(output, seed=seed, updates=updates, cases=cases, device=device or _default_device())
@@ -281,7 +282,7 @@ def env() -> None:
     """Versions and hardware, for bug reports."""
     import json
 
-    from customized_grpo.run_directory import environment
+    from customized_grpo.environment import environment
 
     typer.echo(json.dumps(environment(), indent=2))
 
@@ -312,6 +313,7 @@ def main() -> None:
     # transformers warns at every import that torchvision is missing; nothing here wants it.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # of missing weights and long prompts we say more
+    show_in_lines()
     try:
         app(standalone_mode=True)
     except (ValueError, OSError) as error:  # OSError: also what model hubs raise

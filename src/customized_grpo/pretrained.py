@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.utils import logging as diffusers_bars
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -23,6 +24,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from safetensors import SafetensorError
+from transformers.utils import logging as transformers_bars
+
+from customized_grpo.critters.weights import FOLDER
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")  # one of them makes a tokenizer
@@ -124,7 +128,8 @@ def model_type(model: str | Path) -> str:
 def loading(model: str | Path) -> Iterator[None]:
     """Around a library's `from_pretrained`: what it says of files that are not what they should be, in one line."""
     try:
-        yield
+        with _quiet(model):
+            yield
     except torch.OutOfMemoryError:
         raise
     # What transformers, diffusers and safetensors raise for files that are missing, cut short or of other shapes.
@@ -132,6 +137,21 @@ def loading(model: str | Path) -> Iterator[None]:
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"{model} cannot be loaded: {_line(error)}") from error
+
+
+@contextmanager
+def _quiet(model: str | Path) -> Iterator[None]:
+    """Without the libraries' bars where the built-in parts are loaded: a dozen of them, full at once."""
+    bars = [bar for bar in (transformers_bars, diffusers_bars) if bar.is_progress_bar_enabled()]
+    if not str(model).startswith(str(FOLDER)):
+        bars = []
+    for bar in bars:
+        bar.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for bar in bars:
+            bar.enable_progress_bar()
 
 
 def _refuse_pickles(folder: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import re
 import shlex
 import shutil
@@ -17,7 +16,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +43,7 @@ from customized_grpo.checkpoints import (
 )
 from customized_grpo.config import CONFIG, RunConfig
 from customized_grpo.durable import SAVING, remove_leftovers, replacing, sync, sync_tree, write_text
+from customized_grpo.environment import environment
 from customized_grpo.fields import NonNegative, Pixels, Positive, Steps, Tokens
 from customized_grpo.pictures import Shown, case, sheet
 from customized_grpo.policies.base import Policy
@@ -55,7 +54,6 @@ SAMPLING = "sampling.json"
 CASES = "cases.json"
 LOGS = ("metrics.jsonl", "evaluations.jsonl")
 REFERENCE_SIDE = 512  # pixels, at most, of the references that are kept beside the pictures
-PACKAGES = ("customized-grpo", "torch", "diffusers", "transformers", "peft", "numpy")
 
 
 class SavingError(RuntimeError):
@@ -362,15 +360,3 @@ def _as_json(value: Any) -> Any:
     if isinstance(value, list):
         return [_as_json(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def environment() -> dict[str, Any]:
-    """Versions and hardware of this process, and the command that started it."""
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor_threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "packages": {name: version(name) for name in PACKAGES},
-        "command": sys.argv,
-    }

@@ -11,7 +11,7 @@ from PIL import Image
 from customized_grpo import cli
 from customized_grpo.analysis.compare import ComparisonError, report
 from customized_grpo.analysis.comparison import Comparison, Results
-from customized_grpo.analysis.comparison_report import differences, write_report
+from customized_grpo.analysis.comparison_report import differences, tabulate, write_report
 
 
 @pytest.fixture
@@ -181,6 +181,14 @@ def test_nothing_is_both_shown_and_reported(
     assert capsys.readouterr().err == (
         "error: --dry-run writes nothing and --report-only runs nothing; choose one of them\n"
     )
+
+
+def test_the_table_says_where_runs_are_of_several_commits(results: Results, tmp_path: Path):
+    comparison = Comparison.read(write(tmp_path, seeds=[0, 1, 2]))
+    assert "Not one code" not in tabulate(comparison, results)[1]
+    results["naive"][1]["code"] = "abc+changes"
+    last = tabulate(comparison, results)[1].splitlines()[-1]
+    assert last == "Not one code made all runs: unknown (9 runs), abc+changes (1 runs)."
 
 
 def test_a_report_of_one_seed_claims_no_interval(tmp_path: Path):

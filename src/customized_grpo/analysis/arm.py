@@ -23,6 +23,7 @@ from customized_grpo.analysis.evaluate import Request, evaluate
 from customized_grpo.assemble import assemble
 from customized_grpo.checkpoints import FINAL, checkpoints_of
 from customized_grpo.config import RunConfig, dump_config
+from customized_grpo.environment import commit
 from customized_grpo.run_directory import read_log, write_text
 
 RESULT, ARM_CONFIG = "result.json", "arm.yaml"
@@ -47,6 +48,7 @@ def run_arm(comparison: Comparison, arm: str, seed: int, device: str | None = No
     result = {
         "arm": arm,
         "seed": seed,
+        "code": commit(),
         "test": {
             **_mean([_tested(comparison, config, adapter, folder, seed) for adapter in adapters]),
             **_over_training(held_out),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,6 +74,7 @@ def tabulate(comparison: Comparison, results: Results) -> tuple[dict[str, Any], 
         "runs": len(comparison.jobs),
     }
     tables = [_arm_table(comparison, figures, results), _test_table(tests), _degradation_table(degradation)]
+    tables += _of_several_commits(results)
     return _without_nan(content), "\n\n".join(tables)
 
 
@@ -180,6 +182,14 @@ def _degradation_table(arms: Sequence[ArmDegradation]) -> str:
         "evaluations, of degradation in the rewards alone."
     )
     return "\n".join([*lines, "", said])
+
+
+def _of_several_commits(results: Results) -> list[str]:
+    """A sentence where the runs were not all made with the same code."""
+    made = Counter(str(run.get("code") or "unknown") for by_seed in results.values() for run in by_seed.values())
+    if len(made) < 2:
+        return []
+    return [f"Not one code made all runs: {', '.join(f'{code} ({count} runs)' for code, count in made.items())}."]
 
 
 def _seen(found: Found) -> str:

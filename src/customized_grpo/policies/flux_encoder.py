@@ -6,7 +6,6 @@ Everything is encoded one sample at a time: an entry's bits depend neither on it
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
@@ -18,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from customized_grpo.data import Sample, fit
+from customized_grpo.notices import LongPrompts
 from customized_grpo.policies.condition_cache import ConditionCache, Tensors, content_key, model_identity
 from customized_grpo.policies.flux_condition import FluxEntry
 
@@ -58,7 +58,7 @@ class FluxEncoder:
         self.offload, self.cache = offload, cache
         self._text_is_here = not offload
         self._remembered = lru_cache(maxsize=REMEMBERED)(self._encode_one)
-        self._said: set[str] = set()  # prompts that were found too long
+        self._long = LongPrompts()
 
     def encode(self, samples: Sequence[Sample]) -> tuple[FluxEntry, ...]:
         """One entry per sample. ValueError where a reference cannot be read."""
@@ -114,17 +114,14 @@ class FluxEncoder:
         return {"text": text[0], "pooled": pooled[0]}
 
     def _warn_of_long(self, prompt: str) -> None:
-        if prompt in self._said:
-            return
         limits = {"tokenizer_2": self.max_sequence_length, "tokenizer": self.pipe.tokenizer_max_length}
         lengths = {name: len(getattr(self.pipe, name)(prompt, verbose=False)["input_ids"]) for name in limits}
         if cut := [name for name in limits if lengths[name] > limits[name]]:
-            self._said.add(prompt)
             parts = (f"{lengths[name]} tokens, of which {READERS[name]} reads {limits[name]}" for name in cut)
-            warnings.warn(
+            self._long.warn(
+                prompt,
                 f"a prompt is longer than the model reads: {'; '.join(parts)}. What comes after them is not followed; "
-                f"shorten it: {prompt!r}",
-                stacklevel=2,
+                "shorten it",
             )
 
     def _move_text_encoders(self, *, here: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
 from customized_grpo.data import Sample
+from customized_grpo.notices import LongPrompts
 from customized_grpo.pretrained import ModelError, loading, model_type
 from customized_grpo.rewards.encoder import PictureEncoder, load_encoder, load_processor
 
@@ -30,7 +30,7 @@ class ClipFeatures(PictureEncoder):
         self.device = device
         # A tokenizer may not know its model's length; 77 tokens in all published CLIP models, both ends included.
         self.length = min(self.tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
-        self._warned: set[str] = set()
+        self._long = LongPrompts()
 
     def embed(self, pixels: Tensor) -> Tensor:
         return self.model.get_image_features(pixel_values=pixels).pooler_output
@@ -58,10 +58,9 @@ class ClipFeatures(PictureEncoder):
     def _warn_of_long(self, prompts: list[str]) -> None:
         lengths = [len(ids) for ids in self.tokenizer(prompts, verbose=False)["input_ids"]]
         for prompt, length in zip(prompts, lengths, strict=True):
-            if length > self.length and prompt not in self._warned:
-                self._warned.add(prompt)
-                warnings.warn(
+            if length > self.length:
+                self._long.warn(
+                    prompt,
                     f"a prompt of {length} tokens is cut to the {self.length} that CLIP's text encoder reads; "
-                    f"what comes after them is not scored: {prompt!r}",
-                    stacklevel=2,
+                    "what comes after them is not scored",
                 )
