@@ -277,6 +277,7 @@ def test_an_adapter_that_cannot_be_used(kind: str, adapter: Path, refused: Refus
     change(refused.folder / "mine")
     said = refused(
         *("generate", "--reference", "dog.png", "--prompt", "a dog", "--adapter", "mine", "--steps", 2),
+        *("--model", "critters"),
         *("--output", "out", "--device", "cpu"),
     )
     assert message in said

@@ -243,7 +243,7 @@ def test_a_full_disk_is_no_mistake_in_the_input(
     def breaks() -> None:
         raise OSError(number, "no such luck")
 
-    monkeypatch.setattr("customized_grpo.run_directory.environment", breaks)
+    monkeypatch.setattr("customized_grpo.environment.environment", breaks)
     assert run("env").code == code
 
 

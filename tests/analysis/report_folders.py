@@ -70,7 +70,8 @@ def fake_comparison(folder: Path, weights: Sequence[float] = ()) -> Path:
     """Two arms, and one more for each weight of the prompt."""
     file = folder.with_suffix(".yaml")
     arms: dict[str, Any] = {"naive": {"shaping.rule": "linear"}, "sars_tdw": None}
-    others = {f"weight{weight:g}".replace("0.", "."): {"weighting.prompt": weight} for weight in weights}
+    constant = {"weighting.kind": "constant"}
+    others = {f"weight{weight:g}".replace("0.", "."): {**constant, "weighting.prompt": weight} for weight in weights}
     arms |= others
     settings: dict[str, Any] = {"output": str(folder), "recipe": str(TINY), "seeds": [0, 1], "arms": arms}
     if others:
