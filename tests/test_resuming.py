@@ -141,6 +141,17 @@ def test_fewer_updates_than_are_trained_are_refused(make_trainer: MakeTrainer):
         make_trainer(*SMALL, "updates=1", resume=True)
 
 
+def test_a_damaged_line_of_a_log_is_named_when_a_run_goes_on(make_trainer: MakeTrainer, tmp_path: Path):
+    make_trainer(*SMALL, "updates=2").train()
+    log = tmp_path / "run" / "metrics.jsonl"
+    first, second = log.read_text().splitlines(keepends=True)
+    log.write_text(first + second[:40] + "\n")
+    resumed = make_trainer(*SMALL, "updates=3", resume=True)
+    with pytest.raises(ValueError, match=rf"{log}, line 2: not JSON: .*; restore it, or remove the line"):
+        resumed.train()
+    assert log.read_text() == first + second[:40] + "\n"
+
+
 def test_a_configuration_that_cannot_be_read_any_more_is_named(make_trainer: MakeTrainer, tmp_path: Path):
     make_trainer(*SMALL).train()
     config = tmp_path / "run" / "config.yaml"
