@@ -156,6 +156,12 @@ def test_warm_up_counts_updates(per_rollout: int, expected: list[float], plan_of
     assert plan_of("optimizer.lr=4", "optimizer.warmup=0").lr(0) == 4
 
 
+def test_rows_of_a_rule_without_weights_claim_none(plan_of: Callable[..., Plan]):
+    plan = plan_of("shaping.rule=min")
+    (row,) = plan.step_rows([1])
+    assert row == {"step": 1, "pull": pytest.approx(plan.pull([1]).item())}
+
+
 # --- what the user is told -------------------------------------------------------------------------------------------
 
 

@@ -118,12 +118,6 @@ def test_rows_carry_the_weights_of_their_windows_steps(make_trainer: MakeTrainer
         assert (entry["prompt_pull"], entry["identity_pull"]) == (weight * pull, (1 - weight) * pull)
 
 
-def test_rows_of_a_rule_without_weights_claim_none(make_trainer: MakeTrainer):
-    trainer = make_trainer("shaping.rule=min")
-    (entry, _) = trainer.step()["steps"]
-    assert entry == {"step": entry["step"], "pull": pytest.approx(trainer.plan.pull([entry["step"]]).item())}
-
-
 def test_the_row_tells_what_the_rewards_did(make_trainer: MakeTrainer):
     trainer = make_trainer()
     # Group 1: prompt and identity opposed. Group 2: identity flat.
