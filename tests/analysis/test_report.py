@@ -213,6 +213,10 @@ def test_many_arms_stand_one_below_the_other_and_are_shown_by_selection(tmp_path
     assert (
         len([line for line in page.all("polyline") if line.get("class") == "front"]) == 2
     )  # by the rewards, by the oracle
+    found = {each["arm"]: each for each in content["beyond_front"] if each["plane"][0] == "oracle_identity"}
+    margin = found["sars_tdw"]
+    said = f"{margin['mean']:+.3f} [{margin['low']:+.3f}, {margin['high']:+.3f}], {margin['beyond']} of 2"
+    assert page.rows(-2)["sars_tdw"][-1] == said.replace("-", "−")
 
 
 def test_what_a_wall_is_sorted_by(tmp_path: Path):

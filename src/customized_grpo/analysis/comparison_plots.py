@@ -15,12 +15,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from customized_grpo.analysis.comparison import BASE, Comparison, Results
+from customized_grpo.analysis.front import ORACLES, planes
 from customized_grpo.analysis.intervals import Estimate, over_seeds
 
 Figures = Mapping[str, Mapping[str, Estimate]]  # arm -> test metric -> its mean over seeds
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]  # trained arm -> results of its finished seeds
 
-ORACLES = ("oracle_identity", "oracle_prompt")
 # Markers are coprime in number to the colours, so that 198 arms differ in one of the two.
 COLOURS = (
     *("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#bcbd22", "#17becf"),
@@ -79,7 +79,7 @@ def _styles(comparison: Comparison) -> dict[str, Style]:
 
 def _plane(comparison: Comparison, figures: Figures, styles: Mapping[str, Style]) -> Figure | None:
     """Identity against prompt on test cases: a point per arm with its 95 % intervals, and the front as a line."""
-    pairs = _tested_pairs(comparison, figures)
+    pairs = planes(comparison, figures)
     if not pairs or {*figures} <= {BASE}:
         return None
     figure, grid = _grid(len(pairs), columns=2, height=4.4)
@@ -97,13 +97,6 @@ def _plane(comparison: Comparison, figures: Figures, styles: Mapping[str, Style]
     figure.suptitle("Test cases after training: mean over seeds, 95 % t intervals", fontsize=11)
     _legend(figure, len(grid), in_a_cell=20)
     return figure
-
-
-def _tested_pairs(comparison: Comparison, figures: Figures) -> list[tuple[str, str]]:
-    """Identity and prompt reward of each arm, as they are tested, and the oracle's two; those that all arms have."""
-    rewards = [comparison.rewarded(arm) for arm in figures if arm != BASE]
-    pairs = dict.fromkeys([*((each["identity"], each["prompt"]) for each in rewards), ORACLES])
-    return [pair for pair in pairs if all({*pair} <= {*found} for found in figures.values())]
 
 
 def _reach(estimate: Estimate) -> list[list[float]] | None:

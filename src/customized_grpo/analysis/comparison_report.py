@@ -12,6 +12,7 @@ from typing import Any
 from customized_grpo.analysis.comparison import BASE, OVER_TRAINING, Comparison, Results
 from customized_grpo.analysis.comparison_plots import write_plots
 from customized_grpo.analysis.degradation import KINDS, ArmDegradation, Found, degradation_of
+from customized_grpo.analysis.front import Beyond, beyond_fronts
 from customized_grpo.analysis.intervals import Difference, Estimate, holm, over_seeds, paired_difference
 from customized_grpo.run_directory import write_text
 
@@ -55,6 +56,7 @@ def tabulate(comparison: Comparison, results: Results) -> tuple[dict[str, Any], 
     """What comparison.json and table.md hold."""
     figures = _figures(results)
     tests = differences(comparison, results)
+    beyond = beyond_fronts(comparison, results)
     degradation = [degradation_of(arm, by_seed) for arm, by_seed in results.items() if arm != BASE]
     content = {
         "arms": {
@@ -68,13 +70,15 @@ def tabulate(comparison: Comparison, results: Results) -> tuple[dict[str, Any], 
             for arm, by_seed in results.items()
         },
         "differences": [test.as_dict() for test in tests],
+        "beyond_front": [each.as_dict() for each in beyond],
         "degradation": [each.as_dict() for each in degradation],
         "settings": comparison.model_dump(mode="json", exclude={"output"}),
         "finished": sum(map(len, results.values())),
         "runs": len(comparison.jobs),
     }
-    tables = [_arm_table(comparison, figures, results), _test_table(tests), _degradation_table(degradation)]
-    tables += _of_several_commits(results)
+    tables = [_arm_table(comparison, figures, results), _test_table(tests)]
+    tables += [_front_table(comparison, beyond)] if beyond else []
+    tables += [_degradation_table(degradation), *_of_several_commits(results)]
     return _without_nan(content), "\n\n".join(tables)
 
 
@@ -162,6 +166,26 @@ def _test_table(tests: Sequence[Tested]) -> str:
         values = f"{_cell(found.estimate, '+')} | {_p(found.p_value)} | {corrected} | {found.pairs}"
         lines.append(f"| {test.arm} - {test.against} | {test.metric} | {values} |")
     return "\n".join([*lines, "", "Paired by seed, t-test; Holm's correction over everything that is not primary."])
+
+
+def _front_table(comparison: Comparison, found: Sequence[Beyond]) -> str:
+    planes = list(dict.fromkeys(each.plane for each in found))
+    by_place = {(each.arm, each.plane): each for each in found}
+    titles = " | ".join(f"beyond in ({', '.join(plane)})" for plane in planes)
+    lines = [f"| arm | {titles} |", "| --- " * (len(planes) + 1) + "|"]
+    for arm in dict.fromkeys(each.arm for each in found):
+        cells = [_beyond(by_place.get((arm, plane))) for plane in planes]
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    said = (
+        f"The front is the line {', '.join(comparison.front)} of the same seed. Beyond it by so much, in so many "
+        "seeds: what an arm could lose in both figures before some point of the line, between two arms too, is as "
+        "good in both."
+    )
+    return "\n".join([*lines, "", said])
+
+
+def _beyond(found: Beyond | None) -> str:
+    return f"{_cell(found.margin, '+')} in {found.beyond} of {found.seeds}" if found else ""
 
 
 def _degradation_table(arms: Sequence[ArmDegradation]) -> str:

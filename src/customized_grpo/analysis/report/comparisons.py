@@ -37,6 +37,7 @@ def comparison_part(folder: Path) -> Part:
         files={"comparison settings": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)},
         selections=_selections(settings, list(found)),
         front=[name for name in settings.get("front", ()) if name in found],
+        beyond_front=content.get("beyond_front", ()),
         degradation=content.get("degradation", ()),
     )
 

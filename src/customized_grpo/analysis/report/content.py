@@ -107,6 +107,7 @@ class Part:
     files: Mapping[str, str] = field(default_factory=dict)  # name -> text, shown folded
     selections: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names of arms; the first is shown at first
     front: Sequence[str] = ()  # arms that differ in one weight, in its order
+    beyond_front: Sequence[Mapping[str, Any]] = ()
     degradation: Sequence[Mapping[str, Any]] = ()
     probe: Mapping[str, Any] | None = None
 

@@ -14,7 +14,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from customized_grpo.analysis.degradation import KINDS
 from customized_grpo.analysis.report import labels
 from customized_grpo.analysis.report.album import Album
 from customized_grpo.analysis.report.charts import extent, interval_plot
@@ -27,6 +26,7 @@ from customized_grpo.analysis.report.figures import (
     plane_figures,
 )
 from customized_grpo.analysis.report.probes import probe_figures
+from customized_grpo.analysis.report.verdicts import degradation_verdicts, front_verdicts
 
 WIDE = 4  # models side by side in a table; more stand one below the other
 KEY_METRICS = (
@@ -102,8 +102,9 @@ def _view(part: Part, album: Album) -> dict[str, Any]:
         "probe": probe_figures(part.probe) if part.probe else [],
         "learning": learning_figures(part),
         "planes": plane_figures(part),
+        "beyond": front_verdicts(part.beyond_front, part.front),
         "conflict": conflict_figures(part),
-        "degradation": _degradation(part.degradation),
+        "degradation": degradation_verdicts(part.degradation),
         "warnings": [
             {"where": _where(part, arm.name, run.name), **warning}
             for arm in part.arms
@@ -115,27 +116,6 @@ def _view(part: Part, album: Album) -> dict[str, Any]:
         "wall": part.wall and {"wall": part.wall, **_cards(part.wall.columns, part.wall.cases, part, album)},
         "scores": _wall_scores(part.wall),
     }
-
-
-def _degradation(arms: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """A line per arm: of how many seeds each kind held at the end, on the way, and was warned of."""
-    if not arms:
-        return None
-    return {
-        "kinds": [kind.title for kind in KINDS],
-        "arms": [(each["arm"], each["seeds"], [_seen(each[kind.name]) for kind in KINDS]) for each in arms],
-    }
-
-
-def _seen(found: Mapping[str, Any]) -> str:
-    if not found["judged"]:
-        return "–"
-    if not found["updates"] and not found["warned"]:
-        return "none"
-    updates = "–".join(str(update) for update in dict.fromkeys((found["first_update"], found["last_update"])))
-    said = [f"at the end {found['at_end']}", f"on the way {found['on_the_way']}"]
-    said[1] += f" (updates {updates})" if found["updates"] else ""
-    return ", ".join([*said, *([f"warned {found['warned']}"] if found["warned"] else [])])
 
 
 def _where(part: Part, arm: str, run: str) -> str:
