@@ -135,8 +135,8 @@ def test_the_plane_has_a_point_per_arm_with_its_intervals(results: Results, tmp_
     """Two values .02 apart: the mean lies in the middle, t = 12.706 times .01 to each side."""
     figure = drawn(comparison(tmp_path), results)["plane.png"]
     assert [(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes] == [
-        ("dino", "clip_t"),
-        ("oracle_identity", "oracle_prompt"),
+        *[("dino", "clip_t")] * 2,  # all, and large those that are better than the base
+        *[("oracle_identity", "oracle_prompt")] * 2,
     ]
     assert named(figure) == ["base", "prompt.3", "prompt.5", "sars_tdw"]
     for axes in figure.axes:
@@ -147,6 +147,21 @@ def test_the_plane_has_a_point_per_arm_with_its_intervals(results: Results, tmp_
         assert across.get_segments()[0][:, 0] == pytest.approx([0.5 - 0.12706, 0.5 + 0.12706], abs=1e-4)
         assert upright.get_segments()[0][:, 1] == pytest.approx([0.6 - 0.12706, 0.6 + 0.12706], abs=1e-4)
         assert to_hex(drawn_points[0][0].get_color()) == GREY
+
+
+def test_arms_that_are_better_than_the_base_in_both_are_shown_large(results: Results, tmp_path: Path):
+    """Base (.5, .6), arms at (.6, .7), (.7, .8), (.8, .9); the last one loses its prompt."""
+    for each in results["sars_tdw"].values():
+        each["test"]["clip_t"] = 0.1
+    whole, close, *_ = drawn(comparison(tmp_path), results)["plane.png"].axes
+    assert whole.get_xlim()[0] < 0.5
+    assert whole.get_ylim()[0] < 0.1
+    assert close.get_xlim() == pytest.approx((0.585, 0.715))  # .6 to .7 and 15 % of it to both sides
+    assert close.get_ylim() == pytest.approx((0.685, 0.815))
+    for each in results["prompt.5"].values():
+        each["test"]["dino"] = 0.1
+    axes = drawn(comparison(tmp_path), results)["plane.png"].axes  # a single arm is left: nothing to enlarge
+    assert [each.get_ylabel() for each in axes if each.get_ylabel() == "clip_t"] == ["clip_t"]
 
 
 def test_the_front_is_a_line_in_the_files_order(results: Results, tmp_path: Path):
@@ -167,11 +182,17 @@ def test_the_plane_has_the_pairs_that_all_arms_were_tested_on(results: Results, 
     for runs in (results["view"], results["sars_tdw"]):
         for each in runs.values():
             each["test"]["dino against=other_view"] = 0.4
-    assert [axes.get_xlabel() for axes in drawn(file, results)["plane.png"].axes] == ["dino", "oracle_identity"]
+    labels = [axes.get_xlabel() for axes in drawn(file, results)["plane.png"].axes]
+    assert labels == ["dino", "dino", "oracle_identity", "oracle_identity"]
     for each in [each for runs in results.values() for each in runs.values()]:
         each["test"]["dino against=other_view"] = 0.4
     labels = [axes.get_xlabel() for axes in drawn(file, results)["plane.png"].axes]
-    assert labels[:3] == ["dino", "dino against=other_view", "oracle_identity"]
+    assert labels == [
+        *["dino"] * 2,
+        "dino against=other_view",
+        *["oracle_identity"] * 2,
+        "",
+    ]  # one view: no arm is better
 
 
 def test_one_seed_is_a_point_without_intervals_and_the_base_alone_is_no_plane(results: Results, tmp_path: Path):

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from customized_grpo.analysis.comparison import BASE, Comparison, Results
-from customized_grpo.analysis.front import ORACLES, planes
+from customized_grpo.analysis.front import ORACLES, Point, planes
 from customized_grpo.analysis.intervals import Estimate, over_seeds
 
 Figures = Mapping[str, Mapping[str, Estimate]]  # arm -> test metric -> its mean over seeds
@@ -78,25 +78,50 @@ def _styles(comparison: Comparison) -> dict[str, Style]:
 
 
 def _plane(comparison: Comparison, figures: Figures, styles: Mapping[str, Style]) -> Figure | None:
-    """Identity against prompt on test cases: a point per arm with its 95 % intervals, and the front as a line."""
+    """Identity against prompt on test cases: a point per arm with its 95 % intervals, and the front as a line.
+
+    Beside it the arms that better the base in both, large: in the whole plane they crowd in a corner.
+    """
     pairs = planes(comparison, figures)
     if not pairs or {*figures} <= {BASE}:
         return None
-    figure, grid = _grid(len(pairs), columns=2, height=4.4)
+    views = [(pair, close) for pair in pairs for close in (None, _better_than_base(figures, pair)) if close != ()]
+    figure, grid = _grid(len(views), columns=2, height=4.4)
     front = [arm for arm in comparison.front if arm in figures]
-    for axes, (x_metric, y_metric) in zip(grid, pairs, strict=True):
+    for axes, (pair, close) in zip(grid, views, strict=True):
         for arm in (arm for arm in styles if arm in figures):
-            x, y = figures[arm][x_metric], figures[arm][y_metric]
+            x, y = (figures[arm][metric] for metric in pair)
             look = {"color": styles[arm].colour, "linestyle": "none", **styles[arm].marked(8)}
             axes.errorbar(x.mean, y.mean, _reach(y), _reach(x), label=arm, elinewidth=1, zorder=3, **look)
         if len(front) > 1:
-            line = [[figures[arm][metric].mean for arm in front] for metric in (x_metric, y_metric)]
+            line = [[figures[arm][metric].mean for arm in front] for metric in pair]
             axes.plot(*line, color=INK, linewidth=1.2, linestyle="--", label=FRONT, zorder=2)
-        axes.set_xlabel(x_metric)
-        axes.set_ylabel(y_metric)
+        axes.set_xlabel(pair[0])
+        axes.set_ylabel(pair[1])
+        if close:
+            axes.set_xlim(_around(close, 0))
+            axes.set_ylim(_around(close, 1))
+            axes.set_title("better than the base in both", fontsize=10)
     figure.suptitle("Test cases after training: mean over seeds, 95 % t intervals", fontsize=11)
     _legend(figure, len(grid), in_a_cell=20)
     return figure
+
+
+def _better_than_base(figures: Figures, pair: tuple[str, str]) -> tuple[Point, ...]:
+    """Where the arms lie that do; empty where fewer than two, or without the base: there is nothing to enlarge."""
+    if BASE not in figures:
+        return ()
+    points = {arm: (found[pair[0]].mean, found[pair[1]].mean) for arm, found in figures.items()}
+    x, y = points.pop(BASE)
+    better = tuple(point for point in points.values() if point[0] > x and point[1] > y)
+    return better if len({*better}) > 1 else ()
+
+
+def _around(points: Sequence[Point], axis: int) -> tuple[float, float]:
+    """Limits that show all of them, with some room."""
+    low, high = (limit(point[axis] for point in points) for limit in (min, max))
+    room = max(0.15 * (high - low), 0.005)
+    return low - room, high + room
 
 
 def _reach(estimate: Estimate) -> list[list[float]] | None:
