@@ -76,7 +76,7 @@ def tabulate(comparison: Comparison, results: Results) -> tuple[dict[str, Any], 
         "finished": sum(map(len, results.values())),
         "runs": len(comparison.jobs),
     }
-    tables = [_arm_table(comparison, figures, results), _test_table(tests)]
+    tables = [*_arm_tables(comparison, figures, results), _test_table(tests)]
     tables += [_front_table(comparison, beyond)] if beyond else []
     tables += [_degradation_table(degradation), *_of_several_commits(results)]
     return _without_nan(content), "\n\n".join(tables)
@@ -147,13 +147,21 @@ def _without_nan(value: Any) -> Any:
 # --- tables, in Markdown ---------------------------------------------------------------------------------------------
 
 
-def _arm_table(comparison: Comparison, figures: Mapping[str, Mapping[str, Estimate]], results: Results) -> str:
-    metrics = shown(comparison, [metric for each in figures.values() for metric in each])
+def _arm_tables(comparison: Comparison, figures: Mapping[str, Mapping[str, Estimate]], results: Results) -> list[str]:
+    """The metrics that are compared, and those that were only measured."""
+    measured = list(dict.fromkeys(metric for each in figures.values() for metric in each))
+    compared = shown(comparison, measured)
+    others = [metric for metric in measured if metric not in compared and not metric.endswith(OVER_TRAINING)]
+    tables = [_arm_table(metrics, figures, results) for metrics in (compared, others) if metrics]
+    return [*tables, "Means over seeds with 95 % t intervals; every seed is tested on cases of its own."]
+
+
+def _arm_table(metrics: Sequence[str], figures: Mapping[str, Mapping[str, Estimate]], results: Results) -> str:
     lines = [f"| arm | seeds | {' | '.join(metrics)} |", "| --- " * (len(metrics) + 2) + "|"]
     for arm, found in figures.items():
         cells = [_cell(found[metric]) if metric in found else "" for metric in metrics]
         lines.append(f"| {arm} | {len(results[arm])} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", "Means over seeds with 95 % t intervals; every seed is tested on cases of its own."])
+    return "\n".join(lines)
 
 
 def _test_table(tests: Sequence[Tested]) -> str:
