@@ -16,7 +16,6 @@ from customized_grpo.analysis.evaluate import make_request, write_evaluation
 from customized_grpo.analysis.probe import run_probe
 from customized_grpo.analysis.report import ReportError, write_report
 from customized_grpo.analysis.report.album import BUDGET, PIXEL_ART, thumbnail
-from customized_grpo.analysis.report.charts import ticks
 from customized_grpo.analysis.report.page import as_json_script
 from customized_grpo.config import load_config
 from customized_grpo.trainer import Trainer
@@ -337,19 +336,3 @@ def test_a_broken_picture_is_named(tmp_path: Path):
     (folder / "images" / "00000-s0-0.png").write_bytes(b"half")
     with pytest.raises(ValueError, match=r"00000-s0-0.png: not a picture"):
         write_report([folder], tmp_path / "report.html")
-
-
-# --- charts ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "marks"),
-    [
-        (0, 1, [0, 0.25, 0.5, 0.75, 1]),
-        (-0.13, 0.31, [-0.2, 0, 0.2, 0.4]),
-        (0, 100, [0, 25, 50, 75, 100]),
-        (0.801, 0.803, [0.801, 0.8015, 0.802, 0.8025, 0.803]),
-    ],
-)
-def test_ticks_are_round_and_cover(low: float, high: float, marks: list[float]):
-    assert ticks(low, high, 4) == pytest.approx(marks)

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from customized_grpo.analysis.comparison import BASE, Comparison, Results
-from customized_grpo.analysis.front import ORACLES, Point, planes
+from customized_grpo.analysis.front import ORACLES, Point, crowd, planes
 from customized_grpo.analysis.intervals import Estimate, over_seeds
 
 Figures = Mapping[str, Mapping[str, Estimate]]  # arm -> test metric -> its mean over seeds
@@ -80,12 +80,13 @@ def _styles(comparison: Comparison) -> dict[str, Style]:
 def _plane(comparison: Comparison, figures: Figures, styles: Mapping[str, Style]) -> Figure | None:
     """Identity against prompt on test cases: a point per arm with its 95 % intervals, and the front as a line.
 
-    Beside it the arms that better the base in both, large: in the whole plane they crowd in a corner.
+    Beside it the arms that better the base in both, large.
     """
     pairs = planes(comparison, figures)
     if not pairs or {*figures} <= {BASE}:
         return None
-    views = [(pair, close) for pair in pairs for close in (None, _better_than_base(figures, pair)) if close != ()]
+    points = {pair: {arm: (each[pair[0]].mean, each[pair[1]].mean) for arm, each in figures.items()} for pair in pairs}
+    views = [(pair, close) for pair in pairs for close in (None, (*crowd(points[pair]).values(),)) if close != ()]
     figure, grid = _grid(len(views), columns=2, height=4.4)
     front = [arm for arm in comparison.front if arm in figures]
     for axes, (pair, close) in zip(grid, views, strict=True):
@@ -105,16 +106,6 @@ def _plane(comparison: Comparison, figures: Figures, styles: Mapping[str, Style]
     figure.suptitle("Test cases after training: mean over seeds, 95 % t intervals", fontsize=11)
     _legend(figure, len(grid), in_a_cell=20)
     return figure
-
-
-def _better_than_base(figures: Figures, pair: tuple[str, str]) -> tuple[Point, ...]:
-    """Where the arms lie that do; empty where fewer than two, or without the base: there is nothing to enlarge."""
-    if BASE not in figures:
-        return ()
-    points = {arm: (found[pair[0]].mean, found[pair[1]].mean) for arm, found in figures.items()}
-    x, y = points.pop(BASE)
-    better = tuple(point for point in points.values() if point[0] > x and point[1] > y)
-    return better if len({*better}) > 1 else ()
 
 
 def _around(points: Sequence[Point], axis: int) -> tuple[float, float]:

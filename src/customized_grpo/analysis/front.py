@@ -82,6 +82,18 @@ def planes(comparison: Comparison, figures: Mapping[str, Mapping[str, Any]]) -> 
     return [pair for pair in pairs if all({*pair} <= {*found} for found in figures.values())]
 
 
+def crowd(points: Mapping[str, Point]) -> dict[str, Point]:
+    """The arms that better the base in both figures: in the whole plane they crowd in a corner.
+
+    Empty where they are fewer than two, or the base is not known: there is nothing to enlarge.
+    """
+    if BASE not in points:
+        return {}
+    x, y = points[BASE]
+    better = {arm: point for arm, point in points.items() if point[0] > x and point[1] > y}
+    return better if len({*better.values()}) > 1 else {}
+
+
 def _points(by_seed: Mapping[int, Mapping[str, Any]], plane: tuple[str, str]) -> dict[int, Point]:
     """By seed, where both figures are known."""
     tests = {seed: [result["test"].get(metric) for metric in plane] for seed, result in by_seed.items()}

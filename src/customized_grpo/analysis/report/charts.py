@@ -53,13 +53,17 @@ class Scale:
         share = (value - self.low) / (self.high - self.low)
         return round(self.start + share * (self.end - self.start), 2)
 
+    def cut(self, value: float) -> float:
+        """The pixel of the value, or of the nearest end."""
+        return self(min(max(value, self.low), self.high))
 
-def ticks(low: float, high: float, count: int) -> list[float]:
-    """Round numbers that cover [low, high] in at most `count` steps, and one more at either end."""
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers inside [low, high]: `count` of their steps fit into it, or fewer, down to two fifths of that."""
     size = (high - low) / count
     unit = 10 ** math.floor(math.log10(size))
     step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= size * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(index * step, 10) for index in range(first, last + 1)]
 
 
@@ -79,21 +83,14 @@ def line_chart(
     names = [line.name for line in lines] + ([rule[1]] if rule else [])
     right = 14 + LETTER * min(max(map(len, names)), LONGEST)
     span = _values(lines) + ([rule[0]] if rule else [])
-    marks = ticks(*_wide(*(bounds or (min(span), max(span)))), 4)
+    low, high = bounds or _roomy(span)
     first, last = min(line.series.updates[0] for line in lines), max(line.series.updates[-1] for line in lines)
     if any(line.raw for line in lines):
         first = min(line.raw.updates[0] for line in lines if line.raw)
     x = Scale(first, max(last, first + 1), LEFT, WIDTH - right)
-    y = Scale(marks[0], marks[-1], HEIGHT - BOTTOM, TOP)
-    parts = [
-        *_frame(
-            x,
-            y,
-            marks,
-            [m for m in ticks(first, max(last, first + 1), 5) if first <= m <= last and m % 1 == 0],
-            x_name,
-        )
-    ]
+    y = Scale(low, high, HEIGHT - BOTTOM, TOP)
+    counted = [mark for mark in ticks(x.low, x.high) if mark <= last and mark % 1 == 0]
+    parts = [*_frame(x, y, ticks(low, high), counted, x_name)]
     if rule:
         parts.append(_line(LEFT, y(rule[0]), WIDTH - right, y(rule[0]), "rule"))
     wanted = [y(line.series.values[-1].mean) for line in lines]
@@ -122,17 +119,19 @@ def _values(lines: Sequence[Line]) -> list[float]:
     return means + ends
 
 
-def _wide(low: float, high: float) -> tuple[float, float]:
-    """Never empty."""
-    return (low, high) if high - low > 1e-6 else (low - 0.05, high + 0.05)
+def _roomy(values: Sequence[float]) -> tuple[float, float]:
+    """A frame for all of them: with some room, and never empty."""
+    low, high = min(values), max(values)
+    room = 0.05 * (high - low) if high - low > 1e-6 else 0.05
+    return low - room, high + room
 
 
 def _drawn(line: Line, x: Scale, y: Scale, x_name: str) -> Iterator[str]:
     points = list(zip(line.series.updates, line.series.values, strict=True))
     known = [(update, value) for update, value in points if not math.isnan(value.low)]
     if len(known) > 1:
-        there = [f"{x(update)},{y(max(value.low, y.low))}" for update, value in known]
-        back = [f"{x(update)},{y(min(value.high, y.high))}" for update, value in reversed(known)]
+        there = [f"{x(update)},{y.cut(value.low)}" for update, value in known]
+        back = [f"{x(update)},{y.cut(value.high)}" for update, value in reversed(known)]
         yield f'<polygon class="band {line.colour}" points="{" ".join(there + back)}"/>'
     if line.raw:
         yield _path([(x(u), y(v.mean)) for u, v in zip(line.raw.updates, line.raw.values, strict=True)], line, " raw")
@@ -163,25 +162,25 @@ class Track:
 Drawn = TypeVar("Drawn", Line, Track)
 
 
-def plane(title: str, tracks: Sequence[Track], x_name: str, y_name: str, front: Sequence[str] = ()) -> Markup:
+def plane(
+    title: str,
+    tracks: Sequence[Track],
+    x_name: str,
+    y_name: str,
+    front: Sequence[tuple[float, float]] = (),
+    close: bool = False,
+) -> Markup:
     """Paths from hollow (first) to full (last), named at their ends; single points carry crosses.
 
-    front  names of tracks whose ends a dotted line joins, in this order
+    front  corners of a dotted line; what lies outside of the frame is cut off
+    close  make the frame for the points alone and cut their crosses off at it
     """
     right = 14 + LETTER * min(max(len(track.name) for track in tracks), LONGEST)
-    x_marks, y_marks = (
-        ticks(*_wide(min(values), max(values)), 4)
-        for values in (
-            [v for t in tracks for v in _extent([x for _, x, _ in t.points])],
-            [v for t in tracks for v in _extent([y for _, _, y in t.points])],
-        )
-    )
-    x = Scale(x_marks[0], x_marks[-1], LEFT, WIDTH - right)
-    y = Scale(y_marks[0], y_marks[-1], HEIGHT - BOTTOM, TOP)
-    parts = [*_frame(x, y, y_marks, x_marks, x_name), _text(LEFT, TOP - 3, y_name, "faint")]
-    known = {track.name: track.points[-1] for track in tracks}
-    joined = " ".join(f"{x(known[name][1].mean)},{y(known[name][2].mean)}" for name in front if name in known)
-    parts += [f'<polyline class="front" points="{joined}"/>'] if joined else []
+    x_values = [value for t in tracks for value in _extent([x for _, x, _ in t.points], close)]
+    y_values = [value for t in tracks for value in _extent([y for _, _, y in t.points], close)]
+    x, y = Scale(*_roomy(x_values), LEFT, WIDTH - right), Scale(*_roomy(y_values), HEIGHT - BOTTOM, TOP)
+    marks = ticks(y.low, y.high), ticks(x.low, x.high, 4)
+    parts = [*_frame(x, y, *marks, x_name), _text(LEFT, TOP - 3, y_name, "faint"), *_front(front, x, y)]
     wanted = [y(track.points[-1][2].mean) for track in tracks]
     places = _apart(wanted, TOP, HEIGHT - BOTTOM, [_shown(track) for track in tracks])
     alone = len(tracks) == 1
@@ -205,14 +204,23 @@ def plane(title: str, tracks: Sequence[Track], x_name: str, y_name: str, front: 
     return _svg(f"{title}: {said}", parts)
 
 
+def _front(corners: Sequence[tuple[float, float]], x: Scale, y: Scale) -> Iterator[str]:
+    """In an image of its own, whose edges cut it off."""
+    if corners:
+        box = f"{x.start} {y.end} {x.end - x.start} {y.start - y.end}"
+        place = 'x="{}" y="{}" width="{}" height="{}"'.format(*box.split())
+        points = " ".join(f"{x(a)},{y(b)}" for a, b in corners)
+        yield f'<svg {place} viewBox="{box}"><polyline class="front" points="{points}"/></svg>'
+
+
 def _path_through(track: Track, x: Scale, y: Scale) -> Iterator[str]:
     spots = [(x(a.mean), y(b.mean)) for _, a, b in track.points]
     if len(spots) == 1:
         _, a, b = track.points[0]
         if not math.isnan(a.low):
-            yield _line(x(a.low), spots[0][1], x(a.high), spots[0][1], f"cross {track.colour}")
+            yield _line(x.cut(a.low), spots[0][1], x.cut(a.high), spots[0][1], f"cross {track.colour}")
         if not math.isnan(b.low):
-            yield _line(spots[0][0], y(b.low), spots[0][0], y(b.high), f"cross {track.colour}")
+            yield _line(spots[0][0], y.cut(b.low), spots[0][0], y.cut(b.high), f"cross {track.colour}")
     else:
         yield f'<polyline class="line {track.colour}" points="{" ".join(f"{a},{b}" for a, b in spots)}"/>'
     for place, (a, b) in enumerate(spots):
@@ -233,9 +241,10 @@ def _spot(track: Track, place: int, a: float, b: float, kind: str) -> str:
     )
 
 
-def _extent(estimates: Sequence[Estimate]) -> list[float]:
+def _extent(estimates: Sequence[Estimate], close: bool) -> list[float]:
     """What one axis of a track must hold: the path's means, or a single point with its interval."""
-    wanted = [n for e in estimates for n in ((e.mean, e.low, e.high) if len(estimates) == 1 else (e.mean,))]
+    crossed = len(estimates) == 1 and not close
+    wanted = [n for e in estimates for n in ((e.mean, e.low, e.high) if crossed else (e.mean,))]
     return [value for value in wanted if not math.isnan(value)]
 
 
@@ -280,7 +289,8 @@ def interval_plot(
     needed = extent(figures)
     if needed is None:
         return Markup()
-    low, high = _wide(*(within or (min(0.0, needed[0]), max(1.0, needed[1]))))
+    low, high = within or (min(0.0, needed[0]), max(1.0, needed[1]))
+    high = max(high, low + 1e-6)
     width, gap = 150, 9
     height = gap * len(figures) + 5
     x = Scale(low, high, 5, width - 5)
@@ -310,6 +320,7 @@ def _svg(said: str, parts: Sequence[str]) -> Markup:
 
 
 def _frame(x: Scale, y: Scale, y_marks: Sequence[float], x_marks: Sequence[float], x_name: str) -> Iterator[str]:
+    yield _line(x.start, y.start, x.end, y.start, "grid")
     for mark in y_marks:
         yield _line(x.start, y(mark), x.end, y(mark), "grid")
         yield _text(x.start - 6, y(mark) + 4, _plain(mark), "tick end")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from markupsafe import Markup
 
+from customized_grpo.analysis.front import crowd
 from customized_grpo.analysis.report.charts import Line, Owner, Track, line_chart, plane, step_chart
 from customized_grpo.analysis.report.content import Arm, Part
 from customized_grpo.analysis.report.labels import YES_OR_NO, label
@@ -227,11 +228,24 @@ def _points(part: Part) -> list[Figure]:
             Track(name, kinds.get(name, "s0"), [(None, a, b)], owners.get(name)) for name, a, b in values if a and b
         ]
         if tracks:
-            title = f"{label(identity)} against {label(prompt)}"
             what = "Test cases" if part.arms else "Each evaluation"
-            sentence = f"{what}, with 95 % intervals; up and right is better."
-            if part.front:
-                sentence += f" The dotted line joins {', '.join(part.front)}: what one weight buys against the other."
-            chart = plane(title, tracks, label(identity), label(prompt), part.front)
-            found.append(Figure(title, sentence, chart))
+            found += _whole_and_close(part, tracks, f"{what}, with 95 % intervals", label(identity), label(prompt))
     return found
+
+
+def _whole_and_close(part: Part, tracks: Sequence[Track], what: str, x_name: str, y_name: str) -> Iterator[Figure]:
+    """The plane with all points and, of several arms, its crowded corner once more, large."""
+    title, sentence = f"{x_name} against {y_name}", f"{what}; up and right is better."
+    points = {track.name: (track.points[-1][1].mean, track.points[-1][2].mean) for track in tracks}
+    front = [points[name] for name in part.front if name in points]
+    if part.front:
+        sentence += f" The dotted line joins {', '.join(part.front)}: what one weight buys against the other."
+    yield Figure(title, sentence, plane(title, tracks, x_name, y_name, front))
+    close = crowd(points) if part.arms else {}
+    if close:
+        title, sentence = (
+            f"{title}, close",
+            "Large: the arms that better the base in both. Intervals are cut off.",
+        )
+        near = [track for track in tracks if track.name in close]
+        yield Figure(title, sentence, plane(title, near, x_name, y_name, front, close=True))
