@@ -64,9 +64,9 @@ def only(rollout: Rollout, images: Sequence[int]) -> Rollout:
 
 
 def assert_same(one: Tensor, other: Tensor):
-    """To 1e-5 of the largest entry."""
+    """To 1e-4 of the largest entry: float32 sums of other lengths differ by 1e-5 of it on some processors."""
     assert other.abs().max() > 0
-    torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * other.abs().max().item())
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-4 * other.abs().max().item())
 
 
 # --- what counts -----------------------------------------------------------------------------------------------------
