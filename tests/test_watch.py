@@ -99,6 +99,15 @@ def test_a_reward_that_rises_while_an_untrained_metric_of_the_same_falls():
     assert len(watched(identity_reward=UP, prompt_reward=FLAT, **{"dino against=other_view": DOWN})) == 1  # pyright: ignore[reportArgumentType]
 
 
+def test_a_metric_of_both_that_falls_with_the_other_reward_is_no_hacking():
+    """Joint success falls with the prompt: the identity reward may be as true as ever."""
+    kinds = [kind for _, kind, _ in watched(identity_reward=UP, prompt_reward=DOWN, joint_success=DOWN)]
+    assert kinds == ["competitive degradation"]
+    said = watched(identity_reward=UP, prompt_reward=DOWN, joint_success=DOWN, oracle_identity=DOWN)
+    assert [kind for _, kind, _ in said] == ["competitive degradation", "hacking suspected"]
+    assert "while oracle_identity, which is not" in said[1][2]
+
+
 def test_noise_rarely_alarms():
     """200 runs of 10 evaluations that only fluctuate: by chance, two trends in opposite directions."""
     rng = np.random.default_rng(0)

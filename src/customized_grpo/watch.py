@@ -137,8 +137,12 @@ class Watch:
                     )
 
     def _of_the_same(self, role: str) -> list[str]:
-        """Metrics of the evaluations that measure what the role's reward should, without being it."""
-        wanted = (self.roles.get(role, role), "both")
+        """Metrics of the evaluations that measure what the role's reward should, without being it.
+
+        Those that measure both qualities speak of this one as long as no other reward falls and pulls them down.
+        """
+        falls = [trend.falling for name in self.trained.values() if (trend := self._trend(name))]
+        wanted = (self.roles.get(role, role), *(() if any(falls) else ("both",)))
         return [name for name in self.evaluations[-1] if self.measures.get(name) in wanted]
 
     def _window(self) -> str:

@@ -86,6 +86,14 @@ def test_an_arm_meets_the_front_of_its_own_seed(results: Results, tmp_path: Path
     assert "The front is the line low, high of the same seed." in table
 
 
+def test_an_arm_of_the_front_meets_the_line_through_the_others(results: Results, tmp_path: Path):
+    """(.7, .5), (.5, .5), (.5, .5) as the middle of (1, 0) to (0, 1) and so on: what a curved front has by itself."""
+    found = beyond_fronts(front_of(tmp_path, ["low", "sars_tdw", "high"]), results)
+    assert [(each.arm, each.seeds) for each in found] == [("sars_tdw", 2)]  # the ends have nothing to be beyond of
+    alone = beyond_fronts(front_of(tmp_path, ["low", "high"]), results)
+    assert found == alone
+
+
 def test_without_the_whole_front_nothing_is_beyond_it(results: Results, tmp_path: Path):
     assert beyond_fronts(front_of(tmp_path, []), results) == []
     unfinished = {arm: each for arm, each in results.items() if arm != "high"}

@@ -12,19 +12,25 @@ from customized_grpo.analysis.comparison import Comparison
 from customized_grpo.analysis.comparison_report import tabulate
 
 DOCS = Path(__file__).parents[2] / "docs"
-FOLDER = DOCS / "results" / "experiment"
+
+
+def tabulated(name: str) -> tuple[dict[str, Any], str]:
+    comparison = Comparison.read(DOCS / "results" / f"{name}.yaml", DOCS / "results" / name)
+    return tabulate(comparison, collect(comparison))
 
 
 @pytest.fixture(scope="module")
 def tables() -> tuple[dict[str, Any], str]:
-    comparison = Comparison.read(DOCS / "results" / "experiment.yaml", FOLDER)
-    return tabulate(comparison, collect(comparison))
+    return tabulated("experiment")
 
 
-def test_the_committed_tables_are_those_of_the_committed_rows(tables: tuple[dict[str, Any], str]):
-    content, table = tables
-    assert (FOLDER / "table.md").read_text(encoding="utf-8") == table + "\n"
-    committed = json.loads((FOLDER / "comparison.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("name", ["experiment", "finer_front"])
+def test_the_committed_tables_are_those_of_the_committed_rows(name: str):
+    content, table = tabulated(name)
+    folder = DOCS / "results" / name
+    assert content["finished"] == content["runs"]
+    assert (folder / "table.md").read_text(encoding="utf-8") == table + "\n"
+    committed = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     assert _rounded(committed) == _rounded(json.loads(json.dumps(content)))
 
 

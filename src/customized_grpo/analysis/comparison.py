@@ -18,6 +18,10 @@ from customized_grpo.yaml_text import YamlError, read_yaml
 
 BASE = "base"  # the arm that is always there: the model without adapter
 OVER_TRAINING = "_over_training"  # a held-out figure's mean over a run's evaluations; compared like a test metric
+SPREAD = (  # said below every table of figures
+    "Means over seeds with 95 % t intervals. Where cases are drawn (critters), every seed has test cases of its own; "
+    "the held-out cases of figures over training are the same in all seeds."
+)
 
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1)]
 # An arm's lines: dotted settings; `seeds` if it has others than the rest.

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from customized_grpo.analysis.comparison import BASE, OVER_TRAINING, Comparison, Results
+from customized_grpo.analysis.comparison import BASE, OVER_TRAINING, SPREAD, Comparison, Results
 from customized_grpo.analysis.comparison_plots import write_plots
 from customized_grpo.analysis.degradation import KINDS, ArmDegradation, Found, degradation_of
 from customized_grpo.analysis.front import Beyond, beyond_fronts
@@ -153,7 +153,7 @@ def _arm_tables(comparison: Comparison, figures: Mapping[str, Mapping[str, Estim
     compared = shown(comparison, measured)
     others = [metric for metric in measured if metric not in compared and not metric.endswith(OVER_TRAINING)]
     tables = [_arm_table(metrics, figures, results) for metrics in (compared, others) if metrics]
-    return [*tables, "Means over seeds with 95 % t intervals; every seed is tested on cases of its own."]
+    return [*tables, SPREAD]
 
 
 def _arm_table(metrics: Sequence[str], figures: Mapping[str, Mapping[str, Estimate]], results: Results) -> str:
@@ -187,7 +187,8 @@ def _front_table(comparison: Comparison, found: Sequence[Beyond]) -> str:
     said = (
         f"The front is the line {', '.join(comparison.front)} of the same seed. Beyond it by so much, in so many "
         "seeds: what an arm could lose in both figures before some point of the line, between two arms too, is as "
-        "good in both."
+        "good in both. Arms of the line are measured against the line through the others: so far a curved line lies "
+        "beyond its own chords."
     )
     return "\n".join([*lines, "", said])
 
@@ -213,6 +214,9 @@ def _degradation_table(arms: Sequence[ArmDegradation]) -> str:
         "of its last three; the third are the run's own warnings, which ask for significant trends over five "
         "evaluations, of degradation in the rewards alone."
     )
+    others = [f"{each.arm} {each.other_warnings}" for each in arms if each.other_warnings]
+    if others:
+        said += f" Warnings of these kinds about other metrics: {', '.join(others)}; comparison.json has them."
     return "\n".join([*lines, "", said])
 
 

@@ -59,13 +59,18 @@ def _beyond_segment(point: Point, start: Point, end: Point) -> float:
 
 
 def beyond_fronts(comparison: Comparison, results: Results) -> list[Beyond]:
-    """Every trained arm that is not on the front, in each plane, over the seeds that the whole front has too."""
+    """Every trained arm in each plane, over the seeds that the whole front has too.
+
+    Arms of the front itself, but for its ends, meet the line through the others: a curved front lies beyond its own
+    chords, and an arm that is better than all weights must lie further out than that.
+    """
     if not comparison.front or not {*comparison.front} <= {*results}:
         return []
     found = []
+    ends = {comparison.front[0], comparison.front[-1]}
     for plane in planes(comparison, {arm: next(iter(each.values()))["test"] for arm, each in results.items()}):
-        line = [_points(results[arm], plane) for arm in comparison.front]
-        for arm in (arm for arm in results if arm not in (BASE, *comparison.front)):
+        for arm in (arm for arm in results if arm not in (BASE, *ends)):
+            line = [_points(results[corner], plane) for corner in comparison.front if corner != arm]
             points = _points(results[arm], plane)
             seeds = [seed for seed in points if all(seed in corner for corner in line)]
             margins = [beyond_front(points[seed], [corner[seed] for corner in line]) for seed in seeds]

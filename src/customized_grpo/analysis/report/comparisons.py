@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from customized_grpo.analysis.comparison import SPREAD
 from customized_grpo.analysis.report.cases import BASE, film_of, read_estimate, read_json, wall_of_film
 from customized_grpo.analysis.report.content import Arm, History, Part, Row, Table
 
@@ -53,7 +54,7 @@ def _tables(content: Mapping[str, Any]) -> list[Table]:
     wanted = [metric for metric in dict.fromkeys(first) if metric in rows]
     counts = sorted({len(each["seeds"]) for each in found.values()})
     title = f"Test cases, {' to '.join(map(str, counts))} seed{'s' if counts[-1] > 1 else ''} per arm"
-    notes = ["Means over seeds with 95 % t intervals; every seed is tested on cases of its own."]
+    notes = [SPREAD]
     if content["finished"] < content["runs"]:
         notes.append(f"Not finished: {content['finished']} of {content['runs']} runs are in this table.")
     tables = [Table(title, list(figures), [rows[metric] for metric in wanted], notes, each="arm")]

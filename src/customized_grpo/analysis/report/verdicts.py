@@ -48,8 +48,9 @@ def front_verdicts(found: Sequence[Mapping[str, Any]], front: Sequence[str]) -> 
             for arm in dict.fromkeys(each["arm"] for each in found)
         ],
         f"The front is the line through {', '.join(front)} of the same seed. Beyond it by so much: what an arm could "
-        "lose in both figures before some point of the line, between two arms too, is as good in both. Means over "
-        "seeds with 95 % t intervals.",
+        "lose in both figures before some point of the line, between two arms too, is as good in both. Arms of the "
+        "line are measured against the line through the others: so far a curved line lies beyond its own chords. "
+        "Means over seeds with 95 % t intervals.",
     )
 
 
