@@ -33,7 +33,7 @@ class Point:
 class Rollout:
     """P groups of G images, B = P G in the order of the prompts, and the transitions that are trained."""
 
-    images: Tensor  # [B, 3, H, W] in [0, 1]
+    images: Tensor  # [B, 3, H, W] in [0, 1], on the CPU
     condition: Condition  # of the B images
     trajectory: tuple[Point, ...]
 
@@ -106,7 +106,7 @@ class Sampler:
         for part in _parts(len(members), self.batch):
             x, passed = self._stochastic(policy, latents[part], members[part], steps, generators[part])
             x = denoise(policy, x, members[part], self.sigmas, range(steps[-1] + 1, total))
-            images.append(policy.decode(x, members[part]))
+            images.append(policy.decode(x, members[part]).cpu())  # for the rewards; the update needs the memory
             ready(images[-1], part)
             points.append(passed)
         trajectory = tuple(_join(batches) for batches in zip(*points, strict=True))

@@ -53,6 +53,16 @@ class Deviceless(Scaled):
         super().__init__(factor)
 
 
+class Asking(Scaled):
+    remote = True
+    last_error = "the server is asleep"
+    differentiates = None
+
+    def __call__(self, images, samples):
+        self.differentiates = torch.is_grad_enabled()
+        return super().__call__(images, samples)
+
+
 class Silent:
     pass
 
@@ -100,6 +110,26 @@ def test_a_class_is_made_from_its_options_and_the_device():
     assert torch.equal(reward(IMAGES, SAMPLES), 2 * IMAGES.mean((1, 2, 3)))
     assert make("scores.py:Scaled").reward.factor == 1
     assert make("scores.py:Deviceless", factor=3).reward.device is None
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_remote_class_works_while_images_are_generated():
+    reward = make("scores.py:Asking")
+    scorer = Scorer({"own": reward, "other": make("scores.py:Scaled")})
+    assert [*scorer.remote] == ["own"]
+    scorer.begin(IMAGES, SAMPLES)
+    assert torch.equal(scorer.finish(IMAGES, SAMPLES)["own"], IMAGES.mean((1, 2, 3)))
+    assert reward.last_error == "the server is asleep"
+    with pytest.raises(AttributeError, match="unscored"):
+        _ = reward.unscored
+
+
+@pytest.mark.usefixtures("folder")
+def test_no_gradient_is_kept_of_a_score():
+    reward = make("scores.py:Asking")
+    reward(IMAGES.requires_grad_(), SAMPLES)
+    IMAGES.requires_grad_(False)
+    assert reward.differentiates is False
 
 
 def test_a_file_may_be_called_like_a_library(folder: Path):

@@ -1,7 +1,7 @@
 """Rewards and metrics by name: `reward(images, samples) -> Tensor[N]`, higher is better, NaN = could not be scored.
 
-images are [N, 3, H, W] in [0, 1], samples carry everything else. A reward serves as a metric and the other way
-round; whether one is trained on is the configuration's business. `settings` says what each can be told.
+images are [N, 3, H, W] in [0, 1] on the CPU, samples carry everything else. A reward serves as a metric and the other
+way round; whether one is trained on is the configuration's business. `settings` says what each can be told.
 """
 
 from __future__ import annotations

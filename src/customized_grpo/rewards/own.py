@@ -9,6 +9,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from queue import Empty, Queue
 from types import ModuleType
@@ -26,18 +27,23 @@ class Limited:
     """A reward that is given up when it has not answered after `timeout` seconds.
 
     It works in a thread that does not keep the program alive: nothing can end a function that hangs. Raises
-    RewardError then, and where the reward raises something, with the place.
+    RewardError then, and where the reward raises something, with the place. Whatever else one asks of it (`remote`,
+    `last_error`, ...) is the reward's.
     """
 
-    def __init__(self, name: str, reward: Reward, timeout: float):
-        self.name, self.reward, self.timeout = name, reward, timeout
+    def __init__(self, name: str, reward: Reward, timeout: float, device: torch.device):
+        self.name, self.reward, self.timeout, self.device = name, reward, timeout, device
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.reward, name)
 
     def __call__(self, images: Tensor, samples: Sequence[Sample]) -> Tensor:
         answers: Queue[Tensor | BaseException] = Queue()
 
         def work() -> None:
             try:
-                answers.put(self.reward(images, samples))
+                with torch.no_grad(), self._current_device():  # both are a thread's own
+                    answers.put(self.reward(images, samples))
             except BaseException as error:  # raised again where it was asked for
                 answers.put(error)
 
@@ -59,6 +65,10 @@ class Limited:
             ) from answer
         return answer
 
+    def _current_device(self) -> AbstractContextManager[Any]:
+        """What "cuda" without a number means inside: the GPU of this process, not the first one."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
 
 def load_function(name: str, options: Mapping[str, Any], device: torch.device, timeout: float = 600.0) -> Reward:
     """The function `name`; a class is made once, from `options` by keyword and `device` where it takes one.
@@ -79,10 +89,10 @@ def load_function(name: str, options: Mapping[str, Any], device: torch.device, t
         made = found(**_arguments(found, name, options, device))
         if not callable(made):
             raise ValueError(f"reward {name!r}: {attribute} has no __call__(self, images, samples)")
-        return Limited(name, cast("Reward", made), timeout)
+        return Limited(name, cast("Reward", made), timeout, device)
     if options:
         raise ValueError(f"reward {name!r}: a function takes no options ({', '.join(options)}); make it a class")
-    return Limited(name, cast("Reward", found), timeout)
+    return Limited(name, cast("Reward", found), timeout, device)
 
 
 def _arguments(kind: type, name: str, options: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

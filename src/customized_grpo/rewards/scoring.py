@@ -32,11 +32,10 @@ class Scorer:
         self._begun: dict[str, list[Future[Tensor]]] = {}
 
     def begin(self, images: Tensor, samples: Sequence[Sample]) -> None:
-        """Hand a batch [n, 3, H, W] to the remote rewards; batches come in the order of the images."""
+        """Hand a batch [n, 3, H, W], on the CPU, to the remote rewards; batches come in the order of the images."""
         if self._pool is not None:
-            pictures = images.cpu()
             for name, reward in self.remote.items():
-                work = self._pool.submit(score, name, reward, pictures, samples)
+                work = self._pool.submit(score, name, reward, images, samples)
                 self._begun.setdefault(name, []).append(work)
 
     def finish(self, images: Tensor, samples: Sequence[Sample]) -> dict[str, Tensor]:
