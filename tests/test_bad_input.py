@@ -191,7 +191,7 @@ def test_an_output_that_is_a_file_or_inside_one(refused: Refusal):
     assert refused("train", TINY, "output=file") == "file is a file; choose another folder with output=..."
     nested = f"file/run cannot be made: {refused.folder / 'file'} is a file; choose another folder with output=..."
     assert refused("train", TINY, "output=file/run") == nested
-    assert refused("demo", "--output", "file", "--device", "cpu") == nested
+    assert refused("demo", "--output", "file", "--device", "cpu").startswith("file exists; name another folder")
 
 
 def test_an_output_where_other_things_lie(refused: Refusal):

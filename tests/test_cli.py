@@ -137,6 +137,15 @@ def test_train_resume_and_the_two_ways_out(run: Callable[..., Answer], tiny: lis
     assert [json.loads(row)["update"] for row in rows] == [1, 2]
 
 
+def test_a_run_that_was_moved_goes_on_where_it_is(run: Callable[..., Answer], tiny: list[str], tmp_path: Path):
+    assert run("train", *tiny, "--device", "cpu").code == 0
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    assert run("train", moved, "--resume", "updates=2").out == f"adapter: {moved / 'adapter'}\n"
+    assert len((moved / "metrics.jsonl").read_text().splitlines()) == 2
+    assert not (tmp_path / "run").exists()
+    assert "holds no run" in run("train", moved, "--resume", f"output={tmp_path / 'run'}").error
+
+
 @pytest.fixture
 def odd_photographs(tmp_path: Path) -> Path:
     """A list as people have them: any size, turned by EXIF, with alpha, grey, CMYK, sixteen bits, a palette."""
@@ -245,6 +254,28 @@ def test_a_full_disk_is_no_mistake_in_the_input(
 
     monkeypatch.setattr("customized_grpo.environment.environment", breaks)
     assert run("env").code == code
+
+
+@pytest.mark.parametrize(
+    ("command", "place"),
+    [
+        (("train", "critters"), "customized_grpo.assemble.assemble"),
+        (("generate", "--reference", "dog.png", "--prompt", "a dog"), "customized_grpo.generate.write_pictures"),
+    ],
+)
+def test_out_of_memory_is_one_line(
+    command: tuple[str, ...], place: str, run: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+):
+    """Before an update or outside of one; no CPU runs out of memory in a test."""
+
+    def exhausted(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 24.00 GiB.\nGPU 0 has ...")
+
+    monkeypatch.setattr(place, exhausted)
+    answer = run(*command)
+    assert answer.code == 1
+    assert answer.error.startswith("error: out of memory (CUDA out of memory. Tried to allocate 24.00 GiB.); make ")
+    assert "model.offload_text_encoders=true" in answer.error
 
 
 def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, tiny: list[str]):

@@ -98,6 +98,13 @@ def test_the_last_override_wins():
 # --- mistakes --------------------------------------------------------------------------------------------------------
 
 
+def test_another_reward_in_the_place_of_a_recipes_is_written_anew():
+    with pytest.raises(ConfigError, match=r"judges: unknown key; .*'rewards.prompt={name: clip_t}'"):
+        load_config("kontext-vlm", ["rewards.prompt.name=clip_t"])
+    config = load_config("kontext-vlm", ["rewards.prompt={name: clip_t}"])
+    assert config.rewards["prompt"].label == "clip_t"
+
+
 @pytest.mark.parametrize(
     ("override", "line"),
     [
@@ -137,8 +144,8 @@ def test_a_mistake_is_one_line_that_names_key_and_value(override: str, line: str
             ["window.strategy=fixed", "window.start=7"],
             "window.start: windows of 2 within steps 0 to 7 start at 0 to 6, not 7",
         ),
-        (["window.strategy=all"], 'window: size goes with every strategy but "all"'),
-        (["window.size=null"], 'window: size goes with every strategy but "all"'),
+        (["window.strategy=all"], 'window: strategy "all" has no window, and size is 2; set window.size=null'),
+        (["window.size=null"], 'window: strategy "random" needs a size; set for instance window.size=2'),
         (["window.strategy=fixed"], 'window: start goes with the strategy "fixed" and only with it'),
         (["window.start=1"], 'window: start goes with the strategy "fixed" and only with it'),
         (["shaping.rule=gdpo"], 'shaping.rule: "gdpo" has static weights; add weighting.kind=constant'),

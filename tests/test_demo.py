@@ -33,6 +33,14 @@ def test_the_summary_has_every_figure_with_its_interval(demo: tuple[Path, Result
     assert summary["base"] != summary["tuned"]
 
 
+def test_a_folder_that_is_there_is_not_written_into(demo: tuple[Path, Result]):
+    answer = CliRunner().invoke(app, ["demo", "--output", str(demo[0])])
+    assert (
+        str(answer.exception)
+        == f"{demo[0]} exists; name another folder with --output, or leave it out for runs/demo-N"
+    )
+
+
 def test_the_table_shows_the_figures_of_the_summary(demo: tuple[Path, Result]):
     folder, result = demo
     summary = json.loads((folder / "summary.json").read_text())

@@ -2,12 +2,14 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers import FluxKontextPipeline
 from PIL import Image
+from torch import Tensor
 
 from customized_grpo import generate
 from customized_grpo.assemble import sampling_settings
@@ -16,6 +18,7 @@ from customized_grpo.critters.weights import resolve
 from customized_grpo.data import Sample
 from customized_grpo.generate import Request, write_pictures
 from customized_grpo.policies.base import Policy
+from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.run_directory import SamplingSettings
 from customized_grpo.trainer import Trainer
 
@@ -175,6 +178,24 @@ def test_an_adapter_brings_its_model(request_for: Request, adapter: Path, tmp_pa
     (half,) = write_pictures(asked, tmp_path / "half")
     (full,) = write_pictures(replace(asked, dtype="float32"), tmp_path / "full")
     assert 0 < np.abs(pixels(half).astype(int) - pixels(full)).mean() < 5
+
+
+def test_what_fitted_while_training_fits_here(
+    request_for: Request, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Text encoders stay on the CPU where they did."""
+    config = adapter / "config.yaml"
+    config.write_text(config.read_text().replace("offload_text_encoders: false", "offload_text_encoders: true"))
+    policies: list[FluxKontextPolicy] = []
+    sigmas = FluxKontextPolicy.sigmas
+
+    def seen(policy: FluxKontextPolicy, *schedule: Any) -> Tensor:
+        policies.append(policy)
+        return sigmas(policy, *schedule)
+
+    monkeypatch.setattr(FluxKontextPolicy, "sigmas", seen)
+    list(write_pictures(replace(request_for, adapter=adapter, model=None), tmp_path / "out"))
+    assert [policy.encoder.offload for policy in policies] == [True]
 
 
 def test_an_adapter_from_elsewhere_needs_its_model_named(request_for: Request, adapter: Path):

@@ -27,6 +27,10 @@ LARGEST_SEED = 2**63 - 1  # as in a configuration
 Seed = Annotated[int, typer.Option(help="Everything random follows from it.", min=0, max=LARGEST_SEED)]
 
 FAILED, BAD_INPUT = 1, 2  # exit codes
+SMALLER = (
+    "make pictures smaller (model.height and model.width, --size) or fewer at a time (groups.rollout_batch), hold "
+    "weights in bfloat16 (model.dtype, --dtype) or text encoders on the CPU (model.offload_text_encoders=true)"
+)
 FAULTS = (ENOSPC, EDQUOT, EIO)  # a full or broken disk is no mistake in the input
 
 
@@ -73,7 +77,8 @@ def train(
     from customized_grpo.config import dump_config, load_config
 
     chosen = [f"device={device}"] if device else []
-    config = load_config(recipe, [*(overrides or []), *chosen])
+    here = [f"output={recipe}"] if resume and _is_run(recipe) else []  # wherever the run's folder was moved to
+    config = load_config(recipe, [*here, *(overrides or []), *chosen])
     if dry_run:
         typer.echo(dump_config(config), nl=False)
         return
@@ -287,6 +292,10 @@ def env() -> None:
     typer.echo(json.dumps(environment(), indent=2))
 
 
+def _is_run(recipe: str) -> bool:
+    return (Path(recipe) / "environment.json").is_file()  # an adapter's folder has a configuration too
+
+
 def _default_device() -> str:
     import torch
 
@@ -319,11 +328,13 @@ def main() -> None:
     except (ValueError, OSError) as error:  # OSError: also what model hubs raise
         _fail(error, FAILED if isinstance(error, OSError) and error.errno in FAULTS else BAD_INPUT)
     except RuntimeError as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's; during an update `memory` has done what it can
+            _fail(f"out of memory ({str(error).splitlines()[0]}); {SMALLER}", FAILED)
         if not type(error).__module__.startswith("customized_grpo"):
             raise
         _fail(error, FAILED)
 
 
-def _fail(error: Exception, code: int) -> NoReturn:
+def _fail(error: Exception | str, code: int) -> NoReturn:
     typer.echo(f"error: {error}", err=True)
     sys.exit(code)

@@ -252,7 +252,8 @@ def _readable(error: ValidationError) -> Iterator[str]:
         # There pydantic puts the name that chose the reward's class.
         where = ".".join(part for n, part in enumerate(location) if n != chosen or part not in REWARDS)
         if problem["type"] == "extra_forbidden":
-            yield f"{where}: unknown key{_nearest(location[-1], _fields(location[:-1]), all_keys=True)}"
+            instead = _nearest(location[-1], _fields(location[:-1]), all_keys=True)
+            yield f"{where}: unknown key{instead}{'' if 'did you mean' in instead else _anew(location)}"
         elif problem["type"] == "union_tag_invalid":
             tag = problem.get("ctx", {})["tag"]
             yield f"{where}.name: no reward is named {tag!r}{_nearest(tag, REWARDS, all_keys=True)}".lstrip(".")
@@ -265,6 +266,13 @@ def _readable(error: ValidationError) -> Iterator[str]:
             yield from (prefix + line for line in problem["msg"].removeprefix("Value error, ").split("\n"))
         else:
             yield f"{where}: {_uncapitalised(problem['msg'])}, not {_SHORT.repr(problem['input'])}"
+
+
+def _anew(location: Sequence[str]) -> str:
+    """For a key that a recipe's reward has and the one chosen instead of it has not."""
+    if location[0] != "rewards" or len(location) != 4 or location[2] not in REWARDS:
+        return ""
+    return f"; a reward without the recipe's settings is written 'rewards.{location[1]}={{name: {location[2]}}}'"
 
 
 def _uncapitalised(message: str) -> str:

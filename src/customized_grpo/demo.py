@@ -36,6 +36,8 @@ def run_demo(output: Path | None, *, seed: int, updates: int | None, cases: int,
     """
     start = time.perf_counter()
     folder = output or next(path for path in _numbered(Path("runs/demo")) if not path.exists())
+    if folder.exists():
+        raise ValueError(f"{folder} exists; name another folder with --output, or leave it out for runs/demo-N")
     overrides = [f"output={folder / 'run'}", f"seed={seed}", f"device={device}"]
     overrides += [] if updates is None else [f"updates={updates}"]
     config = load_config("critters", overrides)

@@ -119,6 +119,7 @@ def write_pictures(request: Request, output: Path, *, compare: bool = False) -> 
         width=settings.width,
         guidance=settings.guidance,
         max_sequence_length=settings.max_sequence_length,
+        offload_text_encoders=base.offload_text_encoders,
     )
     if (adapter := request.adapter_folder()) is not None:
         policy.load_adapter(adapter)

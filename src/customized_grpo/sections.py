@@ -82,8 +82,10 @@ class Window(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if (self.size is None) != (self.strategy == "all"):
-            raise ValueError('size goes with every strategy but "all"')
+        if self.strategy == "all" and self.size is not None:
+            raise ValueError(f'strategy "all" has no window, and size is {self.size}; set window.size=null')
+        if self.strategy != "all" and self.size is None:
+            raise ValueError(f'strategy "{self.strategy}" needs a size; set for instance window.size=2')
         if (self.start is None) == (self.strategy == "fixed"):
             raise ValueError('start goes with the strategy "fixed" and only with it')
         return self
