@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from customized_grpo.data import Sample
@@ -77,24 +78,25 @@ def test_checkpointing_computes_every_block_again_in_the_update_and_in_the_updat
         assert len(begun) == 3 * len(blocks)
 
 
+def held(policy: FluxKontextPolicy, samples: list[Sample]) -> int:
+    """Bytes that the graph of two samples keeps outside of what it computes again, weights left out."""
+    weights = {weight.data_ptr() for weight in policy.module.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in weights:
+            kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    condition = policy.encode(samples[:2])
+    latents = policy.noise(condition, [1, 2])
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        policy.velocity(latents, 0.6, condition)
+    return sum(kept.values())
+
+
 def test_checkpointing_holds_fewer_activations_for_the_backward_pass(samples: list[Sample], make_policy: MakePolicy):
-    def held(policy: FluxKontextPolicy) -> int:
-        """Bytes that the graph keeps outside of what it computes again, weights left out."""
-        weights = {weight.data_ptr() for weight in policy.module.parameters()}
-        kept: dict[int, int] = {}
-
-        def keep(tensor: Tensor) -> Tensor:
-            if tensor.data_ptr() not in weights:
-                kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        condition = policy.encode(samples[:2])
-        latents = policy.noise(condition, [1, 2])
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            policy.velocity(latents, 0.6, condition)
-        return sum(kept.values())
-
-    plain, checkpointed = (held(make_policy(rank=2, gradient_checkpointing=on)) for on in (False, True))
+    plain, checkpointed = (held(make_policy(rank=2, gradient_checkpointing=on), samples) for on in (False, True))
     assert 0 < checkpointed < plain / 4
 
 
@@ -181,6 +183,24 @@ def test_offloaded_text_encoders_are_on_the_device_while_prompts_are_encoded_and
 
 
 # --- half precision --------------------------------------------------------------------------------------------------
+
+
+def test_the_adapter_reads_what_its_layers_read(
+    samples: list[Sample], make_policy: MakePolicy, gradient: Callable[..., Tensor], tmp_path: Path
+):
+    """peft would copy every input to float32, which autocast rounds again: the same bits, and more memory."""
+    policy, saved = make_policy(rank=2, dtype=torch.bfloat16), tmp_path / "adapter"
+    policy.save_adapter(saved)
+    loaded = make_policy(dtype=torch.bfloat16)
+    loaded.load_adapter(saved)
+    bytes_held, found = held(policy, samples), gradient(policy)
+    layers = [layer for layer in policy.module.modules() if isinstance(layer, LoraLayer)]
+    assert not any(layer.cast_input_dtype_enabled for layer in layers)
+    assert not any(layer.cast_input_dtype_enabled for layer in loaded.module.modules() if isinstance(layer, LoraLayer))
+    for layer in layers:
+        layer.cast_input_dtype_enabled = True
+    assert held(policy, samples) > bytes_held
+    assert torch.equal(gradient(policy), found)
 
 
 def test_a_half_precision_base_trains_a_float32_adapter(

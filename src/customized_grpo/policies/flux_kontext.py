@@ -19,6 +19,7 @@ from diffusers import AutoencoderKL, FluxKontextPipeline, FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux_kontext import calculate_shift
 from diffusers.training_utils import _collate_lora_metadata, cast_training_params
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import CLIPTextModel, T5EncoderModel
@@ -137,6 +138,13 @@ class FluxKontextPolicy:
             )
             self.module.add_adapter(config, adapter_name=ADAPTER)
         cast_training_params(self.module, torch.float32)
+        self._share_inputs()
+
+    def _share_inputs(self) -> None:
+        """The adapter reads its layers' inputs as they are, and not a copy in float32 that autocast rounds again."""
+        for layer in self.module.modules():
+            if isinstance(layer, LoraLayer):
+                layer.cast_input_dtype_enabled = False
 
     def shard(self) -> None:
         """Divide the frozen weights among the processes; the adapter, added before, stays whole in each."""
@@ -173,6 +181,7 @@ class FluxKontextPolicy:
                 self.pipe.load_lora_weights(
                     str(directory), weight_name=ADAPTER_FILE, use_safetensors=True, adapter_name=ADAPTER
                 )
+            self._share_inputs()
             self.encoder.forget()  # an adapter from elsewhere may hold weights for a text encoder
             return
         state = {name.removeprefix(TRANSFORMER): weight for name, weight in tensors.items()}
