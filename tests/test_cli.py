@@ -123,6 +123,13 @@ def test_a_dry_run_prints_the_resolved_config_and_does_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_every_command_has_as_an_option_train_has_too(run: Callable[..., Answer], tmp_path: Path):
+    answer = run("train", "critters", "--dry-run", "--output", tmp_path / "x", "--seed", "7", "--device", "cpu")
+    found = yaml.safe_load(answer.out)
+    assert (found["output"], found["seed"], found["device"]) == (str(tmp_path / "x"), 7, "cpu")
+    assert "--seed" in run("train", "critters", "--seed", "-1").error
+
+
 def test_train_resume_and_the_two_ways_out(run: Callable[..., Answer], tiny: list[str], tmp_path: Path):
     first = run("train", *tiny, "--device", "cpu")
     assert (first.code, first.out) == (0, f"adapter: {tmp_path / 'run' / 'adapter'}\n")

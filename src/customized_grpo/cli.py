@@ -71,12 +71,17 @@ def train(
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings, e.g. optimizer.lr=1e-5 seed=1")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in `output`.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the resolved configuration and stop.")] = False,
+    output: Annotated[Path | None, typer.Option(help="The run's folder; default: the recipe's.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Everything random follows from it; default: the recipe's.", min=0)
+    ] = None,
     device: RecipeDevice = None,
 ) -> None:
     """Train an adapter by a recipe, with overrides."""
     from customized_grpo.config import dump_config, load_config
 
-    chosen = [f"device={device}"] if device else []
+    options = {"output": output, "seed": seed, "device": device}
+    chosen = [f"{key}={value}" for key, value in options.items() if value is not None]
     here = [f"output={recipe}"] if resume and _is_run(recipe) else []  # wherever the run's folder was moved to
     config = load_config(recipe, [*here, *(overrides or []), *chosen])
     if dry_run:
