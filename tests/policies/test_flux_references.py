@@ -72,7 +72,7 @@ def test_a_mixed_batch_gives_each_sample_what_it_gets_alone_and_in_order(
             assert together.shape == latents.shape
             for row, sample in enumerate(mixed):
                 alone = policy.velocity(latents[row : row + 1], sigmas[row], policy.encode([sample]))
-                torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=0)
+                torch.testing.assert_close(together[row : row + 1], alone, atol=1e-4, rtol=0)
 
 
 def test_there_is_one_forward_pass_per_geometry(
@@ -185,4 +185,4 @@ def test_the_gradient_of_a_mixed_batch_is_the_sum_of_its_samples(
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)])
 
     alone = torch.stack([gradient(slice(row, row + 1)) for row in range(5)]).sum(0)
-    assert (gradient(slice(None)) - alone).norm() < 1e-5 * alone.norm()
+    assert (gradient(slice(None)) - alone).norm() < 1e-4 * alone.norm()

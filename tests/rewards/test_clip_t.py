@@ -101,7 +101,7 @@ def test_a_prompt_beyond_the_models_length_is_cut_with_one_warning(
     with pytest.warns(UserWarning, match="a prompt of 21 tokens is cut to the 20 that .* not scored: 'a crit") as said:
         fits, longer, other = reward(images[:1].expand(3, 3, 32, 32), asked)
     assert len(said) == 1
-    assert fits == longer
+    assert abs(fits - longer) < 1e-5  # of one batch, but some processors round its rows otherwise
     assert abs(fits - other) > 1e-4
     with warnings.catch_warnings():
         warnings.simplefilter("error")

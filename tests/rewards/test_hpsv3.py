@@ -83,8 +83,8 @@ def test_scores_are_those_of_the_original_code(reward: HPSv3, pictures: list[Ima
     """mu and log sigma by Qwen2VLRewardModelBT's forward under transformers 4.45.2, on the same weights, tokens and
     patches, in float32 but for the rotary buffers, which it casts to bfloat16 with the rest of the model."""
     expected = torch.tensor(ORIGINAL)
-    torch.testing.assert_close(reward.outputs(pictures, PROMPTS), expected, atol=1e-4, rtol=0)
-    assert expected.std(0).min() > 0.1  # the three differ, so that a mix-up would show
+    torch.testing.assert_close(reward.outputs(pictures, PROMPTS), expected, atol=1e-3, rtol=0)
+    assert expected.std(0).min() > 0.1  # a hundred times that: the three differ, so that a mix-up would show
 
 
 def test_the_question_is_the_published_one():

@@ -6,16 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from customized_grpo.run_directory import read_log
 
+SMOOTH = 10  # updates
 INK, IDENTITY, PROMPT, JOINT = "#333333", "#c2571a", "#1a6fc2", "#2a8a4a"
 
 
 def draw_curves(run: Path, target: Path) -> None:
-    """Rewards, held-out success and conflict of a run over its updates, as a PNG file."""
+    """Rewards, held-out success and conflict of a run over its updates, as a PNG file.
+
+    Figures of the training groups are faint, and strong as means over the last updates: one update is 8 prompts.
+    """
     metrics, held_out = read_log(run / "metrics.jsonl"), read_log(run / "evaluations.jsonl")
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     rewards, success, conflict = figure.subplots(1, 3)
@@ -42,6 +47,12 @@ def draw_curves(run: Path, target: Path) -> None:
 def _lines(
     axes: Axes, rows: Sequence[Mapping[str, Any]], styles: Mapping[str, tuple[str, str]], marker: str | None = None
 ) -> None:
-    updates = [row["update"] for row in rows]
+    updates = np.array([row["update"] for row in rows])
     for name, (label, colour) in styles.items():
-        axes.plot(updates, [row[name] for row in rows], label=label, color=colour, marker=marker, markersize=4)
+        values = np.array([np.nan if row[name] is None else row[name] for row in rows])
+        if marker is None and len(rows) >= SMOOTH:
+            axes.plot(updates, values, color=colour, linewidth=0.8, alpha=0.3)
+            means = np.convolve(values, np.full(SMOOTH, 1 / SMOOTH), mode="valid")
+            axes.plot(updates[SMOOTH - 1 :], means, label=label, color=colour, linewidth=2)
+        else:
+            axes.plot(updates, values, label=label, color=colour, marker=marker, markersize=4)
