@@ -221,6 +221,14 @@ def test_what_cannot_be_scored_is_counted(tmp_path: Path):
     assert "oracle_prompt     could not be scored   2 unscored" in table(summary)
 
 
+@pytest.mark.parametrize(("subjects", "over"), [(1, "images"), (2, "subjects")])
+def test_the_table_says_what_its_intervals_are_over(subjects: int, over: str, tmp_path: Path):
+    request = make_request(TINY, [f"data.source={write_list(tmp_path, subjects)}", "evaluation.metrics=[]"])
+    summary = summarise(request, evaluate(request, tmp_path / "out"))
+    assert summary["metrics"]["dino"]["low"] < summary["metrics"]["dino"]["high"]
+    assert table(summary).splitlines()[0].endswith(f"95 % intervals over {over}")
+
+
 def test_the_command_writes_figures_and_pictures(run: Path, tmp_path: Path):
     from customized_grpo.cli import app
 

@@ -42,10 +42,21 @@ def test_intervals_cover_the_true_mean_at_the_stated_rate(per_subject: int):
     assert covered / 400 == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 400))
 
 
+def test_of_one_subject_the_values_are_resampled():
+    """Ten pictures each of two subjects: a quarter of the resamples holds one subject only. Of one subject: cases."""
+    values = torch.tensor([0.0] * 10 + [1.0] * 10)
+    two = estimate(values, ["a"] * 10 + ["b"] * 10)
+    assert (two.mean, two.low, two.high) == (0.5, 0, 1)
+    assert estimate(values, ["a"] * 20) == estimate(values)
+    assert estimate(values).low == pytest.approx(0.3, abs=0.06)
+    scored_alone = estimate(torch.cat([values, torch.tensor([math.nan])]), ["a"] * 20 + ["b"])
+    assert scored_alone == estimate(values)
+
+
 def test_unscored_cases_are_left_out():
     values = torch.tensor([1.0, math.nan, 3.0])
     assert estimate(values).mean == 2
-    assert estimate(values, ["a", "b", "a"]).low == 2
+    assert estimate(values, ["a", "b", "b"]).low == 1
     with pytest.raises(ValueError, match="every case is unscored"):
         estimate(torch.full((3,), math.nan))
 

@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from customized_grpo import cli
 from customized_grpo.algorithm import Dynamics, TimeAwareWeights, sigma_schedule, step_distribution
 from customized_grpo.analysis.probe import Findings, choose
+from customized_grpo.analysis.probe_plot import draw_probe
 from customized_grpo.analysis.probe_steps import Probe, Profile, spread_within
 from customized_grpo.config import ConfigError, RunConfig, load_config
 from customized_grpo.data import Sample
@@ -348,6 +349,33 @@ def test_what_a_user_gets_wrong_is_one_line(
     assert code == 2
     assert error.startswith("error: ")
     assert complaint in error
+
+
+def test_photographs_of_one_subject_are_probed_prompt_by_prompt(run: Callable[..., tuple[int, str]], tmp_path: Path):
+    """As a whole, one subject would make every interval a point, and the picture of shares impossible."""
+    (tmp_path / "rex").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.effect_noise((40, 40), 50).convert("RGB").save(tmp_path / "rex" / name)
+    source = (f"data.source={tmp_path / 'rex'}", "data.class_word=dog", "evaluation.metrics=[]")
+    code, out = run(*SMALL, *source, "sampling.num_steps=8", "--output", tmp_path / "probe")
+    assert code == 0, out
+    report = json.loads((tmp_path / "probe" / "probe.json").read_text())
+    for row in report["steps"]:
+        for interval in (row["spread"]["identity_reward"], row["prompt_share"]):
+            assert interval["low"] < interval["high"]
+    assert report["fit"]["standard_error_of_shares"] > 0
+    assert report["fit"]["verdict"].startswith("Only 3 prompts, too few")
+    assert (tmp_path / "probe" / "probe.png").exists()
+
+
+def test_a_share_outside_its_interval_is_drawn(make_config: Any, samples: list[Sample], tmp_path: Path):
+    """Resampling a ratio is not centred on it, and where all prompts are alike rounding is enough."""
+    profile = Profile(dict.fromkeys(("identity_reward", "prompt_reward"), spreads(*range(1, 8))), torch.ones(7, 2))
+    found = Findings.of(make_config("sampling.num_steps=8"), samples[:4], sigma_schedule(8, 3.0), profile)
+    assert found.fit is not None
+    outside = replace(found.fit.shares, values=found.fit.shares.values - 1e-3)
+    draw_probe(replace(found, fit=replace(found.fit, shares=outside)), "shares", tmp_path / "probe.png")
+    assert (tmp_path / "probe.png").exists()
 
 
 def test_a_metric_that_cannot_score_is_left_out(make_config: Callable[..., RunConfig], samples: list[Sample]):

@@ -67,6 +67,16 @@ def test_prompts_of_one_subject_are_resampled_together():
     prompt = torch.tensor([[4.0, 4.0, 4.0, 1.0], [1.0, 1.0, 1.0, 1.0]]).double()
     shares = prompt_shares(prompt, spreads(1, 1), ["a", "a", "a", "b"])
     assert len(shares.resampled[:, 0].unique()) == 3
+    assert (shares.units, shares.unit) == (2, "subjects")
+
+
+def test_prompts_of_a_single_subject_are_resampled_one_by_one():
+    """Whole subjects would leave one resample, and no doubt about anything."""
+    prompt = torch.tensor([[4.0, 3.0, 1.0], [1.0, 1.0, 2.0]]).double()
+    alone, several = (prompt_shares(prompt, spreads(1, 1, prompts=3), names) for names in ("aaa", "abc"))
+    assert torch.equal(alone.resampled, several.resampled)
+    assert (alone.units, alone.unit) == (3, "prompts")
+    assert alone.standard_error() > 0.01
 
 
 @pytest.mark.parametrize(
@@ -87,11 +97,13 @@ def test_what_keeps_a_schedule_from_being_fitted(prompt: Any, identity: Any, com
 # --- the fit ---------------------------------------------------------------------------------------------------------
 
 
-def fitted(values: Sequence[float] | Tensor, num_steps: int, uncertainty: float = 0.01) -> Fit:
+def fitted(
+    values: Sequence[float] | Tensor, num_steps: int, uncertainty: float = 0.01, units: int = 32, unit: str = "prompts"
+) -> Fit:
     """The fit to shares that are known but for independent errors of that size."""
     shares = torch.as_tensor(values).double()
     noise = torch.randn(RESAMPLES, len(shares), generator=torch.Generator().manual_seed(0)).double()
-    return fit_weights(Shares(shares, shares + uncertainty * noise), progress_of(num_steps))
+    return fit_weights(Shares(shares, shares + uncertainty * noise, units, unit), progress_of(num_steps))
 
 
 def progress_of(num_steps: int) -> Tensor:
@@ -170,6 +182,19 @@ def test_the_verdict_names_the_shape(shares: tuple[float, ...], kind: str, words
     if kind == "uneven":
         assert "misses the shares by more than chance" in verdict(fit)
         assert fit.residual > 0.03
+
+
+@pytest.mark.parametrize(
+    ("units", "unit", "words"),
+    [
+        (2, "prompts", "Only 2 prompts, too few for a verdict: use --prompts 10 or more. As far as they show: Early"),
+        (9, "subjects", "Only 9 subjects, too few for a verdict: use samples of 10 or more. As far as they show: Ea"),
+        (10, "prompts", "Early steps decide more of the prompt"),
+    ],
+)
+def test_the_verdict_says_how_little_it_rests_on(units: int, unit: str, words: str):
+    fit = fitted((0.7, 0.7, 0.65, 0.6, 0.5, 0.4, 0.35, 0.3, 0.3), 10, units=units, unit=unit)
+    assert verdict(fit).startswith(words)
 
 
 def test_noise_hides_a_fall():

@@ -14,7 +14,6 @@ from customized_grpo.analysis.scored_pictures import (
     correlation,
     judge,
     load_candidates,
-    mean_over,
     row_figures,
 )
 from customized_grpo.config import RunConfig, load_config, parse_metric
@@ -90,17 +89,6 @@ def test_figures_of_a_row_by_hand():
     empty = row_figures(torch.tensor([NAN, NAN]), ["a", "b"])
     assert (empty.mean, empty.low, empty.spread, empty.scored, empty.unscored) == (None, None, None, 0, 2)
     assert row_figures(torch.tensor([2.0]), ["a"]).spread is None
-
-
-def test_intervals_are_over_subjects():
-    """Ten pictures each of two subjects: a quarter of the resamples holds one subject only. Of one subject: cases."""
-    values = torch.tensor([0.0] * 10 + [1.0] * 10)
-    two = mean_over(values, ["a"] * 10 + ["b"] * 10)
-    assert (two.mean, two.low, two.high) == (0.5, 0, 1)
-    alone = mean_over(values, ["a"] * 20)
-    assert (alone.low, alone.high) == (pytest.approx(0.3, abs=0.06), pytest.approx(0.7, abs=0.06))
-    scored_alone = mean_over(torch.cat([values, torch.tensor([NAN])]), ["a"] * 20 + ["b"])
-    assert scored_alone.low > 0.2
 
 
 def test_pairs_count_ties_half_and_leave_out_what_is_unscored(four: Judged):

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from customized_grpo.algorithm import group_advantages
-from customized_grpo.analysis.intervals import Estimate
+from customized_grpo.analysis.intervals import Estimate, estimate
 from customized_grpo.analysis.known_pictures import ROWS, Cases, load_cases
 from customized_grpo.analysis.scored_pictures import (
     Figures,
@@ -24,14 +24,13 @@ from customized_grpo.analysis.scored_pictures import (
     correlation,
     judge,
     load_candidates,
-    mean_over,
     row_figures,
 )
 from customized_grpo.config import RunConfig, parse_metric
 from customized_grpo.critters.weights import BUILT_IN
 from customized_grpo.run_directory import write_text
 
-# Thresholds. Those on shares must be crossed by the whole 95 % interval over subjects, so that chance does not do it.
+# Thresholds. Those on shares must be crossed by the whole 95 % interval, so that chance does not do it.
 COPY_WINS = 2 / 3  # of pairs (copy, honest picture) go to the copy; one half where both are worth the same
 RANKED_RIGHT = 0.9  # of pairs (right, wrong); below it more than one comparison in ten pulls a group the wrong way
 NO_SIGNAL = 0.5  # of cases have one score for all pictures; training skips such groups, and halves what it learns from
@@ -81,7 +80,7 @@ def _no_signal(judged: Judged) -> Iterator[str]:
         return
     flat = (group_advantages(judged.table[several]).nan_to_num() == 0).all(dim=1).double()
     subjects = [s for s, kept in zip(judged.cases.subjects, several.tolist(), strict=True) if kept]
-    share, (floor, ceiling) = mean_over(flat, subjects), judged.range
+    share, (floor, ceiling) = estimate(flat, subjects), judged.range
     if share.low > NO_SIGNAL:
         given = _figure(floor) if floor == ceiling else f"from {_figure(floor)} to {_figure(ceiling)}"
         yield (

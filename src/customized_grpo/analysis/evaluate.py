@@ -285,7 +285,8 @@ def _rows_of(evaluation: Path) -> list[Row]:
 def table(summary: Mapping[str, Any]) -> str:
     """The overall figures for the terminal."""
     width = max(len(name) for name in summary["metrics"]) + 2
-    lines = [f"{summary['images']} images of {summary['subjects']} subjects; 95 % intervals over subjects", ""]
+    over = "subjects" if summary["subjects"] > 1 else "images"
+    lines = [f"{summary['images']} images of {summary['subjects']} subjects; 95 % intervals over {over}", ""]
     for name, figure in summary["metrics"].items():
         label = f"{name} *" if figure["trained_on"] else name
         value = (

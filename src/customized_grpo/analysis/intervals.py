@@ -1,4 +1,7 @@
-"""Means with 95 % intervals: bootstrap over subjects inside one evaluation, t over seeds between runs."""
+"""Means with 95 % intervals: bootstrap over subjects inside one evaluation, t over seeds between runs.
+
+Where one subject is all there is, its values are resampled instead: the interval then says nothing of other subjects.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
@@ -33,7 +37,7 @@ def estimate(values: Tensor, clusters: Sequence[Hashable] | None = None, seed: i
     """Mean of the scored values [N] and its percentile bootstrap interval.
 
     clusters  what is resampled as a whole: the subject of each value, because pictures of one subject are alike.
-              None: every value is a subject of its own.
+              None, or only one among the scored values: every value is a subject of its own.
 
     NaN (unscored) is left out. Raises ValueError where nothing is left.
     """
@@ -43,13 +47,23 @@ def estimate(values: Tensor, clusters: Sequence[Hashable] | None = None, seed: i
         raise ValueError("no value to average: every case is unscored")
     names = range(len(values)) if clusters is None else clusters
     chosen = [name for name, keep in zip(names, scored.tolist(), strict=True) if keep]
-    position = {name: index for index, name in enumerate(dict.fromkeys(chosen))}
-    member = np.array([position[name] for name in chosen])
+    member, drawn = resample(chosen, seed)
     sums, counts = np.bincount(member, weights=numbers), np.bincount(member)
-    drawn = np.random.default_rng(seed).integers(len(position), size=(RESAMPLES, len(position)))
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(float(numbers.mean()), float(low), float(high))
+
+
+def resample(clusters: Sequence[Hashable], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(unit of each value [N], drawn units [RESAMPLES, units]): units are the clusters, or the values of a single one.
+
+    Resampling one cluster as a whole would give the same mean each time: an interval of no width, and no doubt.
+    """
+    position = {name: index for index, name in enumerate(dict.fromkeys(clusters))}
+    alone = len(position) == 1
+    member = np.arange(len(clusters)) if alone else np.array([position[name] for name in clusters])
+    units = len(clusters) if alone else len(position)
+    return member, np.random.default_rng(seed).integers(units, size=(RESAMPLES, units))
 
 
 def estimates(

@@ -66,10 +66,10 @@ def run_probe(config: RunConfig, adapter: Path | None, *, prompts: int, draws: i
         output.mkdir(parents=True, exist_ok=True)
         run = {"prompts": prompts, "draws": draws, "adapter": None if adapter is None else str(adapter)}
         report = {**run, **findings.as_dict(), "config": config.model_dump(mode="json")}
-        write_text(output / REPORT, json.dumps(report, indent=2) + "\n")
         if findings.fit is not None:
             write_text(output / SCHEDULE, findings.snippet(findings.fit))
         draw_probe(findings, title, output / PICTURE)
+        write_text(output / REPORT, json.dumps(report, indent=2) + "\n")  # last: where it is, a probe is finished
         print(f"\nfiles: {output}")
 
 

@@ -21,11 +21,12 @@ from scipy.optimize import least_squares
 from torch import Tensor
 
 from customized_grpo.algorithm import TimeAwareWeights
-from customized_grpo.analysis.intervals import LEVEL, RESAMPLES, Estimate
+from customized_grpo.analysis.intervals import LEVEL, Estimate, resample
 
 FEWEST_STEPS = 7  # for fewer, even the shortest schedule (four numbers) has no corrected information criterion
 RATES = (1.0, 200.0)  # from almost straight to a jump between two steps
 BEYOND = 0.05  # high and low may lie this far outside the range of the shares: no plateau is invented beyond it
+FEWEST_UNITS = 10  # for fewer, a percentile bootstrap is clearly too narrow: of two, half of all intervals miss
 CHANCE = 1.5  # standard errors, root mean square over the steps; chance goes beyond in less than 1 of 50 cases
 DIGITS = 3  # of every number in the schedule; residuals are those of the rounded numbers
 LEAST_ERROR = 1e-3  # residuals below this, the rounding, are no reason to prefer one schedule to another
@@ -39,6 +40,8 @@ class Shares:
 
     values: Tensor  # [N] in [0, 1]
     resampled: Tensor  # [RESAMPLES, N]
+    units: int  # so many were resampled
+    unit: str  # of them each: "prompts", or "subjects" where some have several prompts
 
     def estimates(self) -> list[Estimate]:
         """Each step's share with its 95 % percentile bootstrap interval over prompts."""
@@ -87,14 +90,15 @@ def prompt_shares(prompt: Tensor, identity: Tensor, subjects: Sequence[str], see
 
     To be asked only where there is no `obstacle`.
     """
-    position = {name: index for index, name in enumerate(dict.fromkeys(subjects))}
-    drawn = np.random.default_rng(seed).integers(len(position), size=(RESAMPLES, len(position)))
-    times = np.stack([np.bincount(each, minlength=len(position)) for each in drawn])
-    counts = torch.from_numpy(times[:, [position[name] for name in subjects]]).double()  # [RESAMPLES, P]
+    member, drawn = resample(subjects, seed)
+    units = drawn.shape[1]
+    times = np.stack([np.bincount(each, minlength=units) for each in drawn])
+    counts = torch.from_numpy(times[:, member]).double()  # [RESAMPLES, P]
     values = _share(prompt.nanmean(dim=1), identity.nanmean(dim=1))
     resampled = _share(_weighted_mean(prompt, counts), _weighted_mean(identity, counts))
     # Where a reward rarely varies, a resample can hold no prompt in which it does, and has no share.
-    return Shares(values, resampled[~resampled.isnan().any(dim=1)])
+    scored = resampled[~resampled.isnan().any(dim=1)]
+    return Shares(values, scored, units, "prompts" if units == len(subjects) else "subjects")
 
 
 def _weighted_mean(spreads: Tensor, counts: Tensor) -> Tensor:
@@ -202,7 +206,7 @@ def kind_of_profile(fit: Fit) -> Kind:
 
 
 def verdict(fit: Fit) -> str:
-    """Two or three sentences: does the profile have TDW's shape, and how well does the schedule describe it?"""
+    """A few sentences: does the profile have TDW's shape, and how well does the schedule describe it?"""
     words: dict[Kind, str] = {
         "falls": "Early steps decide more of the prompt, late steps more of the identity, as TDW assumes.",
         "rises": "Reversed: early steps decide more of the identity, late steps more of the prompt. The published "
@@ -220,6 +224,15 @@ def verdict(fit: Fit) -> str:
         f"{fit.constant_residual:.3f} for the best constant; the shares themselves are uncertain by {uncertainty:.3f}."
     )
     rough = fit.residual > CHANCE * uncertainty
-    return f"{words[kind_of_profile(fit)]} {numbers}" + (
+    return f"{_caution(fit.shares)}{words[kind_of_profile(fit)]} {numbers}" + (
         " The schedule misses the shares by more than chance: it is a rough description." if rough else ""
     )
+
+
+def _caution(shares: Shares) -> str:
+    """What stands before a verdict on so little that intervals are too narrow; nothing where there is enough."""
+    if shares.units >= FEWEST_UNITS:
+        return ""
+    # Where subjects have several prompts, all the subjects that the list has are shown already.
+    remedy = f"--prompts {FEWEST_UNITS} or more" if shares.unit == "prompts" else f"samples of {FEWEST_UNITS} or more"
+    return f"Only {shares.units} {shares.unit}, too few for a verdict: use {remedy}. As far as they show: "

@@ -94,9 +94,9 @@ def _band(axes: Axes, estimates: Sequence[Estimate], colour: str) -> None:
 
 
 def _points(axes: Axes, estimates: Sequence[Estimate], label: str, colour: str) -> None:
-    """Means with the interval as a bar."""
+    """Means with the interval as a bar; a share can lie beside its interval, which then begins at the point."""
     means = [e.mean for e in estimates]
-    bars = [[e.mean - e.low for e in estimates], [e.high - e.mean for e in estimates]]
+    bars = [[max(e.mean - e.low, 0.0) for e in estimates], [max(e.high - e.mean, 0.0) for e in estimates]]
     axes.errorbar(range(len(means)), means, bars, fmt="o", markersize=5, color=colour, ecolor=colour, label=label)
 
 

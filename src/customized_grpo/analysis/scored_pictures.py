@@ -126,7 +126,7 @@ class Judged:
         first, second = first[both], second[both]
         subjects = [s for s, kept in zip(self.cases.subjects, both.tolist(), strict=True) if kept]
         higher = (first > second).double() + (first == second).double() / 2
-        return Pairs(mean_over(higher, subjects), first.mean().item(), second.mean().item(), len(higher))
+        return Pairs(estimate(higher, subjects), first.mean().item(), second.mean().item(), len(higher))
 
 
 @dataclass(frozen=True)
@@ -194,19 +194,13 @@ class Figures:
     missing: int  # cases without a picture
 
 
-def mean_over(values: Tensor, subjects: Sequence[str]) -> Estimate:
-    """Mean of scores [N] and its bootstrap interval over subjects; where there is only one, over its cases."""
-    named = {subject for subject, value in zip(subjects, values.tolist(), strict=True) if not math.isnan(value)}
-    return estimate(values, subjects if len(named) > 1 else None)
-
-
 def row_figures(values: Tensor, subjects: Sequence[str], missing: int = 0) -> Figures:
     """Figures of one row from its scores [N], NaN for unscored, and the subject of each."""
     kept = values[~values.isnan()]
     unscored = len(values) - len(kept)
     if len(kept) == 0:
         return Figures(None, None, None, None, None, None, 0, unscored, missing)
-    mean = mean_over(values, subjects)
+    mean = estimate(values, subjects)
     spread = kept.std().item() if len(kept) > 1 else None
     return Figures(
         mean.mean, mean.low, mean.high, spread, kept.min().item(), kept.max().item(), len(kept), unscored, missing
