@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from comparison_files import FILE, write
 
 from customized_grpo.analysis.arm import run_arm
@@ -229,6 +230,32 @@ def test_slots_share_the_machine_and_do_not_change_results():
     for jobs in (1, 3):
         assert len(slots(jobs, "cpu")) == jobs
         assert all(slot.environment == {"OMP_NUM_THREADS": "1"} for slot in slots(jobs, "cpu"))
+
+
+@pytest.mark.parametrize(
+    ("visible", "device", "jobs", "expected"),
+    [
+        (None, None, None, "0 1"),
+        ("2,3", None, None, "2 3"),
+        ("2,3", "cuda", 3, "2 3 2"),
+        (" GPU-5a, GPU-7f ", "cuda", None, "GPU-5a GPU-7f"),
+        ("2,3,-1,4", None, None, "2 3"),  # CUDA stops at what is no device
+        (None, "cuda:1", None, "1"),
+        ("2,3", "cuda:1", 2, "3 3"),
+    ],
+)
+def test_slots_are_gpus_that_the_user_left_us(
+    visible: str | None, device: str | None, jobs: int | None, expected: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Two GPUs. A child sees one of them alone, which it calls cuda."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = slots(jobs, device)
+    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in found] == expected.split()
+    assert {slot.device for slot in found} == {"cuda"}
 
 
 def test_the_example_of_the_documentation_is_a_comparison():

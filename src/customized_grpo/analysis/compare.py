@@ -48,16 +48,28 @@ class Running:
 
 
 def slots(jobs: int | None, device: str | None) -> list[Slot]:
-    """One slot per GPU, or one per CPU core; `jobs` says how many instead (several may share a GPU).
+    """One slot per GPU that `device` leaves open, or one per CPU core; `jobs` says how many instead (several may share
+    a GPU).
 
     On the CPU every arm has one thread, whatever `jobs` is: the number of threads changes the last bits of a result,
     and runs side by side need no more.
     """
-    gpus = torch.cuda.device_count() if (device or "cuda").startswith("cuda") else 0
+    gpus = _gpus(device)
     if gpus:
-        return [Slot("cuda", {"CUDA_VISIBLE_DEVICES": str(n % gpus)}) for n in range(jobs or gpus)]
+        return [Slot("cuda", {"CUDA_VISIBLE_DEVICES": gpus[n % len(gpus)]}) for n in range(jobs or len(gpus))]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return [Slot(device or "cpu", {"OMP_NUM_THREADS": "1"})] * (jobs or cores)
+
+
+def _gpus(device: str | None) -> list[str]:
+    """Those that arms may use, as CUDA_VISIBLE_DEVICES names them: of "cuda:1" the second of those that we may use."""
+    if not (device or "cuda").startswith("cuda"):
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    names = [str(n) for n in range(count)] if visible is None else [n.strip() for n in visible.split(",")][:count]
+    index = None if device is None else torch.device(device).index
+    return names if index is None else names[index : index + 1]
 
 
 def compare(file: Path, *, output: Path | None, jobs: int | None, device: str | None) -> str:
