@@ -14,7 +14,15 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from customized_grpo.analysis import rows as figures
-from customized_grpo.analysis.evaluate import Request, evaluate, make_request, score_cases, summarise, table
+from customized_grpo.analysis.evaluate import (
+    Request,
+    evaluate,
+    make_request,
+    score_cases,
+    summarise,
+    table,
+    write_evaluation,
+)
 from customized_grpo.analysis.intervals import Estimate
 from customized_grpo.analysis.rows import Row
 from customized_grpo.assemble import assemble
@@ -246,6 +254,24 @@ def test_the_command_writes_figures_and_pictures(run: Path, tmp_path: Path):
     assert len(summary["per_prompt"]) == len({row.prompt for row in figures.read_rows(tuned / "rows.jsonl")})
     assert len(list((tuned / "images").iterdir())) == 4
     assert load_config(str(tuned)) == make_request(str(run), []).config
+
+
+def test_an_evaluation_that_was_sampled_otherwise_is_not_compared_with(run: Path, tmp_path: Path):
+    """The recipe has ten steps and a guidance, the adapter four and none; with --base the base is sampled as it is."""
+    base = make_request("critters", ["evaluation.metrics=[]", "device=cpu"], cases=2)
+    write_evaluation(base, tmp_path / "base", None)
+    tuned = make_request("critters", ["evaluation.metrics=[]", "device=cpu"], adapter=run / "adapter", cases=2)
+    with pytest.raises(ConfigError) as refused:
+        write_evaluation(tuned, tmp_path / "tuned", tmp_path / "base")
+    assert str(refused.value) == (
+        f"{tmp_path / 'base'} was sampled otherwise: num_steps 10 instead of 4; guidance 2.5 instead of 0.0. Make it "
+        "again by this command with --base in the place of --against, and a new --output: the base is then sampled as "
+        "the adapter is"
+    )
+    assert not (tmp_path / "tuned").exists()
+    alike = make_request("critters", ["evaluation.metrics=[]"], adapter=run / "adapter", base=True, cases=2)
+    write_evaluation(alike, tmp_path / "alike", None)
+    assert "better on all" in write_evaluation(tuned, tmp_path / "tuned", tmp_path / "alike")
 
 
 # --- policies with known answers -------------------------------------------------------------------------------------

@@ -194,17 +194,19 @@ def _check(output: Path, settings: Mapping[str, Any]) -> None:
     check_folder(output)
     file = output / SETTINGS
     if file.exists():
-        found = json.loads(file.read_text(encoding="utf-8"))
-        wanted = json.loads(json.dumps(settings))
-        others = [
-            f"{key} {found.get(key)} instead of {wanted.get(key)}"
-            for key in {**found, **wanted}
-            if found.get(key) != wanted.get(key)
-        ]
+        others = _differences(json.loads(file.read_text(encoding="utf-8")), json.loads(json.dumps(settings)))
         if others:
-            raise ConfigError(f"{output} holds another evaluation: {'; '.join(others)}. Choose another --output")
+            raise ConfigError(f"{output} holds another evaluation: {others}. Choose another --output")
     elif output.exists() and any(output.iterdir()):
         raise ConfigError(f"{output} is not empty and holds no evaluation; choose another --output")
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    return "; ".join(
+        f"{key} {found.get(key)} instead of {wanted.get(key)}"
+        for key in {**found, **wanted}
+        if found.get(key) != wanted.get(key)
+    )
 
 
 def _load_metrics(request: Request) -> dict[str, Reward]:
@@ -282,6 +284,23 @@ def _rows_of(evaluation: Path) -> list[Row]:
     return rows
 
 
+def _check_comparable(request: Request, against: Path) -> None:
+    """Raises ConfigError where `against` is no evaluation, or its pictures differ by more than the adapter."""
+    _rows_of(against)
+    settings = json.loads((against / SETTINGS).read_text(encoding="utf-8"))
+    others = _differences(_sampled(settings), _sampled(request.settings(samples=[])))
+    if others:
+        raise ConfigError(
+            f"{against} was sampled otherwise: {others}. Make it again by this command with --base in the place of "
+            "--against, and a new --output: the base is then sampled as the adapter is"
+        )
+
+
+def _sampled(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of an evaluation's settings those that decide what a model makes of a case."""
+    return {"model": settings["model"], "dtype": settings["dtype"], **settings["sampling"]}
+
+
 def table(summary: Mapping[str, Any]) -> str:
     """The overall figures for the terminal."""
     width = max(len(name) for name in summary["metrics"]) + 2
@@ -312,7 +331,7 @@ def table(summary: Mapping[str, Any]) -> str:
 def write_evaluation(request: Request, output: Path, against: Path | None) -> str:
     """The whole command: evaluate, write config.yaml and summary.json, return the table."""
     if against is not None:
-        _rows_of(against)  # now, and not after all pictures are made
+        _check_comparable(request, against)  # now, and not after all pictures are made
     rows = evaluate(request, output)
     summary = summarise(request, rows, against)
     said = [table(summary)]
