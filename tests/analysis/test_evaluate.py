@@ -107,6 +107,27 @@ def test_what_was_trained_on_is_marked(run: Path):
     assert list(other_view.all_metrics())[-1] == "dino"
 
 
+def test_a_reward_in_two_roles_is_one_metric_that_was_trained_on(run: Path):
+    """With quality behind it: everything that was trained on is marked, and nothing else."""
+    twice = make_request(str(run), ["rewards.taste={name: clip_t, role: quality, weight: 0.2}"])
+    assert list(twice.all_metrics())[:3] == ["dino", "clip_t", "oracle_identity"]
+    assert twice.trained_on() == ["dino", "clip_t"]
+
+
+@pytest.mark.parametrize(("adapter", "stars"), [(True, 3), (False, 0)])
+def test_all_rewards_means_all_of_them(adapter: bool, stars: int, run: Path, tmp_path: Path):
+    """The image is better on two of three."""
+    third = "rewards.taste={name: pickscore, role: quality, weight: 0.2}"
+    request = make_request(str(run), [third, "evaluation.metrics=[]"], base=not adapter)
+    names = list(request.all_metrics())
+    rows = [Row("a", "s", "p", 0, dict(zip(names, scores, strict=True))) for scores in ((2, 2, 0), (1, 1, 1))]
+    (tmp_path / "rows.jsonl").write_text(rows[1].as_line())
+    summary = summarise(request, rows[:1], tmp_path)
+    assert summary["dominance"]["rewards"] == names
+    assert (summary["dominance"]["better"]["mean"], summary["dominance"]["worse"]["mean"]) == (0, 0)
+    assert sum(figure["trained_on"] for figure in summary["metrics"].values()) == stars
+
+
 def test_a_recipe_is_no_folder_that_happens_to_have_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "critters").mkdir()

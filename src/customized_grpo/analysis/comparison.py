@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from customized_grpo.analysis.evaluate import Request
+from customized_grpo.analysis.named_metrics import trained_names
 from customized_grpo.config import ConfigError, RunConfig, load_config
 from customized_grpo.fields import Seed
 from customized_grpo.yaml_text import YamlError, read_yaml
@@ -124,8 +125,7 @@ class Comparison(_Section):
         """The name that each reward of an arm has among the test metrics, by the reward's key; none of the base."""
         if arm == BASE:
             return {}
-        rewards = self.config(arm, self.seeds_of(arm)[0]).rewards
-        return {key: reward.as_metric().label for key, reward in rewards.items()}
+        return trained_names(self.config(arm, self.seeds_of(arm)[0]))
 
     def _problems(self) -> list[str]:
         problems, configs = [], {}

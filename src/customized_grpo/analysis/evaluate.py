@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from customized_grpo.analysis import dreambench
 from customized_grpo.analysis import rows as figures
+from customized_grpo.analysis.named_metrics import named_metrics, trained_names
 from customized_grpo.analysis.rows import Row
 from customized_grpo.assemble import load_policy, load_samples, read_data, sampling_settings
 from customized_grpo.config import ConfigError, RunConfig, dump_config, load_config, parse_metric, recipes
@@ -60,18 +61,15 @@ class Request:
 
     def all_metrics(self) -> dict[str, RewardSettings]:
         """Every metric by the name that rows and tables show; the trained rewards come first."""
-        trained = [reward.as_metric() for reward in self.config.trained().values()]
-        named: dict[str, RewardSettings] = {}
-        for metric in (*trained, *self.config.evaluation.metrics, *self.metrics):
-            resolved = self.config.resolve(metric)
-            # The same metric on two encoders: the encoder is part of its name.
-            known = named.get(resolved.label, resolved)
-            named[resolved.label if known == resolved else str(resolved)] = resolved
-        return named
+        return {name: metric.settings for name, metric in named_metrics(self.config, self.metrics).items()}
+
+    def rewards(self) -> list[str]:
+        """Names of the metrics that the configuration trains on."""
+        return list(dict.fromkeys(trained_names(self.config).values()))
 
     def trained_on(self) -> list[str]:
         """Names of the metrics that the adapter was rewarded for."""
-        return [] if self.adapter is None else list(self.all_metrics())[: len(self.config.rewards)]
+        return [] if self.adapter is None else self.rewards()
 
     def samples(self) -> list[Sample]:
         data = self.config.data
@@ -272,7 +270,7 @@ def summarise(request: Request, rows: Sequence[Row], against: Path | None = None
     }
     if against is not None:
         base = _rows_of(against)
-        rewards = list(request.all_metrics())[:2]
+        rewards = request.rewards()
         summary["dominance"] = {"rewards": rewards, **figures.joint_dominance(rows, base, rewards).as_dict()}
     return summary
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from customized_grpo.algorithm import group_advantages
 from customized_grpo.analysis.intervals import Estimate, estimate
 from customized_grpo.analysis.known_pictures import ROWS, Cases
+from customized_grpo.analysis.named_metrics import named_metrics
 from customized_grpo.config import RunConfig
 from customized_grpo.data import Sample, fit, load_image
 from customized_grpo.data.images import Source
@@ -56,19 +57,13 @@ class Candidate:
 def load_candidates(config: RunConfig, further: Sequence[RewardSettings] = ()) -> list[Candidate]:
     """The trained rewards and every metric, each once; ValueError for an unknown name, model or device."""
     device = usable_device(config.device)
-    wanted: list[tuple[str | None, RewardSettings]] = list(config.trained().items())
-    wanted += [(None, config.resolve(metric)) for metric in (*config.evaluation.metrics, *further)]
-    # A metric under the name that the user wrote, a reward under its shortest.
-    written = [(config.resolve(metric), str(metric)) for metric in (*config.evaluation.metrics, *further)]
+    named = named_metrics(config, further).values()
+    wanted: list[tuple[str | None, RewardSettings, str]]
+    wanted = [(key, reward, reward.label) for key, reward in config.trained().items()]
+    wanted += [(None, metric.settings, metric.written) for metric in named if not metric.keys]
     candidates: dict[str, Candidate] = {}
-    known: list[RewardSettings] = []
-    for key, chosen in wanted:
-        bare = chosen.as_metric()
-        if key is None and bare in known:
-            continue
-        known.append(bare)
-        short = bare.label if key else next(line for metric, line in written if metric == bare)
-        label = next(name for name in (short, f"{bare}", f"{bare} ({key})") if name not in candidates)
+    for key, chosen, short in wanted:
+        label = next(name for name in (short, f"{chosen}", f"{chosen} ({key})") if name not in candidates)
         against = getattr(chosen, "against", "reference")
         candidates[label] = Candidate(
             label, chosen.make(device), chosen.measures, key, against, chosen.encoder, chosen.own_model, chosen.role
