@@ -122,6 +122,19 @@ def test_metrics_are_scored_by_the_encoder_of_their_kind(make_config: MakeConfig
     assert torch.equal(metrics["clip_t"](images, samples), metrics["prompt_reward"](images, samples))
 
 
+def test_a_metric_that_is_a_trained_reward_is_not_made_again(make_config: MakeConfig):
+    """Two of HPSv3 would take twice 17 GB. What a server could not score is counted, and training counts its own."""
+    remote = "rewards.taste={name: http, url: 'http://localhost:9/score', role: quality, weight: 0.2}"
+    metrics = "[dino, clip_t batch=2, dino against=other_view, http url=http://localhost:9/score]"
+    config = make_config(remote, "rewards.prompt.batch=2", f"evaluation.metrics={metrics}")
+    rewards = load_rewards(config)
+    found = load_metrics(config, rewards)
+    assert found["dino"] is rewards["identity"]
+    assert found["clip_t batch=2"] is rewards["prompt"]
+    assert found["dino against=other_view"] not in rewards.values()
+    assert found["http url=http://localhost:9/score"] not in rewards.values()
+
+
 def test_identity_may_be_compared_with_another_view(make_config: MakeConfig):
     reference, view = (
         load_rewards(make_config(f"rewards.identity.against={against}"))["identity"]

@@ -79,9 +79,18 @@ def load_rewards(config: RunConfig) -> dict[str, Reward]:
 
 
 def load_metrics(config: RunConfig, rewards: dict[str, Reward]) -> dict[str, Reward]:
-    """What held-out cases are scored with: the rewards themselves and the metrics of `evaluation.metrics`."""
+    """What held-out cases are scored with: the rewards themselves and the metrics of `evaluation.metrics`.
+
+    A metric that is a trained reward as well shares that one's model; not where it only asks a server, because a
+    remote reward counts what it could not score in training.
+    """
     device = torch.device(config.device)
-    further = {str(metric): config.resolve(metric).make(device) for metric in config.evaluation.metrics}
+    made = [(reward.as_metric(), rewards[key]) for key, reward in config.trained().items() if not reward.remote]
+    further = {}
+    for metric in config.evaluation.metrics:
+        wanted = config.resolve(metric)
+        shared = next((reward for known, reward in made if known == wanted), None)
+        further[str(metric)] = wanted.make(device) if shared is None else shared
     return {f"{key}_reward": reward for key, reward in rewards.items()} | further
 
 
