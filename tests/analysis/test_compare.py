@@ -70,6 +70,10 @@ def test_every_mistake_of_the_file_and_of_its_arms_is_said_at_once(tmp_path: Pat
     [
         ({"seed": [0]}, "seed: extra inputs are not permitted"),
         ({"seeds": []}, "seeds: tuple should have at least 1 item"),
+        ({"seeds": 3}, "seeds: input should be a valid tuple, not 3; write a list such as [0, 1, 2]"),
+        ({"arms": {**FILE["arms"], "few": {"seeds": 3}}}, "few: seeds: input should be a valid tuple, not 3; write a"),
+        ({"arms": {**FILE["arms"], "few": {"seeds": []}}}, "arms.few: seeds: tuple should have at least 1 item"),
+        ({"arms": {**FILE["arms"], "few": {"seeds": [-1]}}}, "arms.few: seeds.0: input should be greater than or"),
         ({"test": {"checkpoints": 4}}, "3 updates with save_every=1 leave 3 checkpoints, test.checkpoints asks for 4"),
         ({"arms": {**FILE["arms"], "long": {"updates": 9}}}, "different numbers of images while training (naive 18"),
         ({"arms": {**FILE["arms"], "wide": {"groups.size": 4}}}, "sars_tdw 18, wide 24); equal them"),

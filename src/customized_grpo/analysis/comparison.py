@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from customized_grpo.analysis.evaluate import Request
 from customized_grpo.analysis.named_metrics import trained_names
@@ -25,6 +26,7 @@ SPREAD = (  # said below every table of figures
 )
 
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1)]
+_SEEDS: TypeAdapter[tuple[int, ...]] = TypeAdapter(Seeds)
 # An arm's lines: dotted settings; `seeds` if it has others than the rest.
 ArmLines = Mapping[str, Any]
 Results = dict[str, dict[int, dict[str, Any]]]  # arm -> seed -> its result.json
@@ -78,8 +80,7 @@ class Comparison(_Section):
         try:
             found = cls.model_validate(values)
         except ValidationError as error:
-            lines = [f"{'.'.join(map(str, each['loc']))}: {each['msg'].lower()}" for each in error.errors()]
-            raise ConfigError("\n".join(f"{file}: {line}" for line in lines)) from None
+            raise ConfigError("\n".join(f"{file}: {_readable(each)}" for each in error.errors())) from None
         if output is not None:
             found = found.model_copy(update={"output": output})
         problems = found._problems()
@@ -101,7 +102,13 @@ class Comparison(_Section):
         return [(name, seed) for seed in seeds for name in names if seed in self.seeds_of(name)]
 
     def seeds_of(self, arm: str) -> tuple[int, ...]:
-        return self.seeds if arm == BASE else tuple((self.arms[arm] or {}).get("seeds", self.seeds))
+        """Raises ConfigError where an arm's own seeds are none."""
+        if arm == BASE:
+            return self.seeds
+        try:
+            return _SEEDS.validate_python((self.arms[arm] or {}).get("seeds", self.seeds))
+        except ValidationError as error:
+            raise ConfigError("\n".join(_readable(each, "seeds") for each in error.errors())) from None
 
     def folder(self, arm: str, seed: int) -> Path:
         return self.output / "arms" / arm / f"seed-{seed}"
@@ -190,6 +197,14 @@ class Comparison(_Section):
             if config.data != configs[BASE].data:
                 problems.append(f"arms.{arm}: arms share their data; it changes the section `data`")
         return problems
+
+
+def _readable(mistake: ErrorDetails, *section: str) -> str:
+    where = ".".join(map(str, (*section, *mistake["loc"])))
+    line = f"{where}: {mistake['msg'].lower()}"
+    if where == "seeds" and mistake["type"] == "tuple_type":
+        line += f", not {mistake['input']!r}; write a list such as [0, 1, 2]"
+    return line
 
 
 def _as_yaml(value: Any) -> str:
