@@ -165,8 +165,7 @@ def evaluate(
     device: Device = None,
 ) -> None:
     """Score a model, with or without adapter, on samples that it was not trained on; goes on where it stopped."""
-    from customized_grpo.analysis.evaluate import make_request, write_evaluation
-    from customized_grpo.config import recipes
+    from customized_grpo.analysis.evaluate import make_request, usual_output, write_evaluation
 
     chosen = [f"device={device or _default_device()}", *([f"data.root={root}"] if root else [])]
     request = make_request(
@@ -178,9 +177,7 @@ def evaluate(
         images=images,
         metrics=metric or [],
     )
-    name = "base" if request.adapter is None else "tuned"
-    of_a_run = Path(target).is_dir() and target not in recipes()
-    folder = output or (Path(target) if of_a_run else Path("evaluations")) / f"evaluation-{name}"
+    folder = output or usual_output(request, target)
     typer.echo(write_evaluation(request, folder, against))
     typer.echo(f"\nfigures: {folder / 'summary.json'}   rows: {folder / 'rows.jsonl'}   pictures: {folder / 'images'}")
 

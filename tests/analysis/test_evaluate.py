@@ -1,6 +1,7 @@
 """`evaluate`: the right samples, schedule and seeds; resumed as if never stopped; policies with known answers."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from customized_grpo.analysis.evaluate import (
     score_cases,
     summarise,
     table,
+    usual_output,
     write_evaluation,
 )
 from customized_grpo.analysis.intervals import Estimate
@@ -275,6 +277,26 @@ def test_the_command_writes_figures_and_pictures(run: Path, tmp_path: Path):
     assert len(summary["per_prompt"]) == len({row.prompt for row in figures.read_rows(tuned / "rows.jsonl")})
     assert len(list((tuned / "images").iterdir())) == 4
     assert load_config(str(tuned)) == make_request(str(run), []).config
+
+
+def test_an_evaluation_goes_into_its_run_and_not_into_a_checkpoint(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """`keep_last` removes checkpoints; a folder elsewhere that is called so keeps its evaluation."""
+    checkpoint, other = run / "checkpoints" / "step-00001", tmp_path / "checkpoints" / "mine"
+    shutil.copytree(run / "adapter", other)
+    expected = {
+        str(run): run / "evaluation-tuned",
+        str(run / "adapter"): run / "adapter" / "evaluation-tuned",
+        str(checkpoint): run / "evaluation-step-00001",
+        str(other): other / "evaluation-tuned",
+    }
+    assert {target: usual_output(make_request(target, []), target) for target in expected} == expected
+    assert usual_output(make_request(str(checkpoint), [], base=True), str(checkpoint)) == run / "evaluation-base"
+    assert usual_output(make_request(TINY, []), TINY) == Path("evaluations/evaluation-base")
+    for where, target in ((checkpoint, "."), (run, "checkpoints/step-00001")):
+        monkeypatch.chdir(where)
+        assert usual_output(make_request(target, []), target).absolute() == run / "evaluation-step-00001"
 
 
 def test_an_evaluation_that_was_sampled_otherwise_is_not_compared_with(run: Path, tmp_path: Path):

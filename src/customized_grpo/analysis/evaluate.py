@@ -18,6 +18,8 @@ from customized_grpo.analysis import rows as figures
 from customized_grpo.analysis.named_metrics import named_metrics, trained_names
 from customized_grpo.analysis.rows import Row
 from customized_grpo.assemble import load_policy, load_samples, read_data, sampling_settings
+from customized_grpo.checkpoints import FOLDER as CHECKPOINTS
+from customized_grpo.checkpoints import checkpoints_of
 from customized_grpo.config import ConfigError, RunConfig, dump_config, load_config, parse_metric, recipes
 from customized_grpo.critters import samples as critters
 from customized_grpo.critters.weights import BUILT_IN
@@ -115,10 +117,9 @@ def make_request(
     A run is evaluated with its adapter, on the samples that it did not train on. An adapter brings the schedule and
     guidance that it was trained with; overrides win. DreamBench has 4 images per case, everything else 1.
     """
-    folder = Path(target)
-    of_a_run = folder.is_dir() and target not in recipes()  # a recipe's name wins, as everywhere
+    of_a_run = _is_folder(target)
     if of_a_run and adapter is None and not base:
-        adapter = folder
+        adapter = Path(target)
     if adapter is not None:
         adapter = find_adapter(adapter)
     trained = None if adapter is None else SamplingSettings.read(adapter)
@@ -134,6 +135,23 @@ def make_request(
     )
     masked = dreambench.with_masks(config, request.samples()) if protocol else ()
     return replace(request, metrics=(*request.metrics, *masked))
+
+
+def _is_folder(target: str) -> bool:
+    return Path(target).is_dir() and target not in recipes()  # a recipe's name wins, as everywhere
+
+
+def usual_output(request: Request, target: str) -> Path:
+    """Where an evaluation of `target` goes if nobody says; of a checkpoint into its run, because it may be removed."""
+    name = "evaluation-base" if request.adapter is None else "evaluation-tuned"
+    if not _is_folder(target):
+        return Path("evaluations") / name
+    folder = Path(target)
+    if folder.parent.name != CHECKPOINTS:
+        folder = folder.absolute()  # it may be named from inside
+    if folder.parent.name != CHECKPOINTS or folder not in checkpoints_of(folder.parents[1]):
+        return Path(target) / name
+    return folder.parents[1] / (name if request.adapter is None else f"evaluation-{folder.name}")
 
 
 def _as_overrides(settings: SamplingSettings) -> list[str]:
