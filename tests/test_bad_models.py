@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from commands import TINY, Refusal
+from customized_grpo.analysis.rows import Row
 from customized_grpo.critters.weights import FOLDER
 from customized_grpo.policies.adapter_file import ADAPTER_FILE
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
@@ -310,6 +311,17 @@ def test_an_evaluation_to_compare_with_is_looked_for_before_pictures_are_made(re
     (refused.folder / "other" / "rows.jsonl").write_text("[]\n")
     said = refused("evaluate", TINY, "--cases", 2, "--device", "cpu", "--output", "out", "--against", "other")
     assert "holds a line that no evaluation wrote" in said
+
+
+@pytest.mark.parametrize("settings", [None, "{", "{}", "[]", '{"model": "x", "dtype": "float32", "sampling": 3}'])
+def test_an_evaluation_whose_settings_nobody_can_tell_is_not_compared_with(settings: str | None, refused: Refusal):
+    (refused.folder / "other").mkdir()
+    (refused.folder / "other" / "rows.jsonl").write_text(Row("a", "a", "p", 0, {"dino": 1.0}).as_line())
+    if settings is not None:
+        (refused.folder / "other" / "settings.json").write_text(settings)
+    said = refused("evaluate", TINY, "--cases", 2, "--device", "cpu", "--output", "out", "--against", "other")
+    assert said.startswith("other/settings.json does not say how the pictures were made (")
+    assert said.endswith("); name another evaluation")
 
 
 @pytest.mark.parametrize(

@@ -303,8 +303,14 @@ def _rows_of(evaluation: Path) -> list[Row]:
 def _check_comparable(request: Request, against: Path) -> None:
     """Raises ConfigError where `against` is no evaluation, or its pictures differ by more than the adapter."""
     _rows_of(against)
-    settings = json.loads((against / SETTINGS).read_text(encoding="utf-8"))
-    others = _differences(_sampled(settings), _sampled(request.settings(samples=[])))
+    file = against / SETTINGS
+    try:
+        found = _sampled(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(
+            f"{file} does not say how the pictures were made ({error!r}); name another evaluation"
+        ) from None
+    others = _differences(found, _sampled(request.settings(samples=[])))
     if others:
         raise ConfigError(
             f"{against} was sampled otherwise: {others}. Make it again by this command with --base in the place of "
