@@ -102,8 +102,8 @@ def fake_comparison(folder: Path, weights: Sequence[float] = ()) -> Path:
     return folder
 
 
-def fake_evaluation(folder: Path, cases: int, side: int) -> Path:
-    """Pictures of noise: nothing compresses worse."""
+def fake_evaluation(folder: Path, cases: int, side: int, *, steps: int = 10, subjects: int | None = None) -> Path:
+    """Pictures of noise: nothing compresses worse. Every case shows a subject of its own, or there are `subjects`."""
     for part in ("images", "references"):
         (folder / part).mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -114,12 +114,18 @@ def fake_evaluation(folder: Path, cases: int, side: int) -> Path:
         if n % 4 == 0:
             keep_reference(noise, folder / "references" / f"{n:05d}-s{n}.png")
         rows.append(
-            {"sample": f"s{n}", "subject": f"s{n}", "prompt": f"prompt {n}", "index": 0, "scores": {"dino": 0.5}}
+            {
+                "sample": f"s{n}",
+                "subject": f"s{n % (subjects or cases)}",
+                "prompt": f"prompt {n}",
+                "index": 0,
+                "scores": {"dino": 0.5},
+            }
         )
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = {"model": "critters", "data": "critters", "adapter": None}
+    settings = {"model": "critters", "data": "critters", "adapter": None, "sampling": {"num_steps": steps}}
     (folder / "settings.json").write_text(json.dumps(settings))
     figure = {"mean": 0.5, "low": 0.4, "high": 0.6, "unscored": 0, "trained_on": False}
-    summary = {"images": cases, "subjects": cases, "metrics": {"dino": figure}}
+    summary = {"images": cases, "subjects": subjects or cases, "metrics": {"dino": figure}}
     (folder / "summary.json").write_text(json.dumps(summary))
     return folder

@@ -218,6 +218,18 @@ def test_many_arms_stand_one_below_the_other_and_are_shown_by_selection(tmp_path
     assert page.rows(-2)["sars_tdw"][-1] == said.replace("-", "−")
 
 
+def test_an_evaluation_says_what_its_intervals_are_over_and_that_another_was_sampled_otherwise(tmp_path: Path):
+    first = fake_evaluation(tmp_path / "one", 3, 8, subjects=1)
+    second, third = (fake_evaluation(tmp_path / name, 3, 8, steps=28, subjects=1) for name in ("two", "three"))
+    said = page_of(first, second).text
+    assert "3 images of 1 subject. Intervals: 95 %, over its images." in said
+    assert "two: sampled with other steps, schedule, guidance or size than one." in said
+    alike = page_of(second, third).text
+    assert "sampled with other" not in alike
+    several = page_of(fake_evaluation(tmp_path / "four", 3, 8)).text
+    assert "3 images of 3 subjects. Intervals: 95 %, over subjects." in several
+
+
 def test_what_a_wall_is_sorted_by(tmp_path: Path):
     page = page_of(fake_demo(tmp_path / "demo"))
     wall = json.loads(page.data)[0]["wall"]

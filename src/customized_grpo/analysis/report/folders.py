@@ -217,9 +217,13 @@ def _evaluation_table(named: Sequence[tuple[str, _Evaluation]]) -> Table:
         change = _paired(rows[0], rows[1], metric) if len(rows) == 2 else None
         trained = any(figure and figure["trained_on"] for figure in found)
         lines.append(Row(metric, trained, [read_estimate(figure) for figure in found], change))
+    images, subjects = summaries[0]["images"], summaries[0]["subjects"]
+    several = subjects > 1
     notes = [
-        f"{summaries[0]['images']} images of {summaries[0]['subjects']} subjects. Intervals: 95 %, over subjects."
+        f"{images} images of {subjects} subject{'s' if several else ''}. Intervals: 95 %, over "
+        f"{'subjects' if several else 'its images'}."
     ]
+    notes += _sampled_otherwise(named)
     if len(rows) == 2:
         notes.append("Change: mean over the cases that both could score, paired.")
     for name, summary in zip(names, summaries, strict=True):
@@ -233,6 +237,15 @@ def _evaluation_table(named: Sequence[tuple[str, _Evaluation]]) -> Table:
                 f"{found['compared']} images better, {worse} worse."
             )
     return Table("Every case by every metric", names, lines, notes)
+
+
+def _sampled_otherwise(named: Sequence[tuple[str, _Evaluation]]) -> list[str]:
+    """A sentence where the evaluations did not draw their pictures alike."""
+    (first, reference), *others = named
+    different = [name for name, each in others if each.settings["sampling"] != reference.settings["sampling"]]
+    if not different:
+        return []
+    return [f"{', '.join(different)}: sampled with other steps, schedule, guidance or size than {first}."]
 
 
 def _paired(base: Sequence[Scored], tuned: Sequence[Scored], metric: str) -> Estimate | None:
