@@ -1,4 +1,4 @@
-"""Data sets on which rewards are checked."""
+"""Data sets on which rewards are checked, and a policy that is probed."""
 
 import json
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from PIL import Image
 
 from customized_grpo.analysis.known_pictures import Cases, load_cases
 from customized_grpo.critters.samples import DEVELOPMENT_CRITTERS, draw_samples
+from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.sections import Data
 
 
@@ -35,3 +36,9 @@ def photographs(tmp_path: Path) -> Callable[..., Cases]:
         return load_cases(Data(source=str(file)), 100)
 
     return make
+
+
+@pytest.fixture
+def built_in(make_policy: Callable[..., FluxKontextPolicy]) -> FluxKontextPolicy:
+    """The generator with an adapter that does nothing yet."""
+    return make_policy(rank=2)
