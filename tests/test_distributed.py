@@ -80,19 +80,37 @@ def test_two_processes_equal_one(more: tuple[str, ...], make_config: MakeConfig,
             assert figures(row) == pytest.approx(figures(expected), **within, nan_ok=True)
 
 
-def test_sharded_weights_train_as_whole_ones(make_config: MakeConfig, tmp_path: Path):
-    """FSDP2 over two processes: each holds a part of the base, the adapter stays whole."""
-    whole: dict[str, int] = {}
+def held(trainer: Trainer) -> int:
+    """How many weights of the transformer lie in this process."""
+    weights = trainer.policy.module.parameters()
+    return sum((w.to_local() if isinstance(w, DTensor) else w).numel() for w in weights)
+
+
+@pytest.mark.parametrize("further", [(), ("model.gradient_checkpointing=true", "objective.kl=0.1")])
+def test_sharded_weights_train_as_whole_ones(further: tuple[str, ...], make_config: MakeConfig, tmp_path: Path):
+    """FSDP2 over two processes: each holds a part of the base, before and after a pass; the adapter stays whole."""
 
     def run(name: str, *more: str) -> None:
-        trainer = assemble(make_config(*SETTINGS, "groups.prompts=2", *more, f"output={tmp_path / name}"))
-        weights = trainer.policy.module.parameters()
-        held = sum((w.to_local() if isinstance(w, DTensor) else w).numel() for w in weights)
-        assert (held < 0.7 * whole["base"]) if more else whole.setdefault("base", held)
-        torch.save(three_updates(trainer), tmp_path / f"{name}-{trainer.processes.index}.pt")
+        trainer = assemble(make_config(*SETTINGS, "groups.prompts=2", *further, *more, f"output={tmp_path / name}"))
+        parts = [held(trainer)]
+        rollout = trainer.sampler.rollout(
+            trainer.policy,
+            trainer.policy.encode(trainer.plan.batch(0)[:1]),
+            1,
+            trainer.plan.window(0),
+            lambda group, member: group if member is None else member,
+        )
+        parts.append(held(trainer))
+        trainer.check_ratio(rollout)  # a pass that builds a graph and never goes back
+        parts.append(held(trainer))
+        done = three_updates(trainer)
+        done["held"] = [*parts, held(trainer)]
+        torch.save(done, tmp_path / f"{name}-{trainer.processes.index}.pt")
 
     run("one")
     in_processes(2, lambda: run("two", "model.shard=true"), tmp_path)
+    (whole, *_), *parts = (torch.load(tmp_path / f"{n}.pt")["held"] for n in ("one-0", "two-0", "two-1"))
+    assert [[part < 0.7 * whole for part in each] for each in parts] == [[True] * 4] * 2, (whole, parts)
     one, first = (torch.load(tmp_path / f"{name}.pt") for name in ("one-0", "two-0"))
     # Gathered weights begin elsewhere in memory, and matrix products round by that.
     assert ((one["gradient"] - first["gradient"]).norm() / one["gradient"].norm()).item() <= 1e-5

@@ -130,4 +130,5 @@ def shard(blocks: Iterable[nn.Module], whole: Sequence[nn.Parameter], device: to
     """
     mesh = init_device_mesh(device.type, (PartialState().num_processes,))
     for block in blocks:
-        fully_shard(block, mesh=mesh, ignored_params={*whole})
+        # Without a module above them the blocks are roots each, and a root keeps what it has gathered after a pass.
+        fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params={*whole})
