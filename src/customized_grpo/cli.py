@@ -92,7 +92,8 @@ def train(
 
     trainer = assemble(config, resume=resume)
     main = trainer.processes.main
-    for notice in (*trainer.directory.notices, *trainer.plan.notices()) if main else ():
+    notices = (*trainer.directory.notices, *trainer.processes.notices(), *trainer.plan.notices())
+    for notice in notices if main else ():
         typer.echo(f"note: {notice}", err=True)
     with _during_the_run():
         trainer.train()

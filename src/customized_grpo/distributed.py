@@ -22,6 +22,7 @@ from customized_grpo.policies.base import usable_device
 
 # What launchers tell the processes that they start. SLURM's is of the step: a job's script is one process of its own.
 LAUNCHERS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+PATIENCE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # torchrun's: seconds from the signal that it passes on to SIGKILL
 
 
 class DistributedError(RuntimeError):
@@ -51,6 +52,15 @@ class Processes:
                     f"{variable}={started}, but this process knows of {self.count}: each would train a model of its "
                     "own. Start them with torchrun --nproc_per_node N -m customized_grpo train ..."
                 )
+
+    def notices(self) -> list[str]:
+        """What a user should know before the run starts, one sentence each."""
+        if "TORCHELASTIC_RUN_ID" not in os.environ or PATIENCE in os.environ:
+            return []
+        return [
+            "torchrun kills its processes 30 s after SIGTERM or Ctrl-C, if it was told nothing else; an update that "
+            f"takes longer is then not saved: start it with {PATIENCE}=600"
+        ]
 
     @property
     def main(self) -> bool:
