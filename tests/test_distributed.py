@@ -206,6 +206,21 @@ def test_a_resumed_pair_goes_on_where_it_stopped(make_config: MakeConfig, tmp_pa
     assert adapters[0] == adapters[1]
 
 
+def test_processes_that_see_different_folders_do_not_train_together(make_config: MakeConfig, tmp_path: Path):
+    """Two nodes without a common file system: only the first one has the checkpoint."""
+    settings = ("groups.prompts=2", "updates=2", "save_every=1")
+    assemble(make_config(*settings, "updates=1", f"output={tmp_path / 'node-0'}")).train()
+
+    def work() -> None:
+        trainer = assemble(make_config(*settings, f"output={tmp_path / 'node-'}{os.environ['RANK']}"), resume=True)
+        with pytest.raises(DistributedError, match=r"need the same run folder") as refused:
+            trainer.train()
+        first, other = "from update 1 (optimiser step 1)", "from update 0 (optimiser step 0)"
+        assert str(refused.value).startswith(f"process 0 goes on {first}, process 1 {other}: ")
+
+    in_processes(2, work, tmp_path)
+
+
 def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     with pytest.raises(DistributedError, match=r"SLURM_STEP_NUM_TASKS=4, but this process knows of 1.*torchrun"):

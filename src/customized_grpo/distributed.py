@@ -104,6 +104,17 @@ class Processes:
         """Whether it is so in any process."""
         return bool(self.sum(torch.tensor(float(here))) > 0)
 
+    def check_position(self, update: int, optimizer_step: int) -> None:
+        """Raises DistributedError unless all processes go on from the same place."""
+        places = self.gather(torch.tensor([[update, optimizer_step]]), self.count).tolist()
+        for index, place in enumerate(places):
+            if place != places[0]:
+                first, other = (f"from update {update} (optimiser step {step})" for update, step in (places[0], place))
+                raise DistributedError(
+                    f"process 0 goes on {first}, process {index} {other}: they would train different models; all of "
+                    "them need the same run folder, on a file system that every node sees: output=..."
+                )
+
     @contextmanager
     def main_first(self) -> Iterator[None]:
         """The block runs in the first process, and then in all others."""

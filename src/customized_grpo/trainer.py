@@ -87,6 +87,7 @@ class Trainer:
             with self.processes.main_first():
                 self.update, self.optimizer_steps = directory.restore(self.policy, self.optimizer, config)
                 self.watch.replay(*directory.logs())
+            self.processes.check_position(self.update, self.optimizer_steps)
             if every and self.update == 0:
                 self._evaluate()
             stopping = self.processes.any(stop.came)
