@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -204,6 +206,33 @@ def test_a_resumed_pair_goes_on_where_it_stopped(make_config: MakeConfig, tmp_pa
         (tmp_path / name / "adapter" / "pytorch_lora_weights.safetensors").read_bytes() for name in ("whole", "halves")
     ]
     assert adapters[0] == adapters[1]
+
+
+def test_nobody_leaves_before_the_first_process_has_saved(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """torchrun ends all processes once one of them has ended, and may kill the one that is still saving."""
+
+    def work() -> None:
+        trainer = assemble(make_config("groups.prompts=2", "updates=2", f"output={tmp_path / 'run'}"))
+        step, checkpoint = trainer.step, trainer.directory.checkpoint
+
+        def stopped() -> dict[str, Any]:
+            if trainer.processes.index == 1:
+                signal.raise_signal(signal.SIGTERM)
+            return step()
+
+        def slow(*given: Any) -> None:
+            time.sleep(float(trainer.processes.main))
+            checkpoint(*given)
+
+        monkeypatch.setattr(trainer, "step", stopped)
+        monkeypatch.setattr(trainer.directory, "checkpoint", slow)
+        with pytest.raises(SystemExit):
+            trainer.train()
+        assert (tmp_path / "run" / "checkpoints" / "step-00001").is_dir()
+
+    in_processes(2, work, tmp_path)
 
 
 def test_processes_that_see_different_folders_do_not_train_together(make_config: MakeConfig, tmp_path: Path):

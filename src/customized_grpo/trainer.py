@@ -103,7 +103,9 @@ class Trainer:
                     if stopping or self.update % config.save_every == 0 or self.update == config.updates:
                         directory.checkpoint((self.update, self.optimizer_steps), self.policy, self.optimizer, config)
             if self.update < config.updates:
-                stop.leave(directory.pause(self.update))
+                with self.processes.main_first():  # whoever leaves ends the others, and the first is still saving
+                    said = directory.pause(self.update)
+                stop.leave(said)
             directory.finish(self.policy)
 
     def step(self) -> dict[str, Any]:
