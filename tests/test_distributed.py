@@ -14,10 +14,12 @@ import torch
 from accelerate import PartialState
 from torch.distributed.tensor import DTensor
 
+from customized_grpo import distributed
 from customized_grpo.assemble import assemble
 from customized_grpo.config import ConfigError, RunConfig
 from customized_grpo.distributed import DistributedError, Processes
 from customized_grpo.trainer import Trainer
+from gradients import gradients_of
 from processes import in_processes
 
 MakeConfig = Callable[..., RunConfig]
@@ -38,11 +40,10 @@ def three_updates(trainer: Trainer) -> dict[str, Any]:
     """
     trainer.optimizer = torch.optim.SGD(trainer.parameters, lr=1.0)  # pyright: ignore[reportAttributeAccessIssue]
     start = torch.cat([p.detach().flatten() for p in trainer.parameters])
-    rows = [trainer.step()]
-    gradient = torch.cat([p.grad.flatten() for p in trainer.parameters if p.grad is not None])
-    rows += [trainer.step() for _ in range(2)]
+    with gradients_of(trainer) as gradients:
+        rows = [trainer.step() for _ in range(3)]
     adapter = torch.cat([p.detach().flatten() for p in trainer.parameters])
-    return {"start": start, "rows": rows, "gradient": gradient, "adapter": adapter}
+    return {"start": start, "rows": rows, "gradient": gradients[0], "adapter": adapter}
 
 
 # One image a pass: matrix products round by the size of the batch, and here only the sharing should show.
@@ -169,6 +170,35 @@ def test_parts_of_unequal_length_come_together_in_order(tmp_path: Path):
             )
 
     in_processes(3, work, tmp_path)
+
+
+def test_gradients_are_summed_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """In buckets of at most so many numbers, unless one weight has more; one that a process has not is zero there."""
+    monkeypatch.setattr(distributed, "BUCKET", 6)
+    reduced: list[int] = []
+    all_reduce = torch.distributed.all_reduce
+
+    def counted(values: torch.Tensor) -> None:
+        reduced.append(values.numel())
+        all_reduce(values)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", counted)
+
+    def work() -> None:
+        processes = Processes("cpu")
+        weights = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 2), (2,), (3, 4), (1,), (5,))]
+        for number, weight in enumerate(weights):
+            if not (processes.index == 1 and number in (0, 4)):
+                weight.grad = torch.full_like(weight, 10.0**number * (1 + processes.index))
+        places = [weight.grad if weight.grad is None else weight.grad.data_ptr() for weight in weights]
+        processes.sum_gradients(weights)
+        for number, (weight, place) in enumerate(zip(weights, places, strict=True)):
+            assert weight.grad is not None
+            assert torch.equal(weight.grad, torch.full_like(weight, 10.0**number * (1 if number in (0, 4) else 3)))
+            assert place in (None, weight.grad.data_ptr())
+        assert reduced == [6, 12, 6]
+
+    in_processes(2, work, tmp_path)
 
 
 def test_a_whole_run_leaves_what_one_process_leaves(make_config: MakeConfig, tmp_path: Path):

@@ -24,6 +24,8 @@ from customized_grpo.policies.base import usable_device
 LAUNCHERS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 PATIENCE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # torchrun's: seconds from the signal that it passes on to SIGKILL
 
+BUCKET = 25 * 2**20  # gradients, 100 MiB of them, are summed at once: few messages, and a small copy
+
 
 class DistributedError(RuntimeError):
     """Processes that cannot train together; the message says how to start them."""
@@ -93,12 +95,18 @@ class Processes:
         return total.to(values.device)  # pyright: ignore[reportAttributeAccessIssue]
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Every gradient becomes its sum over the processes; one that a process has not is zero there."""
+        """Every gradient becomes, in place, its sum over the processes; one that a process has not is zero there."""
         if self.count == 1:
             return
-        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
-        for parameter, total in zip(parameters, self.sum(flat).split([p.numel() for p in parameters]), strict=True):
-            parameter.grad = total.view_as(parameter)
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        for bucket in _buckets([parameter.grad for parameter in parameters if parameter.grad is not None]):
+            flat = torch.cat([gradient.flatten() for gradient in bucket])
+            with _together():
+                torch.distributed.all_reduce(flat)
+            for gradient, total in zip(bucket, flat.split([each.numel() for each in bucket]), strict=True):
+                gradient.copy_(total.view_as(gradient))
 
     def any(self, here: bool) -> bool:
         """Whether it is so in any process."""
@@ -127,6 +135,18 @@ class Processes:
     def _wait(self) -> None:
         with _together():
             PartialState().wait_for_everyone()
+
+
+def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """In order, together at most BUCKET numbers, or a larger one by itself."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and sum(each.numel() for each in bucket) + tensor.numel() > BUCKET:
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
 
 
 @contextmanager
