@@ -1,4 +1,4 @@
-"""What an update leaves in metrics.jsonl: pure functions of what it computed, and a clock."""
+"""What an update leaves in metrics.jsonl: pure functions of what it computed, means and a clock."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.algorithm import conflict_diagnostics, role_advantages
+from customized_grpo.distributed import Processes
 
 SATURATED_BELOW = 0.01
 
@@ -52,6 +53,25 @@ def saturated(values: Tensor) -> float:
     deviations = (scored - means[:, None]).square().nanmean(dim=1).sqrt()
     overall = (values[~values.isnan()].double()).std(correction=0)
     return (deviations < SATURATED_BELOW * torch.maximum(means.abs(), overall)).double().mean().item()
+
+
+class Means:
+    """Means of these figures over all entries of an update, from those of its micro-batches."""
+
+    def __init__(self, *names: str):
+        self.names = names
+        self._sums = torch.zeros(len(names) + 1, dtype=torch.float64)  # the last one counts the entries
+
+    def add(self, diagnostics: Mapping[str, Tensor]) -> None:
+        """Means over "count" entries; where that is 0 they are NaN, and nothing is added."""
+        if count := int(diagnostics["count"]):
+            means = [float(diagnostics[name]) for name in self.names]
+            self._sums += count * torch.tensor([*means, 1.0], dtype=torch.float64)
+
+    def over(self, processes: Processes) -> dict[str, float]:
+        """By name, over what all processes added."""
+        *sums, count = processes.sum(self._sums).tolist()
+        return {name: total / count for name, total in zip(self.names, sums, strict=True)}
 
 
 @contextmanager

@@ -20,7 +20,6 @@ What this changes from the authors' release, and why:
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -39,7 +38,7 @@ from customized_grpo.failures import not_finite, ratio_is_off
 from customized_grpo.memory import MicroBatches
 from customized_grpo.plan import Plan
 from customized_grpo.policies.base import Policy
-from customized_grpo.record import clock, reward_figures, spread
+from customized_grpo.record import Means, clock, reward_figures, spread
 from customized_grpo.rewards import Reward
 from customized_grpo.rewards.scoring import Scorer
 from customized_grpo.rollout import Point, Rollout, Sampler
@@ -166,44 +165,54 @@ class Trainer:
         signal (a flat group) cost no computation; the loss is divided by the number of scored entries all the same, so
         leaving them out changes nothing.
         """
-        config, totals = self.config.objective, defaultdict(float)
-        scales = self.plan.scales([point.step for point in rollout.trajectory])
-        scored = int((~advantages.isnan()).sum())
+        config, scored = self.config.objective, int((~advantages.isnan()).sum())
         signal = torch.full((len(advantages),), config.kl > 0) | (advantages.nan_to_num() != 0).any(dim=1)
         signal &= ~advantages.isnan().all(dim=1)
         if not signal.any():
             return {"gradient_norm": 0.0}
-        mine = slice(first, first + len(rollout.images))
         signal |= self.config.model.shard  # then the processes must keep step with each other
-        entries = int((~advantages[signal].isnan()).sum()) * config.updates_per_rollout
+        mine = slice(first, first + len(rollout.images))
         active, advantages = signal[mine].nonzero().flatten(), advantages[mine]
+        figures = Means("ratio_mean", "clip_fraction", "approx_kl", *(("kl",) if config.kl > 0 else ()))
+        norms = []
         for _ in range(config.updates_per_rollout):
             self.optimizer.zero_grad(set_to_none=True)
-            for index, point in enumerate(rollout.trajectory):
-                for images in active.split(self.batches.update) if len(active) else ():
-                    loss, diagnostics = self._loss(
-                        rollout, point, images, advantages[images, index], scales[index].item(), scored
-                    )
-                    if not torch.isfinite(loss):
-                        names = sorted({samples[image // self.config.groups.size].id for image in images.tolist()})
-                        where = f", denoising step {point.step}, samples {', '.join(names)}"
-                        raise not_finite("loss", self.update + 1, where)
-                    loss.backward()
-                    if count := int((~advantages[images, index].isnan()).sum()):
-                        for name, value in diagnostics.items():
-                            totals[name] += float(value) * count
-            self.processes.sum_gradients(self.parameters)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.plan.lr(self.optimizer_steps)
-            norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.max_grad_norm))
-            if not math.isfinite(norm):  # clipped by it every weight would be NaN
-                raise not_finite("gradient", self.update + 1)
-            totals["gradient_norm"] += norm / config.updates_per_rollout
-            self.optimizer_steps += 1  # begun: out of memory inside of it leaves half a step, which is never repeated
-            self.optimizer.step()
-        named = ("ratio_mean", "clip_fraction", "approx_kl", *(("kl",) if config.kl > 0 else ()))
-        sums = self.processes.sum(torch.tensor([totals[name] for name in named], dtype=torch.float64))
-        return {**dict(zip(named, (sums / entries).tolist(), strict=True)), "gradient_norm": totals["gradient_norm"]}
+            self._accumulate(rollout, advantages, active, scored, samples, figures)
+            norms.append(self._apply())
+        return {**figures.over(self.processes), "gradient_norm": sum(norms) / len(norms)}
+
+    def _accumulate(
+        self,
+        rollout: Rollout,
+        advantages: Tensor,
+        active: Tensor,
+        scored: int,
+        samples: Sequence[Sample],
+        figures: Means,
+    ) -> None:
+        """Add up the gradient of the objective over `active` images and all steps, in micro-batches of one step."""
+        scales = self.plan.scales([point.step for point in rollout.trajectory]).tolist()
+        for point, advantage, scale in zip(rollout.trajectory, advantages.unbind(dim=1), scales, strict=True):
+            for images in active.split(self.batches.update) if len(active) else ():
+                loss, diagnostics = self._loss(rollout, point, images, advantage[images], scale, scored)
+                if not torch.isfinite(loss):
+                    names = sorted({samples[image // self.config.groups.size].id for image in images.tolist()})
+                    where = f", denoising step {point.step}, samples {', '.join(names)}"
+                    raise not_finite("loss", self.update + 1, where)
+                loss.backward()
+                figures.add(diagnostics)
+
+    def _apply(self) -> float:
+        """One optimiser step with the gradients of all processes; returns their norm as it was before clipping."""
+        self.processes.sum_gradients(self.parameters)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plan.lr(self.optimizer_steps)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.max_grad_norm))
+        if not math.isfinite(norm):  # clipped by it every weight would be NaN
+            raise not_finite("gradient", self.update + 1)
+        self.optimizer_steps += 1  # begun: out of memory inside of it leaves half a step, which is never repeated
+        self.optimizer.step()
+        return norm
 
     def _loss(
         self, rollout: Rollout, point: Point, images: Tensor, advantage: Tensor, scale: float, scored: int
@@ -216,7 +225,6 @@ class Trainer:
         loss, diagnostics = clipped_objective(
             new, old, advantage.to(new), config.clip_range, weight=scale, normaliser=scored
         )
-        diagnostics = {name: diagnostics[name] for name in ("ratio_mean", "clip_fraction", "approx_kl")}
         if config.kl > 0:
             with self.policy.base_policy(), torch.no_grad():
                 base_mean, _ = self.sampler.replay(self.policy, rollout, point, images)
