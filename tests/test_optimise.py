@@ -15,9 +15,10 @@ from customized_grpo.failures import TrainingError
 from customized_grpo.policies.base import Policy
 from customized_grpo.rollout import Point, Rollout
 from customized_grpo.trainer import Trainer
+from gradients import gradients_of
 
 MakeTrainer = Callable[..., Trainer]
-# The step itself does nothing and clips nothing: what is left in .grad is the gradient of the loss.
+# Nothing is clipped, so that the step gets the gradient of the loss; and it does nothing with it.
 STILL = ("optimizer.lr=1e-30", "optimizer.max_grad_norm=1e9")
 
 
@@ -48,9 +49,10 @@ def sharded(trainer: Trainer) -> Any:
 
 
 def gradient(trainer: Trainer, rollout: Rollout, advantages: Tensor) -> Tensor:
-    trainer.optimise(rollout, advantages, trainer.plan.batch(0))
-    weights = trainer.policy.trainable_parameters().values()
-    return torch.cat([(torch.zeros_like(w) if w.grad is None else w.grad).flatten() for w in weights])
+    with gradients_of(trainer) as found:
+        trainer.optimise(rollout, advantages, trainer.plan.batch(0))
+    (gradient,) = found
+    return gradient
 
 
 def only(rollout: Rollout, images: Sequence[int]) -> Rollout:
@@ -139,6 +141,22 @@ def test_a_gradient_that_is_not_finite_changes_nothing(trainer: Trainer, adapter
     with pytest.raises(TrainingError, match=r"the gradient is not finite at update 1; lower optimizer\.lr"):
         trainer.optimise(rolled(trainer), drawn_advantages(), trainer.plan.batch(0))
     assert torch.equal(adapter_of(trainer.policy), before)
+
+
+def test_no_gradient_outlives_its_step(trainer: Trainer, monkeypatch: pytest.MonkeyPatch):
+    """It would lie beside the next rollout; and what a failed attempt has summed up is of no use to the next one."""
+    rollout, advantages = rolled(trainer), drawn_advantages()
+    assert gradient(trainer, rollout, advantages).abs().max() > 0
+    assert all(weight.grad is None for weight in trainer.parameters)
+
+    def exhausted() -> None:
+        assert any(weight.grad is not None for weight in trainer.parameters)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer.optimizer, "step", exhausted)
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer.optimise(rollout, advantages, trainer.plan.batch(0))
+    assert all(weight.grad is None for weight in trainer.parameters)
 
 
 def test_figures_of_an_update_are_means_over_what_was_scored(trainer: Trainer, monkeypatch: pytest.MonkeyPatch):

@@ -176,21 +176,19 @@ class Trainer:
         figures = Means("ratio_mean", "clip_fraction", "approx_kl", *(("kl",) if config.kl > 0 else ()))
         norms = []
         for _ in range(config.updates_per_rollout):
-            self.optimizer.zero_grad(set_to_none=True)
-            self._accumulate(rollout, advantages, active, scored, samples, figures)
-            norms.append(self._apply())
+            try:
+                for diagnostics in self._accumulate(rollout, advantages, active, scored, samples):
+                    figures.add(diagnostics)
+                norms.append(self._apply())
+            finally:  # the next rollout needs the room; and where this attempt failed, another one begins anew
+                self.optimizer.zero_grad(set_to_none=True)
         return {**figures.over(self.processes), "gradient_norm": sum(norms) / len(norms)}
 
     def _accumulate(
-        self,
-        rollout: Rollout,
-        advantages: Tensor,
-        active: Tensor,
-        scored: int,
-        samples: Sequence[Sample],
-        figures: Means,
-    ) -> None:
-        """Add up the gradient of the objective over `active` images and all steps, in micro-batches of one step."""
+        self, rollout: Rollout, advantages: Tensor, active: Tensor, scored: int, samples: Sequence[Sample]
+    ) -> list[dict[str, Tensor]]:
+        """Add up the objective's gradient over `active` images, in micro-batches of one step each; their figures."""
+        found = []
         scales = self.plan.scales([point.step for point in rollout.trajectory]).tolist()
         for point, advantage, scale in zip(rollout.trajectory, advantages.unbind(dim=1), scales, strict=True):
             for images in active.split(self.batches.update) if len(active) else ():
@@ -200,7 +198,8 @@ class Trainer:
                     where = f", denoising step {point.step}, samples {', '.join(names)}"
                     raise not_finite("loss", self.update + 1, where)
                 loss.backward()
-                figures.add(diagnostics)
+                found.append(diagnostics)
+        return found
 
     def _apply(self) -> float:
         """One optimiser step with the gradients of all processes; returns their norm as it was before clipping."""
