@@ -153,6 +153,20 @@ def test_identity_may_be_compared_with_another_view(make_config: MakeConfig):
     assert (view(copies, samples) < 0.99).all()
 
 
+def test_only_a_run_waits_for_its_weights_to_be_divided(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch):
+    """`evaluate` and `probe` on a sharded run's settings: nobody divides there, and it would stay on the CPU."""
+    waits: list[bool] = []
+
+    def recorded(*_: object, shard: bool, **__: object) -> None:
+        waits.append(shard)
+
+    monkeypatch.setattr(assembling, "FluxKontextPolicy", recorded)
+    config = make_config("model.shard=true")
+    load_policy(config)
+    load_policy(config, shard=config.model.shard)
+    assert waits == [False, True]
+
+
 def test_what_an_adapter_is_used_with_is_what_it_was_trained_with(make_config: MakeConfig):
     config = make_config("sampling.shift=checkpoint", "model.guidance=3.5", "model.width=48")
     assert asdict(sampling_settings(config)) == {

@@ -24,8 +24,8 @@ from customized_grpo.trackers import Trackers
 from customized_grpo.trainer import Trainer
 
 
-def load_policy(config: RunConfig) -> FluxKontextPolicy:
-    """The generator without adapter."""
+def load_policy(config: RunConfig, *, shard: bool = False) -> FluxKontextPolicy:
+    """The generator without adapter; with `shard` its transformer is of no use before the policy's `shard`."""
     model = config.model
     return FluxKontextPolicy(
         resolve(model.path, "generator"),
@@ -38,7 +38,7 @@ def load_policy(config: RunConfig) -> FluxKontextPolicy:
         gradient_checkpointing=model.gradient_checkpointing,
         offload_text_encoders=model.offload_text_encoders,
         condition_cache=model.condition_cache,
-        shard=model.shard,
+        shard=shard,
     )
 
 
@@ -161,7 +161,7 @@ def assemble(config: RunConfig, *, resume: bool = False) -> Trainer:
     if problems:
         raise ConfigError("\n".join(problems))
     placed = config.model_copy(update={"device": str(processes.device)})
-    policy = load_policy(placed)
+    policy = load_policy(placed, shard=config.model.shard)
     adapter = config.adapter
     targets = LORA_TARGETS if adapter.targets is None else adapter.targets
     policy.add_adapter(adapter.rank, adapter.alpha, targets, seed=config.seed)

@@ -78,6 +78,7 @@ class FluxKontextPolicy:
                        them again; the same gradients, and nothing changes where none are asked for
     offload_text_encoders   hold the text encoders on the CPU, except while `encode` needs them
     condition_cache    a folder that keeps what was encoded for the next process; None: none
+    shard              leave the transformer on the CPU until the method `shard` divides it
     Raises ValueError where the size is not a multiple of the model's patches, or the folder is a file; ModelError
     where there is no such model.
     """
