@@ -280,35 +280,6 @@ def test_processes_that_see_different_folders_do_not_train_together(make_config:
     in_processes(2, work, tmp_path)
 
 
-def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    with pytest.raises(DistributedError, match=r"SLURM_STEP_NUM_TASKS=4, but this process knows of 1.*torchrun"):
-        Processes("cpu")
-
-
-def test_torchrun_without_patience_is_worth_a_note(monkeypatch: pytest.MonkeyPatch):
-    processes = Processes("cpu")
-    for variable in ("TORCHELASTIC_RUN_ID", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"):
-        monkeypatch.delenv(variable, raising=False)
-    assert processes.notices() == []
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    (note,) = processes.notices()
-    assert "30 s after SIGTERM" in note
-    assert note.endswith("start it with TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600")
-    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
-    assert processes.notices() == []
-
-
-def test_every_torchrun_line_of_ours_is_patient():
-    root = Path(__file__).parents[1]
-    pages = [root / "README.md", *(root / "docs").rglob("*.md"), *(root / "docs").rglob("*.yaml")]
-    recipes = (root / "src" / "customized_grpo" / "recipes").glob("*.yaml")
-    text = "\n".join(page.read_text(encoding="utf-8") for page in (*pages, *recipes))
-    lines = [line for line in text.splitlines() if "torchrun --n" in line]
-    assert len(lines) >= 6
-    assert [line for line in lines if "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600 torchrun --" not in line] == []
-
-
 def test_every_process_needs_a_group(make_config: MakeConfig, tmp_path: Path):
     def work() -> None:
         with pytest.raises(ConfigError, match=r"groups\.prompts=1 leaves some of 2 processes without a group"):

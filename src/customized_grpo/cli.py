@@ -12,6 +12,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
+from customized_grpo import launchers
 from customized_grpo.notices import show_in_lines
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ RecipeDevice = Annotated[str | None, typer.Option("--device", help="cpu, cuda, c
 LARGEST_SEED = 2**63 - 1  # as in a configuration
 Seed = Annotated[int, typer.Option(help="Everything random follows from it.", min=0, max=LARGEST_SEED)]
 
+DIVIDED = ("train", "env")  # what several processes may be started of; env writes nothing
 FAILED, BAD_INPUT = 1, 2  # exit codes
 SMALLER = (
     "make pictures smaller (model.height and model.width, --size) or fewer at a time (groups.rollout_batch), hold "
@@ -44,11 +46,14 @@ def _say_version(wanted: bool) -> None:
 
 @app.callback()
 def program(
-    version: Annotated[
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001 (its callback reads it)
         bool, typer.Option("--version", help="Show the version and stop.", is_eager=True, callback=_say_version)
     ] = False,
 ) -> None:
     """Customized-GRPO: fine-tune a subject-driven image generator to be better at identity and prompt at once."""
+    if context.invoked_subcommand is not None and context.invoked_subcommand not in DIVIDED:
+        launchers.check_alone(context.invoked_subcommand)
 
 
 @app.command()
@@ -92,7 +97,7 @@ def train(
 
     trainer = assemble(config, resume=resume)
     main = trainer.processes.main
-    notices = (*trainer.directory.notices, *trainer.processes.notices(), *trainer.plan.notices())
+    notices = (*trainer.directory.notices, *launchers.notices(), *trainer.plan.notices())
     for notice in notices if main else ():
         typer.echo(f"note: {notice}", err=True)
     with _during_the_run():

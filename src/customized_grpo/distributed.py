@@ -7,7 +7,6 @@ Accelerate starts and connects them (torchrun, one process per GPU); here is onl
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -18,17 +17,14 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from customized_grpo.launchers import check_connected
 from customized_grpo.policies.base import usable_device
-
-# What launchers tell the processes that they start. SLURM's is of the step: a job's script is one process of its own.
-LAUNCHERS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
-PATIENCE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # torchrun's: seconds from the signal that it passes on to SIGKILL
 
 BUCKET = 25 * 2**20  # gradients, 100 MiB of them, are summed at once: few messages, and a small copy
 
 
 class DistributedError(RuntimeError):
-    """Processes that cannot train together; the message says how to start them."""
+    """Processes that cannot go on together; the message says what to do."""
 
 
 class Processes:
@@ -36,8 +32,8 @@ class Processes:
 
     device  as configured; with several processes "cuda" becomes the GPU of this one
 
-    Raises DistributedError where a launcher started several processes that do not know of each other: each would
-    train a model of its own.
+    Raises LaunchError where a launcher started several processes that do not know of each other: each would train a
+    model of its own.
     """
 
     def __init__(self, device: str):
@@ -47,22 +43,7 @@ class Processes:
         # Accelerate's "cpu:0" would copy weights that "cpu" leaves where they were mapped into memory; matrix products
         # round by where their operands begin, and processes would no longer agree with each other and with diffusers.
         self.device = chosen if self.count == 1 or chosen.type == "cpu" else state.device
-        for variable in LAUNCHERS:
-            started = os.environ.get(variable, "1")
-            if started.isdigit() and int(started) > self.count:
-                raise DistributedError(
-                    f"{variable}={started}, but this process knows of {self.count}: each would train a model of its "
-                    "own. Start them with torchrun --nproc_per_node N -m customized_grpo train ..."
-                )
-
-    def notices(self) -> list[str]:
-        """What a user should know before the run starts, one sentence each."""
-        if "TORCHELASTIC_RUN_ID" not in os.environ or PATIENCE in os.environ:
-            return []
-        return [
-            "torchrun kills its processes 30 s after SIGTERM or Ctrl-C, if it was told nothing else; an update that "
-            f"takes longer is then not saved: start it with {PATIENCE}=600"
-        ]
+        check_connected(self.count)
 
     @property
     def main(self) -> bool:
