@@ -172,6 +172,38 @@ def test_parts_of_unequal_length_come_together_in_order(tmp_path: Path):
     in_processes(3, work, tmp_path)
 
 
+def test_only_what_is_shown_of_held_out_cases_leaves_its_process(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A hundred pictures of a megapixel are 1.2 GB on every card; scores of all of them are nothing."""
+    settings = ("groups.prompts=2", "data.held_out_samples=5", "evaluation.every=1")
+    sent: list[int] = []
+    for name in ("gather", "reduce"):
+        real = getattr(distributed, name)
+
+        def counted(values: torch.Tensor, real: Callable[..., Any] = real, **named: Any) -> torch.Tensor:
+            sent.append(values.numel())
+            return real(values, **named)
+
+        monkeypatch.setattr(distributed, name, counted)
+
+    def run(name: str, grid: int) -> None:
+        trainer = assemble(make_config(*settings, f"output={tmp_path / name}"))
+        _, shown = trainer.held_out.report(trainer.policy, trainer.sampler.sigmas, grid=grid)
+        pictures = [torch.frombuffer(bytearray(each.picture.tobytes()), dtype=torch.uint8) for each in shown]
+        torch.save(pictures, tmp_path / f"{name}-{trainer.processes.index}.pt")
+        assert sum(count > 100 for count in sent) == (grid if trainer.processes.count > 1 else 0)
+        assert max(sent, default=0) <= 3 * 32 * 32
+
+    run("one", 5)
+    in_processes(2, lambda: run("two", 4), tmp_path)  # the fourth is the second process's
+    one, *two = (torch.load(tmp_path / f"{name}.pt") for name in ("one-0", "two-0", "two-1"))
+    for found in two:
+        assert len(found) == 4
+        for expected, picture in zip(one, found, strict=False):
+            assert (expected.int() - picture.int()).abs().max() <= 1  # a pixel that rounds the other way
+
+
 def test_gradients_are_summed_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """In buckets of at most so many numbers, unless one weight has more; one that a process has not is zero there."""
     monkeypatch.setattr(distributed, "BUCKET", 6)

@@ -67,6 +67,17 @@ class Processes:
         each, more = divmod(total, self.count)
         return torch.cat([part[: each + (index < more)] for index, part in enumerate(parts)]).to(mine.device)
 
+    def first(self, mine: Tensor, total: int, count: int) -> Tensor:
+        """The first `count` of `total` things, in every process; they are large, so they come one after the other.
+
+        mine   `share(total)` of them; where that is nothing, any one, for its shape
+        """
+        if self.count == 1:
+            return mine[:count]
+        part, nothing = self.share(total), torch.zeros_like(mine[0])
+        here = [mine[n - part.start] if part.start <= n < part.stop else nothing for n in range(min(count, total))]
+        return torch.stack([self.sum(each) for each in here]) if here else mine[:0]
+
     def sum(self, values: Tensor) -> Tensor:
         """Sum over the processes of a tensor that has the same shape in each."""
         if self.count == 1:

@@ -24,7 +24,7 @@ from customized_grpo.rollout import derive_seed, generate
 
 @dataclass(frozen=True)
 class Scored:
-    """Images [N, 3, H, W] in [0, 1] of N cases and what each metric says of them [N]."""
+    """What each metric says of N cases [N], and images [M, 3, H, W] in [0, 1] of the first M of them."""
 
     images: Tensor
     scores: dict[str, Tensor]
@@ -63,8 +63,13 @@ class HeldOut:
     batch: int
     processes: Processes
 
-    def evaluate(self, policy: Policy, sigmas: Tensor, label: str | None = None) -> Scored:
-        """All cases, each generated and scored by one of the processes; every process gets everything."""
+    def evaluate(
+        self, policy: Policy, sigmas: Tensor, label: str | None = None, *, shown: int | None = None
+    ) -> Scored:
+        """All cases, each generated and scored by one of the processes.
+
+        Every process gets all scores, and the images of the first `shown` cases (None: of all).
+        """
         total, part = len(self.samples), self.processes.share(len(self.samples))
         count = part.stop - part.start
         samples = self.samples[part] if count else self.samples[:1]  # without a case it makes one, for the shapes
@@ -73,7 +78,7 @@ class HeldOut:
         images = torch.cat([self._generate(policy, sigmas, cases[start : start + self.batch]) for start in starts])
         scores = {name: score(name, metric, images, samples) for name, metric in self.metrics.items()}
         gathered = {name: self.processes.gather(values[:count], total) for name, values in scores.items()}
-        return Scored(self.processes.gather(images[:count], total), gathered)
+        return Scored(self.processes.first(images, total, total if shown is None else shown), gathered)
 
     def _generate(self, policy: Policy, sigmas: Tensor, cases: Sequence[Case]) -> Tensor:
         """`generate_cases`, in halves where memory runs out; not with several processes, which may wait in it."""
@@ -90,7 +95,7 @@ class HeldOut:
 
     def report(self, policy: Policy, sigmas: Tensor, *, grid: int) -> tuple[dict[str, Any], list[Shown]]:
         """Mean and spread of every metric over the cases that it could score, and the first `grid` cases."""
-        scored = self.evaluate(policy, sigmas)
+        scored = self.evaluate(policy, sigmas, shown=grid)
         row: dict[str, Any] = {name: values.nanmean().item() for name, values in scored.scores.items()}
         row["spread"] = {name: spread(values) for name, values in scored.scores.items()}
         row["scored"] = {name: int((~values.isnan()).sum()) for name, values in scored.scores.items()}
