@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from customized_grpo.assemble import sampling_settings
 from customized_grpo.checkpoints import checkpoints_of, damage
 from customized_grpo.config import load_config
 from customized_grpo.policies.base import Policy
@@ -84,7 +85,7 @@ def test_more_updates_make_the_longer_run(
     whole.train()
     assert torch.equal(adapter_of(longer.policy), adapter_of(whole.policy))
     assert metrics(longer) == metrics(whole)
-    names = [[path.name for path in trainer.directory.checkpoints()] for trainer in (longer, whole)]
+    names = [[path.name for path in checkpoints_of(trainer.directory.path)] for trainer in (longer, whole)]
     assert names[0] == names[1] == ["step-00002", "step-00004", "step-00005"]
     assert load_config(str(tmp_path / "run")).updates == 5
 
@@ -202,7 +203,7 @@ def test_a_second_run_in_the_folder_of_a_living_one_is_refused(make_trainer: Mak
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunDirectory, "check", lambda *_, **__: [])
         with pytest.raises(RunDirectoryError, match="is in use"):
-            RunDirectory(first.directory.path, config, first.directory.settings, resume=True)
+            RunDirectory(first.directory.path, config, sampling_settings(first.config), resume=True)
     first.train()
     make_trainer(*SMALL, resume=True)  # a run that has ended is in nobody's way
 

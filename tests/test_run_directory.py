@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from customized_grpo.checkpoints import checkpoints_of
 from customized_grpo.config import RunConfig, load_config
 from customized_grpo.pictures import Shown
 from customized_grpo.policies.base import Policy
@@ -261,10 +262,10 @@ def test_resuming_a_finished_run_changes_nothing(make_trainer: MakeTrainer, adap
 
 
 def test_checkpoints_are_found_in_the_order_of_their_updates(make_trainer: MakeTrainer):
-    directory = make_trainer().directory
+    run = make_trainer().directory.path
     for update in (20, 3, 100_000, 99_999):
-        (directory.path / "checkpoints" / f"step-{update:05d}").mkdir()
-    names = [path.name for path in directory.checkpoints()]
+        (run / "checkpoints" / f"step-{update:05d}").mkdir()
+    names = [path.name for path in checkpoints_of(run)]
     assert names == ["step-00003", "step-00020", "step-99999", "step-100000"]
 
 

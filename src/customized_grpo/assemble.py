@@ -18,7 +18,8 @@ from customized_grpo.policies.flux_kontext import LORA_TARGETS, PIPELINE, FluxKo
 from customized_grpo.pretrained import check_pipeline
 from customized_grpo.rewards import Reward
 from customized_grpo.rewards.settings import INSTEAD, Identity
-from customized_grpo.run_directory import FollowedDirectory, RunDirectory, SamplingSettings
+from customized_grpo.run_directory import RunDirectory, SamplingSettings
+from customized_grpo.run_files import FollowedDirectory
 from customized_grpo.sections import Data
 from customized_grpo.trackers import Trackers
 from customized_grpo.trainer import Trainer

@@ -53,6 +53,7 @@ from customized_grpo.trackers import Trackers
 SAMPLING = "sampling.json"
 CASES = "cases.json"
 LOGS = ("metrics.jsonl", "evaluations.jsonl")
+Row = dict[str, Any]  # of a log
 REFERENCE_SIDE = 512  # pixels, at most, of the references that are kept beside the pictures
 
 
@@ -140,10 +141,9 @@ class RunDirectory:
                 sync(images / f"{name}.png")
                 sync(images)
 
-    def logs(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def logs(self) -> tuple[list[Row], list[Row]]:
         """The rows of metrics.jsonl and evaluations.jsonl so far."""
-        metrics, evaluations = (read_log(self.path / name) for name in LOGS)
-        return metrics, evaluations
+        return read_logs(self.path)
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         line = json.dumps(_as_json(row), allow_nan=False) + "\n"
@@ -178,10 +178,6 @@ class RunDirectory:
                     sync(self.path / log)
             save_checkpoint(self.path, position[0], write, config.keep_last)
 
-    def checkpoints(self) -> list[Path]:
-        """Oldest first."""
-        return checkpoints_of(self.path)
-
     def restore(self, policy: Policy, optimizer: torch.optim.Optimizer, config: RunConfig) -> Position:
         """Put the newest whole checkpoint into policy and optimiser, and its random state into torch.
 
@@ -195,11 +191,7 @@ class RunDirectory:
             self._rewind(-1 if found is None else update_of(found))
             if found is not None:
                 remove_older(found, config.keep_last)
-        if found is None:
-            torch.manual_seed(config.seed)  # nothing here draws from it, but somebody's own reward may
-            return 0, 0
-        policy.load_adapter(found)
-        return read_state(found, optimizer)
+        return go_on_from(found, policy, optimizer, config.seed)
 
     def _newest_whole(self) -> Path | None:
         """The checkpoint to go on from; damaged ones after it are said and renamed."""
@@ -270,42 +262,23 @@ class RunDirectory:
             yield
         except (OSError, SafetensorError) as error:
             reason = (isinstance(error, OSError) and error.strerror) or str(error)
-            saved = self.checkpoints()
+            saved = checkpoints_of(self.path)
             last = f"{saved[-1].name} is the last checkpoint" if saved else "there is no checkpoint yet"
             raise SavingError(
                 f"could not write {what} in {self.path}: {reason}; {last}. Mend that, then: {self.how_to_resume}"
             ) from error
 
 
-class FollowedDirectory(RunDirectory):
-    """A run's folder for the processes that do not write: they go on from what the first one has left there."""
+def go_on_from(checkpoint: Path | None, policy: Policy, optimizer: torch.optim.Optimizer, seed: int) -> Position:
+    """Put a checkpoint into policy, optimiser and torch's random state; returns its position.
 
-    def __init__(self, path: Path):
-        self.path, self.notices = path, []
-
-    def restore(self, policy: Policy, optimizer: torch.optim.Optimizer, config: RunConfig) -> Position:
-        """From the checkpoint that the first process went on from: it has set damaged ones aside."""
-        found, _ = newest_whole(self.path)
-        if found is None:
-            torch.manual_seed(config.seed)  # nothing here draws from it, but somebody's own reward may
-            return 0, 0
-        policy.load_adapter(found)
-        return read_state(found, optimizer)
-
-    def log(self, row: Mapping[str, Any]) -> None: ...
-
-    def log_evaluation(self, row: Mapping[str, Any], shown: Sequence[Shown]) -> None: ...
-
-    def checkpoint(
-        self, position: Position, policy: Policy, optimizer: torch.optim.Optimizer, config: RunConfig
-    ) -> None: ...
-
-    def finish(self, policy: Policy) -> None: ...
-
-    def pause(self, update: int) -> str:
-        return f"stopped after update {update}"
-
-    def close(self) -> None: ...
+    Without one that is (0, 0), with the random state of `seed`.
+    """
+    if checkpoint is None:
+        torch.manual_seed(seed)  # nothing here draws from it, but somebody's own reward may
+        return 0, 0
+    policy.load_adapter(checkpoint)
+    return read_state(checkpoint, optimizer)
 
 
 def say(line: str) -> None:
@@ -313,7 +286,13 @@ def say(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
 
 
-def read_log(file: Path) -> list[dict[str, Any]]:
+def read_logs(run: Path) -> tuple[list[Row], list[Row]]:
+    """The rows of a run's metrics.jsonl and evaluations.jsonl."""
+    metrics, evaluations = (read_log(run / name) for name in LOGS)
+    return metrics, evaluations
+
+
+def read_log(file: Path) -> list[Row]:
     """The rows of a JSONL file; none where there is no file, and not the one that is just being written."""
     if not file.exists():
         return []

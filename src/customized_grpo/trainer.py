@@ -42,7 +42,7 @@ from customized_grpo.record import Means, clock, reward_figures, spread
 from customized_grpo.rewards import Reward
 from customized_grpo.rewards.scoring import Scorer
 from customized_grpo.rollout import Point, Rollout, Sampler
-from customized_grpo.run_directory import RunDirectory
+from customized_grpo.run_files import RunFiles
 from customized_grpo.stopping import StopRequest
 from customized_grpo.watch import Watch
 
@@ -59,7 +59,7 @@ class Trainer:
     rewards: dict[str, Reward]
     samples: Sequence[Sample]
     held_out: HeldOut
-    directory: RunDirectory
+    directory: RunFiles
     processes: Processes
 
     def __post_init__(self) -> None:
