@@ -30,11 +30,11 @@ from customized_grpo.trainer import Trainer
 MakeTrainer = Callable[..., Trainer]
 
 
-def stepped(steps: int) -> torch.optim.AdamW:
+def stepped(steps: int, *, fused: bool | None = None) -> torch.optim.AdamW:
     """An optimiser of two weights after some steps; the second one never had a gradient."""
     torch.manual_seed(0)
     weights = [nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(2))]
-    optimizer = torch.optim.AdamW(weights, lr=0.1, weight_decay=0.3)
+    optimizer = torch.optim.AdamW(weights, lr=0.1, weight_decay=0.3, fused=fused)
     for _ in range(steps):
         weights[0].grad = torch.randn(3, 2)
         optimizer.step()
@@ -76,6 +76,23 @@ def test_the_optimiser_the_random_state_and_the_position_come_back_bit_for_bit(t
     assert after["state"].keys() == before["state"].keys() == {0}
     for name, value in before["state"][0].items():
         assert torch.equal(after["state"][0][name], value)
+
+
+@pytest.mark.parametrize(("before", "now"), [(True, None), (None, True)])
+def test_how_a_step_is_computed_is_up_to_the_device_that_goes_on(
+    before: bool | None, now: bool | None, tmp_path: Path
+):
+    """A run of a GPU, whose steps are fused, goes on on a CPU as one that began there."""
+    write_state(tmp_path, (1, 1), stepped(3, fused=before))
+    (like := tmp_path / "like").mkdir()
+    write_state(like, (1, 1), stepped(3, fused=now))
+    one, other = stepped(0, fused=now), stepped(0, fused=now)
+    read_state(tmp_path, one)
+    read_state(like, other)
+    assert one.state_dict()["param_groups"] == other.state_dict()["param_groups"]
+    assert one.param_groups[0]["fused"] is now
+    one.param_groups[0]["params"][0].grad = torch.ones(3, 2)
+    one.step()
 
 
 def test_what_an_optimiser_holds_besides_tensors_comes_back(tmp_path: Path):

@@ -29,6 +29,7 @@ MANIFEST, TENSORS, STATE = "manifest.json", "optimizer.safetensors", "state.json
 INTERIM = "interim"  # an empty file in what was saved only because the run was asked to stop, or ended
 DAMAGED = ".damaged"  # ending of checkpoints that were found damaged
 RANDOM = "random"  # torch's random state among the tensors
+HOW = ("foreach", "fused")  # how a step is computed: as suits the device that goes on, not the one that wrote
 
 Position = tuple[int, int]  # updates, optimiser steps
 
@@ -151,7 +152,8 @@ def read_state(folder: Path, optimizer: torch.optim.Optimizer) -> Position:
             name: tuple(value) if isinstance(value, list) and name != "params" else value
             for name, value in group.items()
         }
-        for group in about["groups"]
+        | {name: own[name] for name in HOW if name in own}
+        for group, own in zip(about["groups"], optimizer.param_groups, strict=True)
     ]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     return about["update"], about["optimizer_steps"]

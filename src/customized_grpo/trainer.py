@@ -65,8 +65,9 @@ class Trainer:
     def __post_init__(self) -> None:
         config = self.config
         self.parameters = list(self.policy.trainable_parameters().values())
-        decay = config.optimizer.weight_decay
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=config.optimizer.lr, weight_decay=decay)
+        lr, decay = config.optimizer.lr, config.optimizer.weight_decay
+        fused = True if self.policy.device.type == "cuda" else None  # no copies of all weights within a step
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=decay, fused=fused)
         sigmas = self.policy.sigmas(config.sampling.num_steps, config.sampling.shift)
         self.sampler = Sampler(sigmas, config.noise.dynamics, config.noise.level, config.groups.rollout_batch)
         self.plan = Plan(config, self.samples, sigmas)
