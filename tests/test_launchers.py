@@ -1,11 +1,17 @@
 """Started by torchrun, mpirun or srun: what works together, what is refused, what is said."""
 
+import os
+import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from commands import Refusal
+from commands import TINY, Refusal
 from customized_grpo import launchers
+from customized_grpo.checkpoints import checkpoints_of
 from customized_grpo.distributed import Processes
 from customized_grpo.launchers import LaunchError
 
@@ -36,6 +42,27 @@ def test_every_torchrun_line_of_ours_is_patient():
     lines = [line for line in text.splitlines() if "torchrun --n" in line]
     assert len(lines) >= 6
     assert [line for line in lines if "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600 torchrun --" not in line] == []
+
+
+@pytest.mark.slow
+def test_torchrun_that_is_asked_to_stop_saves(tmp_path: Path):
+    """With the options that docs/scaling.md shows; its own exit code is 1, whatever those of the processes are."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    settings = ("device=cpu", "groups.prompts=2", "updates=500", f"output={run}")
+    command = (*(sys.executable, "-m", "torch.distributed.run"), *("--standalone", "--nproc_per_node", "2"))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600"}
+    with log.open("w") as said:
+        launcher = subprocess.Popen(
+            (*command, "-m", "customized_grpo", "train", TINY, *settings), stdout=said, stderr=said, env=environment
+        )
+    while not (run / "metrics.jsonl").is_file():
+        assert launcher.poll() is None, log.read_text()
+        time.sleep(0.05)
+    launcher.terminate()
+    assert launcher.wait(timeout=120) == 1
+    (found,) = re.findall(r"SIGTERM: stopped after update (\d+); go on with", log.read_text())
+    assert [path.name for path in checkpoints_of(run)] == [f"step-{int(found):05d}"]
+    assert "note: torchrun kills" not in log.read_text()
 
 
 @pytest.mark.parametrize(
