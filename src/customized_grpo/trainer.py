@@ -183,7 +183,7 @@ class Trainer:
                 norms.append(self._apply())
             finally:  # the next rollout needs the room; and where this attempt failed, another one begins anew
                 self.optimizer.zero_grad(set_to_none=True)
-        return {**figures.over(self.processes), "gradient_norm": sum(norms) / len(norms)}
+        return {**figures.over(self.processes), "gradient_norm": sum(norm / len(norms) for norm in norms)}
 
     def _accumulate(
         self, rollout: Rollout, advantages: Tensor, active: Tensor, scored: int, samples: Sequence[Sample]
