@@ -330,6 +330,9 @@ def main() -> None:
     # transformers warns at every import that torchvision is missing; nothing here wants it.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # of missing weights and long prompts we say more
+    # How long torch's threads spin before they sleep, on Linux. With OpenMP's own, a hundred times this, one other
+    # busy program can make training on a CPU ten times slower: benchmarks/busy_cores.py.
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     show_in_lines()
     try:
         app(standalone_mode=True)
