@@ -194,7 +194,7 @@ def plane(
             drawn.append(_line(end + 6, at, WIDTH - right + 6, place, f"leader {track.colour}"))
         if alone and len(track.points) > 1:
             update, a, b = track.points[0]
-            drawn.append(_text(x(a.mean) + 9, y(b.mean) + 12, f"update {update}", "faint"))
+            drawn.append(_text(x(a.mean) - 4, y(b.mean) - 11, f"update {update}", "faint"))
         parts += _owned(track.owner, drawn)
     said = "; ".join(
         f"{track.name} ends at {x_name} {number(identity.mean)}, {y_name} {number(prompt.mean)}"
