@@ -183,7 +183,8 @@ def _front_table(comparison: Comparison, found: Sequence[Beyond]) -> str:
     lines = [f"| arm | {titles} |", "| --- " * (len(planes) + 1) + "|"]
     for arm in dict.fromkeys(each.arm for each in found):
         cells = [_beyond(by_place.get((arm, plane))) for plane in planes]
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
+        name = f"{arm} (of the front)" if arm in comparison.front else arm
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     said = (
         f"The front is the line {', '.join(comparison.front)} of the same seed. Beyond it by so much, in so many "
         "seeds: what an arm could lose in both figures before some point of the line, between two arms too, is as "

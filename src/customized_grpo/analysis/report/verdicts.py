@@ -44,7 +44,7 @@ def front_verdicts(found: Sequence[Mapping[str, Any]], front: Sequence[str]) -> 
         "Beyond the front: by how much, in how many seeds",
         [f"{label(identity)} and {label(prompt)}" for identity, prompt in planes],
         [
-            (arm, [margins.get((arm, plane), "–") for plane in planes])
+            (f"{arm} (of the front)" if arm in front else arm, [margins.get((arm, plane), "–") for plane in planes])
             for arm in dict.fromkeys(each["arm"] for each in found)
         ],
         f"The front is the line through {', '.join(front)} of the same seed. Beyond it by so much: what an arm could "
