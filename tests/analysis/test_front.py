@@ -87,13 +87,11 @@ def test_an_arm_meets_the_front_of_its_own_seed(results: Results, tmp_path: Path
 
 
 def test_an_arm_of_the_front_meets_the_line_through_the_others(results: Results, tmp_path: Path):
-    """(.7, .5), (.5, .5), (.5, .5) as the middle of (1, 0) to (0, 1) and so on: what a curved front has by itself."""
+    """As if it were none of the front; the ends have no line that they could lie beyond."""
     curved = front_of(tmp_path, ["low", "sars_tdw", "high"])
     found = beyond_fronts(curved, results)
-    assert [(each.arm, each.seeds) for each in found] == [("sars_tdw", 2)]  # the ends have nothing to be beyond of
-    assert (
-        "| sars_tdw (of the front) | +0.000 [" in tabulate(front_of(tmp_path, ["low", "sars_tdw", "high"]), results)[1]
-    )
+    assert [(each.arm, each.seeds) for each in found] == [("sars_tdw", 2)]
+    assert "| sars_tdw (of the front) | +0.000 [" in tabulate(curved, results)[1]
     alone = beyond_fronts(front_of(tmp_path, ["low", "high"]), results)
     assert found == alone
 
