@@ -134,6 +134,8 @@ def test_train_resume_and_the_two_ways_out(run: Callable[..., Answer], tiny: lis
     first = run("train", *tiny, "--device", "cpu")
     assert (first.code, first.out) == (0, f"adapter: {tmp_path / 'run' / 'adapter'}\n")
     assert "note: with 3 steps no trained step reaches the final phase" in first.error
+    assert "held-out cases, update 0 -> 1: identity_reward " in first.error
+    assert f"as a page: customized-grpo report {tmp_path / 'run'}" in first.error
     again = run("train", *tiny)
     assert again.code == 2
     assert again.error.startswith("error: ")

@@ -41,10 +41,12 @@ def test_plain_diffusers_makes_the_picture_that_generate_makes(
     snippet, _ = SNIPPETS
     (prompt,) = re.findall(r'prompt="(.*?)"', snippet)
     (adapter,) = re.findall(r'load_lora_weights\("(.*?)"\)', snippet)
+    (reference,) = re.findall(r'Image\.open\("(.*?)"\)', snippet)
     # What the snippet finds in the repository after `make demo`, with an adapter whose alpha is half its rank.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "src").symlink_to(ROOT / "src")
-    samples[0].reference_images()[0].save("reference.png")
+    Path(reference).parent.mkdir(parents=True)
+    samples[0].reference_images()[0].save(reference)
     sampling = load_config("critters").sampling
     recipe = (f"sampling.num_steps={sampling.num_steps}", f"sampling.shift={sampling.shift}", "updates=0")
     trainer = make_trainer(f"output={Path(adapter).parent}", *recipe, "adapter.rank=4", "adapter.alpha=2")
@@ -53,7 +55,7 @@ def test_plain_diffusers_makes_the_picture_that_generate_makes(
 
     names: dict[str, Any] = {}
     exec(snippet, names)
-    request = Request([Path("reference.png")], [prompt], [0], "critters", Path(adapter), None, None, "cpu")
+    request = Request([Path(reference)], [prompt], [0], "critters", Path(adapter), None, None, "cpu")
     tuned, compared = write_pictures(request, tmp_path / "out", compare=True)
     theirs, ours = np.asarray(names["image"]).astype(int), np.asarray(Image.open(tuned)).astype(int)
     # Our noise levels are computed in float64, the scheduler's in float32: the last bit of a pixel may differ.

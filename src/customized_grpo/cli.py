@@ -94,6 +94,7 @@ def train(
         return
     from customized_grpo.assemble import assemble
     from customized_grpo.checkpoints import FINAL
+    from customized_grpo.record import outcome
 
     trainer = assemble(config, resume=resume)
     main = trainer.processes.main
@@ -103,7 +104,11 @@ def train(
     with _during_the_run():
         trainer.train()
     if main:
-        typer.echo(f"adapter: {trainer.directory.path / FINAL}")
+        path = trainer.directory.path
+        if summary := outcome(trainer.directory.logs()[1]):
+            typer.echo(summary, err=True)
+        typer.echo(f"as a page: customized-grpo report {path}", err=True)
+        typer.echo(f"adapter: {path / FINAL}")
 
 
 @app.command()

@@ -141,7 +141,8 @@ class Plan:
                 notices.append(
                     f"with {self.config.sampling.num_steps} steps no trained step reaches the final phase of the "
                     f"time-aware weights (progress {self.weights.end} and later), the last is step "
-                    f"{self._reachable[-1]}; sample in more steps, or lower weighting.end"
+                    f"{self._reachable[-1]}; our experiments do without it, to have it sample in more steps or lower "
+                    "weighting.end"
                 )
         if len({sample.subject for sample in self.samples}) == 1:
             notices.append("all training samples show one subject: the adapter will overfit to it")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,6 +53,17 @@ def saturated(values: Tensor) -> float:
     deviations = (scored - means[:, None]).square().nanmean(dim=1).sqrt()
     overall = (values[~values.isnan()].double()).std(correction=0)
     return (deviations < SATURATED_BELOW * torch.maximum(means.abs(), overall)).double().mean().item()
+
+
+def outcome(evaluations: Sequence[Mapping[str, Any]]) -> str:
+    """What the held-out cases say of a run, from its first evaluation to its last, in a line; "" without two."""
+    if len(evaluations) < 2:
+        return ""
+    first, last = evaluations[0], evaluations[-1]
+    names = [name for name, value in first.items() if name != "update" and isinstance(value, int | float)]
+    known = [name for name in names if isinstance(last.get(name), int | float)]
+    figures = (f"{name} {first[name]:.3f} -> {last[name]:.3f}" for name in known)
+    return f"held-out cases, update {first['update']} -> {last['update']}: {', '.join(figures)}"
 
 
 class Means:

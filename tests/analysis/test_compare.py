@@ -215,7 +215,9 @@ def test_killed_and_continued_it_writes_the_same_file(whole: Comparison, tmp_pat
     for arm in ("naive", "sars_tdw"):
         files = [each.folder(arm, 0) / "result.json" for each in (whole, Comparison.read(file))]
         assert files[0].read_bytes() == files[1].read_bytes()
-    assert table.strip() in (output / "table.md").read_text()
+    figures, place = table.split("\n\nfiles: ")
+    assert figures.strip() in (output / "table.md").read_text()
+    assert place == f"{output}; as a page: customized-grpo report {output}"
 
 
 def test_an_arm_that_fails_is_named_and_the_others_run(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -121,6 +122,20 @@ def test_all_rewards_means_all_of_them(adapter: bool, stars: int, run: Path, tmp
     assert summary["dominance"]["rewards"] == names
     assert (summary["dominance"]["better"]["mean"], summary["dominance"]["worse"]["mean"]) == (0, 0)
     assert sum(figure["trained_on"] for figure in summary["metrics"].values()) == stars
+
+
+def test_training_samples_are_not_taken_for_held_out_ones(tmp_path: Path):
+    """A list that an adapter was trained on is evaluated whole when it is named by itself."""
+    listed = write_list(tmp_path)
+    settings = ["updates=1", "evaluation.every=0", f"data.source={listed}", f"output={tmp_path / 'run'}", "device=cpu"]
+    assemble(load_config(TINY, settings)).train()
+    with pytest.warns(UserWarning, match=r"trained on samples of this data .*customized-grpo evaluate RUN"):
+        make_request(TINY, [f"data.source={listed}"], adapter=tmp_path / "run")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_request(str(tmp_path / "run"), [])
+        make_request(TINY, [f"data.source={listed}"], adapter=tmp_path / "run", base=True)
+        make_request(TINY, [], adapter=tmp_path / "run")
 
 
 def test_a_recipe_is_no_folder_that_happens_to_have_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -151,7 +151,7 @@ def test_the_table_of_a_demo_is_its_summary(tmp_path: Path):
     page = page_of(fake_demo(tmp_path / "demo"))
     for table in (0, 1):
         rows = page.rows(table)
-        assert rows["both right"][:3] == ["0.250 [0.200, 0.310]", "0.750 [0.700, 0.790]", "+0.500"]
+        assert rows["joint success"][:3] == ["0.250 [0.200, 0.310]", "0.750 [0.700, 0.790]", "+0.500"]
         assert len(rows) == 4
     marked = [row[0] for row in page.tables[0] if "trained on" in row[0]]
     assert [" ".join(each.split()) for each in marked] == ["identity reward trained on"]
@@ -168,7 +168,7 @@ def test_the_tables_of_a_comparison_are_its_json(tmp_path: Path):
         figure = content["arms"][arm]["figures"]["joint_success"]
         assert figure["mean"] == pytest.approx(0.1 * place + 0.05)
         said = f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
-        assert rows["both right"][place] == said.replace("-", "−")
+        assert rows["joint success"][place] == said.replace("-", "−")
     assert [
         name for name in rows if f"{name} trained on" in " ".join(" ".join(r[0].split()) for r in page.tables[0])
     ] == [
@@ -194,7 +194,7 @@ def test_the_tables_of_a_comparison_are_its_json(tmp_path: Path):
 def test_many_arms_stand_one_below_the_other_and_are_shown_by_selection(tmp_path: Path):
     folder = fake_comparison(tmp_path / "ablation", weights=(0.3, 0.4, 0.6))
     page, content = page_of(folder), json.loads((folder / "comparison.json").read_text())
-    assert [" ".join(cell.split()) for cell in page.tables[0][0]] == ["arm", "", "both right"]
+    assert [" ".join(cell.split()) for cell in page.tables[0][0]] == ["arm", "", "joint success"]
     for arm, cells in page.rows().items():
         figure = content["arms"][arm]["figures"]["joint_success"]
         said = f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
@@ -230,6 +230,23 @@ def test_an_evaluation_says_what_its_intervals_are_over_and_that_another_was_sam
     assert "3 images of 3 subjects. Intervals: 95 %, over subjects." in several
 
 
+def test_runs_that_begin_differently_have_each_its_own_beginning(tmp_path: Path):
+    """A base of one of them would make a rise of another a fall."""
+    one, other = (fake_run(tmp_path / name) for name in ("one", "other"))
+    assert "base" in page_of(one, other).text
+    file = other / "evaluations.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    lower = [{**row, "identity_reward": row["identity_reward"] - 0.3} for row in rows]
+    file.write_text("".join(json.dumps(row) + "\n" for row in lower))
+    page = page_of(one, other)
+    assert "compare each with its own beginning" in page.text
+    first, last = rows[0]["update"], rows[-1]["update"]
+    heads = [" ".join(cell.split()) for cell in page.tables[0][0]]
+    assert [head for head in heads if "update" in head] == [
+        f"{name}, update {n}" for name in ("one", "other") for n in (first, last)
+    ]
+
+
 def test_what_a_wall_is_sorted_by(tmp_path: Path):
     page = page_of(fake_demo(tmp_path / "demo"))
     wall = json.loads(page.data)[0]["wall"]
@@ -259,7 +276,7 @@ def test_a_real_run_and_its_real_evaluations(run: Path, tmp_path: Path):
         write_evaluation(request, run / f"evaluation-{'base' if base else 'tuned'}", None)
     page = Page(write_report([run], tmp_path / "report.html"))
     tuned = json.loads((run / "evaluation-tuned" / "summary.json").read_text())["metrics"]
-    for name, metric in (("DINO identity", "dino"), ("both right", "joint_success")):
+    for name, metric in (("DINO identity", "dino"), ("joint success", "joint_success")):
         figure = tuned[metric]
         said = f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
         assert page.rows()[name][1] == said.replace("-", "−")

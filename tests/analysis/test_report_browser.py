@@ -148,7 +148,7 @@ def test_a_table_is_put_in_order_by_its_heads(browser: Any, folder: Path):
         arms = "rows => rows.map(row => row.dataset.model)"
         listed = table.locator("tbody tr").evaluate_all(arms)
         assert listed == ["base", "naive", "sars_tdw", "weight.3", "weight.4", "weight.6"]
-        button = table.get_by_role("button", name="both right")
+        button = table.get_by_role("button", name="joint success")
         button.press("Enter")
         assert table.locator("tbody tr").evaluate_all(arms) == listed[::-1]
         assert table.locator("th[aria-sort=descending]").count() == 1

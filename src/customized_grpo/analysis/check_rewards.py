@@ -248,7 +248,8 @@ class Check:
     def text(self) -> str:
         """Legend, a table per reward, correlations, findings and notes."""
         count, subjects = len(self.cases.samples), len({*self.cases.subjects})
-        lines = [f"{count} cases of {self.source}, {subjects} subjects. Scored as if they had been generated:"]
+        shown = f"{count} cases of {self.source}, {subjects} subject{'' if subjects == 1 else 's'}"
+        lines = [f"{shown}. Scored as if they had been generated:"]
         lines += [f"  {_name(row):<14} {words}" for row, words in self.cases.legend().items()]
         for judged in self.judged:
             lines += ["", *self._table(judged)]

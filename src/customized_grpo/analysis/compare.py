@@ -73,7 +73,7 @@ def _gpus(device: str | None) -> list[str]:
 
 
 def compare(file: Path, *, output: Path | None, jobs: int | None, device: str | None) -> str:
-    """Run what is not finished yet and write the report after each arm; returns the table.
+    """Run what is not finished yet and write the report after each arm; returns the table, and where the report is.
 
     Raises ComparisonError, after everything else has run, where an arm failed.
     """
@@ -85,7 +85,7 @@ def compare(file: Path, *, output: Path | None, jobs: int | None, device: str | 
     pending = deque(job for job in comparison.jobs if not (comparison.folder(*job) / RESULT).exists())
     free, running, failed = deque(slots(jobs, device)), list[Running](), list[tuple[str, int]]()
     finished = len(comparison.jobs) - len(pending)
-    with tqdm(total=len(comparison.jobs), initial=finished, desc="arms", unit="arm") as bar, _stopped(running):
+    with tqdm(total=len(comparison.jobs), initial=finished, desc="comparing", unit="run") as bar, _stopped(running):
         while pending or running:
             while pending and free:
                 running.append(_start(comparison, file, *pending.popleft(), free.popleft()))
@@ -105,7 +105,7 @@ def compare(file: Path, *, output: Path | None, jobs: int | None, device: str | 
         names = ", ".join(f"{arm} (seed {seed})" for arm, seed in failed)
         logs = comparison.folder(*failed[0]) / LOG
         raise ComparisonError(f"{table}\n\nfailed: {names}; see {logs}. Run the same command again for the rest")
-    return table
+    return _with_place(table, comparison)
 
 
 def _start(comparison: Comparison, file: Path, arm: str, seed: int, slot: Slot) -> Running:
@@ -140,7 +140,7 @@ def _last_line(comparison: Comparison, each: Running) -> str:
 
 
 def report(file: Path, *, output: Path | None) -> str:
-    """Write the report of what is finished and run nothing; returns the table.
+    """Write the report of what is finished and run nothing; returns the table, and where the report is.
 
     Raises ComparisonError where nothing is finished.
     """
@@ -152,7 +152,11 @@ def report(file: Path, *, output: Path | None) -> str:
             f"no run is finished in {comparison.output / 'arms'}: there is nothing to report on; run the comparison "
             "without --report-only, or name the folder that holds its runs with --output"
         )
-    return write_report(comparison, results)
+    return _with_place(write_report(comparison, results), comparison)
+
+
+def _with_place(table: str, comparison: Comparison) -> str:
+    return f"{table}\n\nfiles: {comparison.output}; as a page: customized-grpo report {comparison.output}"
 
 
 def collect(comparison: Comparison) -> Results:

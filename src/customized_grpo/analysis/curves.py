@@ -29,7 +29,7 @@ def draw_curves(run: Path, target: Path) -> None:
     truth = {
         "oracle_identity": ("identity right", IDENTITY),
         "oracle_prompt": ("prompt right", PROMPT),
-        "joint_success": ("both right", JOINT),
+        "joint_success": ("joint success", JOINT),
     }
     _lines(success, held_out, {name: style for name, style in truth.items() if name in held_out[0]}, marker="o")
     success.set_title("oracle on held-out cases")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from customized_grpo.analysis.rows import Row
 from customized_grpo.assemble import load_policy, load_samples, read_data, sampling_settings
 from customized_grpo.checkpoints import FOLDER as CHECKPOINTS
 from customized_grpo.checkpoints import checkpoints_of
-from customized_grpo.config import ConfigError, RunConfig, dump_config, load_config, parse_metric, recipes
+from customized_grpo.config import CONFIG, ConfigError, RunConfig, dump_config, load_config, parse_metric, recipes
 from customized_grpo.critters import samples as critters
 from customized_grpo.critters.weights import BUILT_IN
 from customized_grpo.data import Sample
@@ -133,8 +134,22 @@ def make_request(
         metrics=tuple(parse_metric(line) for line in metrics),
         held_out=of_a_run and not any(each.startswith("data.source") for each in overrides),
     )
+    if adapter is not None and not (base or of_a_run) and _is_trained_data(adapter, config):
+        warnings.warn(
+            f"the adapter was trained on samples of this data ({config.data.source}); what it was not trained on is "
+            "measured by naming its run: customized-grpo evaluate RUN",
+            stacklevel=2,
+        )
     masked = dreambench.with_masks(config, request.samples()) if protocol else ()
     return replace(request, metrics=(*request.metrics, *masked))
+
+
+def _is_trained_data(adapter: Path, config: RunConfig) -> bool:
+    """Whether the data are those that the adapter says it was trained on; critters of evaluations are always new."""
+    if config.data.source == BUILT_IN or not (adapter / CONFIG).is_file():
+        return False
+    trained = load_config(str(adapter)).data
+    return (trained.source, trained.root) == (config.data.source, config.data.root)
 
 
 def _is_folder(target: str) -> bool:
@@ -326,8 +341,9 @@ def _sampled(settings: Mapping[str, Any]) -> dict[str, Any]:
 def table(summary: Mapping[str, Any]) -> str:
     """The overall figures for the terminal."""
     width = max(len(name) for name in summary["metrics"]) + 2
+    subjects = f"{summary['subjects']} subject{'' if summary['subjects'] == 1 else 's'}"
     over = "subjects" if summary["subjects"] > 1 else "images"
-    lines = [f"{summary['images']} images of {summary['subjects']} subjects; 95 % intervals over {over}", ""]
+    lines = [f"{summary['images']} images of {subjects}; 95 % intervals over {over}", ""]
     for name, figure in summary["metrics"].items():
         label = f"{name} *" if figure["trained_on"] else name
         value = (

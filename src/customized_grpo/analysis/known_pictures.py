@@ -113,7 +113,7 @@ class Cases:
         right = "the truth, drawn: right subject and right prompt (faithful)"
         wrong = "the same picture, with the prompt of another sample"
         if not self.truth_known:
-            right = 'the reference, with the prompt "a photo of a {class_word}"'
+            right = 'the reference, with its class word as the prompt ("a photo of a dog")'
             wrong = "the reference, with the class word of another sample"
         return {
             "copy": "the reference itself",

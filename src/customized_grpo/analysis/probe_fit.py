@@ -213,7 +213,7 @@ def verdict(fit: Fit) -> str:
         "schedule, which falls, would weigh each reward where this model does not decide it; the fitted one "
         "follows the shares.",
         "flat": "Flat: the shares differ no more than chance between prompts explains. A constant weight fits as "
-        f"well (kind: constant, prompt: {fit.constant:.2f}); do not read the fitted curve.",
+        "well (kind: constant); how high it should be this does not tell, and the fitted curve means nothing.",
         "uneven": "Uneven, but neither falling nor rising: the shares differ by more than chance, yet early and late "
         "half are alike. TDW's shape does not describe that; look at the plot before using the fitted curve.",
     }

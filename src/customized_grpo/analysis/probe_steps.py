@@ -73,7 +73,8 @@ class Probe:
                         raise ValueError(
                             f"the {name.replace('_', ' ')} cannot score these samples; choose another one"
                         )
-                bar.set_postfix({name: f"{of[-1].nanmean():.3f}" for name, of in list(spreads.items())[:2]})
+                known = list(spreads.items())[:2]
+                bar.set_postfix({f"{name} spread": f"{of[-1].nanmean():.3f}" for name, of in known})
                 norms.append(self._gradient_norms(point, condition))
                 latents = self._deterministic_step(latents, condition, step)
         return Profile({name: torch.stack(of) for name, of in spreads.items()}, torch.stack(norms))

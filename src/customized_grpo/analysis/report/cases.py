@@ -99,7 +99,10 @@ def wall_of(columns: Sequence[tuple[str, Sequence[Case]]], total: int) -> Wall |
 
 
 def film_of(arms: Sequence[Arm]) -> Film | None:
-    """The kept cases of the arms' first runs, after every update that all of them evaluated."""
+    """The kept cases of the arms' first runs, after every update that all of them evaluated; None for a single one.
+
+    That would be the base alone, under the names of the arms.
+    """
     runs = {arm.name: arm.runs[0] for arm in arms}
     kept = {
         name: {
@@ -119,12 +122,12 @@ def film_of(arms: Sequence[Arm]) -> Film | None:
         updates = [updates[round(n * (len(updates) - 1) / (STOPS - 1))] for n in range(STOPS)]
     frames = [_beside(evaluations[update] for evaluations in same.values()) for update in updates]
     columns = list(same) if len(same) > 1 else ["generated"]
-    return Film(updates, columns, frames) if updates else None
+    return Film(updates, columns, frames) if len(updates) > 1 else None
 
 
 def wall_of_film(film: Film | None) -> Wall | None:
     """Its first and last frame: before the first update all arms are the base."""
-    if film is None or len(film.updates) < 2:
+    if film is None:
         return None
     before = [Case(c.key, c.subject, c.prompt, c.reference, c.pictures[:1]) for c in film.frames[0]]
     cases = [

@@ -187,7 +187,8 @@ def _chart(panel: Panel, lines: Sequence[Line]) -> Markup:
 
 def plane_figures(part: Part) -> list[Figure]:
     """Identity against prompt: points of evaluations and of finished arms, paths of trainings."""
-    found = _points(part) if part.tables and (part.kind == "Comparison" or not part.arms) else []
+    ended = part.kind == "Comparison" or not (part.arms or part.probe)
+    found = _points(part) if part.tables and ended else []
     several, title_of_paths = len(part.arms) > 1, "The way there" if found else "Identity against prompt"
     kinds, owners = arm_colours(part), _owners(part)
     for identity, prompt in PLANES:
@@ -202,7 +203,7 @@ def plane_figures(part: Part) -> list[Figure]:
             what = "rewards" if _is_reward(identity) else "what the oracle finds right"
             title = f"{title_of_paths}: {what}"
             sentence = (
-                "From the base (hollow) to the end of training (full), on held-out cases; up and right is better."
+                "From the base (hollow) to the last evaluation (full), on held-out cases; up and right is better."
             )
             found.append(Figure(title, sentence, plane(title, tracks, label(identity), label(prompt))))
     return found

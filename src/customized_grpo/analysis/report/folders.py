@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from customized_grpo.analysis.report.cases import (
     wall_of_film,
 )
 from customized_grpo.analysis.report.comparisons import comparison_part
-from customized_grpo.analysis.report.content import Arm, History, Part, Row, Table
+from customized_grpo.analysis.report.content import Arm, History, Part, Row, Rows, Table
 from customized_grpo.analysis.report.learning import at_end, at_start
 from customized_grpo.analysis.report.probes import PROBE, probe_part
 from customized_grpo.analysis.rows import Row as Scored
@@ -153,9 +154,13 @@ def _run_table(arms: Sequence[Arm]) -> Table | None:
     metrics = dict.fromkeys(
         name for rows in held_out for name in rows[0] if name not in ("update", "spread", "scored")
     )
+    alike = all(_begin_alike(held_out[0], each, metrics) for each in held_out)
     rows = []
     for metric in metrics:
-        figures = [at_start(held_out[0], metric), *(at_end(each, metric) for each in held_out)]
+        if alike:
+            figures = [at_start(held_out[0], metric), *(at_end(each, metric) for each in held_out)]
+        else:
+            figures = [figure for each in held_out for figure in (at_start(each, metric), at_end(each, metric))]
         first, last = figures[0], figures[-1]
         change = None
         if len(figures) == 2 and first and last:
@@ -164,10 +169,21 @@ def _run_table(arms: Sequence[Arm]) -> Table | None:
     last = [rows[-1]["update"] for rows in held_out]
     if len(evaluated) == 1:
         columns = [f"update {held_out[0][0]['update']}", f"update {last[0]}"]
-    else:
+    elif alike:
         columns = [BASE, *(f"{arm.name}, update {update}" for arm, update in zip(evaluated, last, strict=True))]
+    else:
+        ends = [(rows[0]["update"], rows[-1]["update"]) for rows in held_out]
+        columns = [f"{arm.name}, update {end}" for arm, both in zip(evaluated, ends, strict=True) for end in both]
     notes = ["The run's own held-out cases. Intervals: 95 %, over cases, where the run kept their spread."]
+    notes += [] if alike else ["The runs have other cases, rewards or models: compare each with its own beginning."]
     return Table("Held-out cases, before and after", columns, rows, notes)
+
+
+def _begin_alike(one: Rows, other: Rows, metrics: Iterable[str]) -> bool:
+    """Whether two runs have the same figures before their first update, up to rounding, as far as both have them."""
+    first, second = ({metric: at_start(rows, metric) for metric in metrics} for rows in (one, other))
+    pairs = [(a.mean, b.mean) for metric in metrics if (a := first[metric]) and (b := second[metric])]
+    return all(math.isclose(a, b, abs_tol=1e-3) for a, b in pairs)
 
 
 def _evaluations(folders: Sequence[Path]) -> Part:

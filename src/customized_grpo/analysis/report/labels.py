@@ -9,7 +9,6 @@ LABELS = {
     "prompt_reward": "prompt reward",
     "oracle_identity": "identity right",
     "oracle_prompt": "prompt right",
-    "joint_success": "both right",
     "copy_paste": "copy-paste index",
     "dino": "DINO identity",
     "clip_t": "CLIP prompt",
