@@ -71,6 +71,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         # forms
         ("updates", "updates: an override is written key=value, for instance optimizer.lr=1e-4"),
         ("=1", "=1: an override is written key=value, .*"),
+        ("clip_t,", "clip_t,: an override is written key=value, .*; quotes hold one with spaces together"),
         ("optimizer..lr=1", r"optimizer..lr=1: an override is written key=value, .*"),
         ("updates.x=1", "updates.x=1: updates is a value, not a section of keys"),
         ("seed=[1", r"seed: '\[1' is not YAML: line 1, column 3: .*"),

@@ -181,3 +181,5 @@ def test_notices(plan_of: Callable[..., Plan]):
     ]
     assert plan_of("shaping.rule=linear", "weighting.kind=constant", "weighting.prompt=.6").notices() == []
     assert "one subject" in plan_of("sampling.num_steps=17", every, count=1).notices()[0]
+    (elsewhere,) = plan_of("sampling.num_steps=17", every, "data.source=list.json").notices()
+    assert "the built-in model has seen nothing but critters" in elsewhere

@@ -24,6 +24,7 @@ app = typer.Typer(
 
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: cuda where there is one.")]
 RecipeDevice = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...; default: the recipe's.")]
+Recipe = Annotated[str, typer.Argument(help="A recipe (critters, kontext, own-subject, ...), a YAML file, or a run.")]
 LARGEST_SEED = 2**63 - 1  # as in a configuration
 Seed = Annotated[int, typer.Option(help="Everything random follows from it.", min=0, max=LARGEST_SEED)]
 
@@ -72,7 +73,9 @@ def demo(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or path of a YAML file.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe (critters, kontext, own-subject, ...), a YAML file, or a run.")
+    ],
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings, e.g. optimizer.lr=1e-5 seed=1")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in `output`.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the resolved configuration and stop.")] = False,
@@ -168,8 +171,8 @@ def evaluate(
     adapter: Annotated[Path | None, typer.Option(help="Folder of a trained adapter; default: the run's.")] = None,
     base: Annotated[bool, typer.Option("--base", help="Without the adapter, all else alike.")] = False,
     metric: Annotated[list[str] | None, typer.Option(help="e.g. 'dino against=other_view'; repeatable.")] = None,
-    cases: Annotated[int | None, typer.Option(help="Samples; default: all, of critters 512.", min=1)] = None,
-    images: Annotated[int | None, typer.Option(help="Per sample; default: 1, of DreamBench 4.", min=1)] = None,
+    cases: Annotated[int | None, typer.Option(help="Samples; default: all (critters: 512).", min=1)] = None,
+    images: Annotated[int | None, typer.Option(help="Per sample; default: 1 (dreambench: 4).", min=1)] = None,
     root: Annotated[Path | None, typer.Option(help="Folder of the data's files: data.root.")] = None,
     against: Annotated[Path | None, typer.Option(help="Evaluation of the base, for joint dominance.")] = None,
     output: Annotated[Path | None, typer.Option(help="A new folder, or one to go on with.")] = None,
@@ -223,7 +226,9 @@ def compare(
 
 @app.command()
 def probe(
-    recipe: Annotated[str, typer.Argument(help="Name of a recipe, path of a YAML file, or a run.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe (critters, kontext, own-subject, ...), a YAML file, or a run.")
+    ],
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings, e.g. noise.level=0.7")] = None,
     adapter: Annotated[Path | None, typer.Option(help="Folder of a trained adapter; default: the base model.")] = None,
     prompts: Annotated[int, typer.Option(help="Training samples to probe with.", min=2)] = 32,
@@ -269,7 +274,9 @@ def build_critters(
 
 @app.command()
 def check_rewards(
-    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or path of a YAML file.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe (critters, kontext, own-subject, ...), a YAML file, or a run.")
+    ],
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings, e.g. data.source=list.json")] = None,
     metric: Annotated[
         list[str] | None, typer.Option(help='A further reward, e.g. "dino against=other_view"; repeatable.')

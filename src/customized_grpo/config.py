@@ -193,7 +193,8 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not (equals and all(key.split("."))):
-            problems.append(f"{override}: an override is written key=value, for instance optimizer.lr=1e-4")
+            hint = "; quotes hold one with spaces together" if override.endswith((",", "]", "}")) else ""
+            problems.append(f"{override}: an override is written key=value, for instance optimizer.lr=1e-4{hint}")
             continue
         try:
             _set(values, key.split("."), parse_yaml(text))

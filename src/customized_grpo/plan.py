@@ -19,6 +19,7 @@ from customized_grpo.algorithm import (
     stochastic_steps,
 )
 from customized_grpo.config import RunConfig
+from customized_grpo.critters.weights import BUILT_IN
 from customized_grpo.data import Sample
 from customized_grpo.rollout import derive_seed
 from customized_grpo.sections import Shaping, Weighting
@@ -144,6 +145,11 @@ class Plan:
                     f"{self._reachable[-1]}; our experiments do without it, to have it sample in more steps or lower "
                     "weighting.end"
                 )
+        if self.config.model.path == BUILT_IN != self.config.data.source:
+            notices.append(
+                "the built-in model has seen nothing but critters: with other data a run shows that everything works, "
+                "and its pictures mean nothing"
+            )
         if len({sample.subject for sample in self.samples}) == 1:
             notices.append("all training samples show one subject: the adapter will overfit to it")
         return notices
