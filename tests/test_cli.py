@@ -287,6 +287,17 @@ def test_out_of_memory_is_one_line(
     assert "model.offload_text_encoders=true" in answer.error
 
 
+@pytest.mark.parametrize(("chosen", "count"), [(None, "3000"), ("17", "17")])
+def test_threads_sleep_soon_unless_the_user_has_decided(
+    chosen: str | None, count: str, run: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("GOMP_SPINCOUNT", chosen or "")  # so that it is put back afterwards
+    if chosen is None:
+        monkeypatch.delenv("GOMP_SPINCOUNT")
+    assert run("--version").code == 0
+    assert os.environ["GOMP_SPINCOUNT"] == count
+
+
 def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, tiny: list[str]):
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("shape mismatch")

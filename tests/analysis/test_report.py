@@ -218,6 +218,25 @@ def test_many_arms_stand_one_below_the_other_and_are_shown_by_selection(tmp_path
     assert page.rows(-2)["sars_tdw"][-1] == said.replace("-", "−")
 
 
+def test_arms_that_crowd_beyond_the_base_stand_large_beside_the_whole_plane(tmp_path: Path):
+    folder = fake_comparison(tmp_path / "ablation", weights=(0.3, 0.4, 0.6))
+    assert ", close" not in page_of(folder).text  # no arm's prompt is above the base's
+    content = json.loads((folder / "comparison.json").read_text())
+    content["arms"]["base"]["figures"]["oracle_prompt"]["mean"] -= 0.1
+    (folder / "comparison.json").write_text(json.dumps(content))
+    text = page_of(folder).text
+    assert "identity right against prompt right, close" in text
+    assert "DINO identity against CLIP prompt, close" not in text  # the arms are the base's equals there
+
+
+def test_pictures_of_the_base_alone_are_no_training_to_watch(tmp_path: Path):
+    folder = fake_run(tmp_path / "run")
+    assert "Watch it learn" in page_of(folder).text
+    file = folder / "evaluations.jsonl"
+    file.write_text(file.read_text().splitlines(keepends=True)[0])
+    assert "Watch it learn" not in page_of(folder).text
+
+
 def test_an_evaluation_says_what_its_intervals_are_over_and_that_another_was_sampled_otherwise(tmp_path: Path):
     first = fake_evaluation(tmp_path / "one", 3, 8, subjects=1)
     second, third = (fake_evaluation(tmp_path / name, 3, 8, steps=28, subjects=1) for name in ("two", "three"))
