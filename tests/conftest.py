@@ -13,14 +13,14 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from torch import Tensor
 
-from customized_grpo.assemble import assemble
 from customized_grpo.config import RunConfig, load_config
 from customized_grpo.critters import samples as critters
 from customized_grpo.critters.build import models
 from customized_grpo.critters.weights import resolve
 from customized_grpo.data import Sample
 from customized_grpo.policies.flux_kontext import LORA_TARGETS, FluxKontextPolicy
-from customized_grpo.trainer import Trainer
+from customized_grpo.training.assemble import assemble
+from customized_grpo.training.trainer import Trainer
 
 torch.set_num_threads(1)
 

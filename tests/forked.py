@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 PRELOADED = (
-    "customized_grpo.assemble",
+    "customized_grpo.training.assemble",
     "customized_grpo.critters.metrics",
-    "customized_grpo.rewards.clip_t",
+    "customized_grpo.rewards.clip",
     "customized_grpo.rewards.dino",
     "peft",
     "diffusers.loaders.peft",
@@ -30,10 +30,10 @@ PRELOADED = (
 MOMENTS = {
     "rollout": ("customized_grpo.rewards.scoring:Scorer", "begin", "before"),
     "update": ("torch.optim:AdamW", "step", "after"),
-    "saving": ("customized_grpo.run_directory", "write_state", "after"),
-    "saved": ("customized_grpo.checkpoints", "remove_folder", "before"),
-    "pictures": ("customized_grpo.run_directory", "keep_reference", "after"),
-    "finishing": ("customized_grpo.run_directory:RunDirectory", "finish", "before"),
+    "saving": ("customized_grpo.run.directory", "write_state", "after"),
+    "saved": ("customized_grpo.run.checkpoints", "remove_folder", "before"),
+    "pictures": ("customized_grpo.run.cases", "keep_reference", "after"),
+    "finishing": ("customized_grpo.run.directory:RunDirectory", "finish", "before"),
 }
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from customized_grpo.trainer import Trainer
+from customized_grpo.training.trainer import Trainer
 
 
 @contextmanager

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from commands import TINY, Refusal
 from customized_grpo.data import DataError, Sample, load_image, load_list
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
+from program import TINY, Refusal
 
 
 @pytest.fixture

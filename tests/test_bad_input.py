@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from commands import TINY, Refusal
 from customized_grpo.config import ConfigError, load_config
+from program import TINY, Refusal
 
 COMMANDS = ("train", "evaluate", "probe", "check-rewards")  # all that take a recipe and overrides
 REFERENCE = ("--reference", "none.png", "--prompt", "a critter")

@@ -12,12 +12,12 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNot
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from commands import TINY, Refusal
-from customized_grpo.analysis.rows import Row
 from customized_grpo.critters.weights import FOLDER
+from customized_grpo.files.pretrained import ModelError, find
+from customized_grpo.measure.rows import EvaluationRow
 from customized_grpo.policies.adapter_file import ADAPTER_FILE
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
-from customized_grpo.pretrained import ModelError, find
+from program import TINY, Refusal
 
 GENERATOR = FOLDER / "generator"
 
@@ -79,7 +79,7 @@ MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights": (lambda folder: weights(folder, "vae").unlink(), "model, vae cannot be loaded: Error no file named"),
     "no part": (
         lambda folder: shutil.rmtree(folder / "vae"),
-        "model is not whole: vae missing; fetch the model again",
+        "model is incomplete: vae missing; download the model again",
     ),
     "no tokens": (
         lambda folder: (folder / "tokenizer_2" / "tokenizer.json").unlink(),
@@ -98,7 +98,7 @@ MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
         "model is not the model that is needed here: ",
     ),
     "a broken index": (lambda folder: (folder / "model_index.json").write_text("{"), "model_index.json is not JSON: "),
-    "another class": (another_class, "model is a StableDiffusionPipeline, where a FluxKontextPipeline is needed"),
+    "another class": (another_class, "model is a StableDiffusionPipeline, which is not supported; supported: FluxKontextPipeline"),
 }
 
 
@@ -197,7 +197,7 @@ def test_what_the_hub_says_in_one_line(kind: Any, message: str, monkeypatch: pyt
     def answer(*_: object, **__: object) -> None:
         raise kind("500 Server Error", **({} if kind is LocalEntryNotFoundError else {"response": Response()}))
 
-    monkeypatch.setattr("customized_grpo.pretrained.hf_hub_download", answer)
+    monkeypatch.setattr("customized_grpo.files.pretrained.hf_hub_download", answer)
     with pytest.raises(ModelError) as error:
         find("a/b", "config.json")
     assert message in str(error.value)
@@ -316,7 +316,7 @@ def test_an_evaluation_to_compare_with_is_looked_for_before_pictures_are_made(re
 @pytest.mark.parametrize("settings", [None, "{", "{}", "[]", '{"model": "x", "dtype": "float32", "sampling": 3}'])
 def test_an_evaluation_whose_settings_nobody_can_tell_is_not_compared_with(settings: str | None, refused: Refusal):
     (refused.folder / "other").mkdir()
-    (refused.folder / "other" / "rows.jsonl").write_text(Row("a", "a", "p", 0, {"dino": 1.0}).as_line())
+    (refused.folder / "other" / "rows.jsonl").write_text(EvaluationRow("a", "a", "p", 0, {"dino": 1.0}).as_line())
     if settings is not None:
         (refused.folder / "other" / "settings.json").write_text(settings)
     said = refused("evaluate", TINY, "--cases", 2, "--device", "cpu", "--output", "out", "--against", "other")

@@ -17,7 +17,7 @@ from PIL import Image
 from customized_grpo import cli
 from customized_grpo.config import RunConfig, load_config, recipes
 from customized_grpo.data import Sample
-from customized_grpo.trainer import Trainer
+from customized_grpo.training.trainer import Trainer
 
 COMMANDS = (
     *("demo", "train", "generate", "evaluate", "compare", "probe", "check-rewards", "report", "build-critters", "env"),
@@ -261,15 +261,18 @@ def test_a_full_disk_is_no_mistake_in_the_input(
     def breaks() -> None:
         raise OSError(number, "no such luck")
 
-    monkeypatch.setattr("customized_grpo.environment.environment", breaks)
+    monkeypatch.setattr("customized_grpo.run.environment.environment", breaks)
     assert run("env").code == code
 
 
 @pytest.mark.parametrize(
     ("command", "place"),
     [
-        (("train", "critters"), "customized_grpo.assemble.assemble"),
-        (("generate", "--reference", "dog.png", "--prompt", "a dog"), "customized_grpo.generate.write_pictures"),
+        (("train", "critters"), "customized_grpo.training.assemble.assemble"),
+        (
+            ("generate", "--reference", "dog.png", "--prompt", "a dog"),
+            "customized_grpo.commands.generate.write_pictures",
+        ),
     ],
 )
 def test_out_of_memory_is_one_line(
@@ -302,7 +305,7 @@ def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, 
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("shape mismatch")
 
-    monkeypatch.setattr("customized_grpo.assemble.assemble", broken)
+    monkeypatch.setattr("customized_grpo.training.assemble.assemble", broken)
     monkeypatch.setattr(sys, "argv", ["customized-grpo", "train", *tiny])
     with pytest.raises(RuntimeError, match="shape mismatch"):
         cli.main()

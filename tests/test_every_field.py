@@ -18,12 +18,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from customized_grpo.algorithm import sigma_schedule
-from customized_grpo.assemble import assemble, load_policy, load_rewards, load_samples
 from customized_grpo.config import ConfigError, RunConfig, load_config
 from customized_grpo.critters.weights import FOLDER
-from customized_grpo.plan import Plan
+from customized_grpo.policies import load_policy
 from customized_grpo.rewards.scoring import RewardError
-from customized_grpo.rewards.settings import ClipT, Dino, RewardSettings
+from customized_grpo.rewards.settings import ClipTSettings, DinoSettings, RewardSettings
+from customized_grpo.training.assemble import assemble, load_rewards, load_samples
+from customized_grpo.training.plan import Plan
 
 TINY = str(Path(__file__).with_name("tiny.yaml"))
 SMALL = (
@@ -137,18 +138,18 @@ def encoder_devices(config: RunConfig) -> Any:
 @pytest.fixture(autouse=True)
 def _meta_is_a_device(monkeypatch: pytest.MonkeyPatch):
     """Users are refused it; here it is the one other device that every machine has."""
-    for place in ("policies.base", "policies.flux_kontext"):
+    for place in ("runtime.device", "policies.flux_kontext"):
         monkeypatch.setattr(f"customized_grpo.{place}.usable_device", torch.device)
 
 
 def device(config: RunConfig) -> Any:
-    policy = load_policy(config)
+    policy = load_policy(config.model, config.device)
     return policy.device.type, next(policy.module.parameters()).device.type
 
 
 def memory(config: RunConfig) -> Any:
     """What a policy recomputes, where its text encoders are, and what encoding leaves on disk."""
-    policy = load_policy(config)
+    policy: Any = load_policy(config.model, config.device)  # what only this family has is asked for
     if policy.device.type != "meta":
         policy.encode(load_samples(config)[0][:1])
     kept = sorted(path.name for path in Path(config.output).parent.rglob("*.safetensors"))
@@ -269,8 +270,8 @@ def fields_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, info in model.model_fields.items():
         if name == "rewards":
             every = {field for field in RewardSettings.model_fields if field != "name"}
-            yield from (f"rewards.identity.{field}" for field in Dino.model_fields if field not in every)
-            yield from (f"rewards.prompt.{field}" for field in ClipT.model_fields if field not in every)
+            yield from (f"rewards.identity.{field}" for field in DinoSettings.model_fields if field not in every)
+            yield from (f"rewards.prompt.{field}" for field in ClipTSettings.model_fields if field not in every)
             yield from sorted(f"rewards.look.{field}" for field in every)
         elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             yield from fields_of(info.annotation, f"{prefix}{name}.")

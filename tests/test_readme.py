@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from customized_grpo.commands.generate import GenerationRequest, write_pictures
 from customized_grpo.config import load_config
 from customized_grpo.data import Sample
-from customized_grpo.generate import Request, write_pictures
 from customized_grpo.policies.base import Policy
-from customized_grpo.trainer import Trainer
+from customized_grpo.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -55,7 +55,7 @@ def test_plain_diffusers_makes_the_picture_that_generate_makes(
 
     names: dict[str, Any] = {}
     exec(snippet, names)
-    request = Request([Path(reference)], [prompt], [0], "critters", Path(adapter), None, None, "cpu")
+    request = GenerationRequest([Path(reference)], [prompt], [0], "critters", Path(adapter), None, None, "cpu")
     tuned, compared = write_pictures(request, tmp_path / "out", compare=True)
     theirs, ours = np.asarray(names["image"]).astype(int), np.asarray(Image.open(tuned)).astype(int)
     # Our noise levels are computed in float64, the scheduler's in float32: the last bit of a pixel may differ.

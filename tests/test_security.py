@@ -1,5 +1,5 @@
 """What SECURITY.md promises. Paths of lists: also test_bad_data.py; weights: also test_bad_models.py; keys of servers:
-tests/rewards/test_remote.py, test_http.py; the page: tests/analysis/test_report_security.py."""
+tests/rewards/test_remote.py, test_http.py; the page: tests/report/test_report_security.py."""
 
 import ast
 import json
@@ -13,8 +13,6 @@ import pytest
 from PIL import Image
 
 import customized_grpo
-from commands import TINY, Refusal, start
-from customized_grpo.analysis.report import write_report
 from customized_grpo.config import RunConfig, load_config
 from customized_grpo.critters.weights import FOLDER
 from customized_grpo.data import DataError, load_list
@@ -22,8 +20,10 @@ from customized_grpo.data.images import inside
 from customized_grpo.data.syncd import load_syncd
 from customized_grpo.policies.adapter_file import ADAPTER_FILE
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
-from customized_grpo.run_directory import environment
-from customized_grpo.trainer import Trainer
+from customized_grpo.report import write_report
+from customized_grpo.run.directory import environment
+from customized_grpo.training.trainer import Trainer
+from program import TINY, Refusal, start
 
 SOURCES = sorted(Path(customized_grpo.__file__).parent.rglob("*.py"))
 KEY = "sk-Very5ecretKey"

@@ -12,8 +12,8 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from customized_grpo import launchers
-from customized_grpo.notices import show_in_lines
+from customized_grpo.files.notices import show_in_lines
+from customized_grpo.runtime import launchers
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -66,7 +66,7 @@ def demo(
     device: Device = None,
 ) -> None:
     """Train the built-in model with SARS + TDW, and show base against tuned on cases that nothing has seen."""
-    from customized_grpo.demo import run_demo
+    from customized_grpo.commands.demo import run_demo
 
     run_demo(output, seed=seed, updates=updates, cases=cases, device=device or _default_device())
 
@@ -95,9 +95,9 @@ def train(
     if dry_run:
         typer.echo(dump_config(config), nl=False)
         return
-    from customized_grpo.assemble import assemble
-    from customized_grpo.checkpoints import FINAL
-    from customized_grpo.record import outcome
+    from customized_grpo.run.checkpoints import FINAL
+    from customized_grpo.training.assemble import assemble
+    from customized_grpo.training.record import outcome
 
     trainer = assemble(config, resume=resume)
     main = trainer.processes.main
@@ -144,12 +144,12 @@ def generate(
     device: Device = None,
 ) -> None:
     """Write pictures of a subject: every reference with every prompt and seed."""
-    from customized_grpo.generate import Request, read_prompts, write_pictures
+    from customized_grpo.commands.generate import GenerationRequest, read_prompts, write_pictures
 
     texts = list(prompt or [])
     if prompts is not None:
         texts += read_prompts(prompts)
-    request = Request(
+    request = GenerationRequest(
         references=reference or [],
         prompts=texts,
         seeds=seed or [0],
@@ -179,7 +179,7 @@ def evaluate(
     device: Device = None,
 ) -> None:
     """Score a model, with or without adapter, on samples that it was not trained on; goes on where it stopped."""
-    from customized_grpo.analysis.evaluate import make_request, usual_output, write_evaluation
+    from customized_grpo.measure.evaluate import make_request, usual_output, write_evaluation
 
     chosen = [f"device={device or _default_device()}", *([f"data.root={root}"] if root else [])]
     request = make_request(
@@ -211,12 +211,12 @@ def compare(
     if dry_run and report_only:
         raise ValueError("--dry-run writes nothing and --report-only runs nothing; choose one of them")
     if dry_run:
-        from customized_grpo.analysis.compare import describe
-        from customized_grpo.analysis.comparison import Comparison
+        from customized_grpo.compare.comparison import Comparison
+        from customized_grpo.compare.runner import describe
 
         typer.echo(describe(Comparison.read(file, output)))
         return
-    from customized_grpo.analysis import compare as comparison
+    from customized_grpo.compare import runner as comparison
 
     if report_only:
         typer.echo(comparison.report(file, output=output))
@@ -237,8 +237,8 @@ def probe(
     device: RecipeDevice = None,
 ) -> None:
     """Which denoising steps decide which reward? Noise at one step only, and a weight schedule fitted to that."""
-    from customized_grpo.analysis.probe import run_probe
     from customized_grpo.config import load_config
+    from customized_grpo.measure.probe import run_probe
 
     chosen = [f"device={device}"] if device else []
     config = load_config(recipe, [*(overrides or []), *chosen])
@@ -251,7 +251,7 @@ def report(
     output: Annotated[Path, typer.Option(help="The page; an older one is replaced.")] = Path("report.html"),
 ) -> None:
     """Make one page of folders: figures, curves, warnings, pictures. It holds everything and opens by double click."""
-    from customized_grpo.analysis.report import write_report
+    from customized_grpo.report import write_report
 
     typer.echo(f"report: {write_report(folders, output)}")
 
@@ -288,9 +288,9 @@ def check_rewards(
     """Before training: score pictures of known worth by a recipe's rewards, and say what is wrong with them."""
     from transformers.utils import logging
 
-    from customized_grpo.analysis.check_rewards import check_rewards, write_check
     from customized_grpo.config import load_config
-    from customized_grpo.outputs import check_folder
+    from customized_grpo.files.durable import check_folder
+    from customized_grpo.measure.check_rewards import check_rewards, write_check
 
     logging.disable_progress_bar()  # of loading weights, one for each reward; downloads keep theirs
     if output is not None:
@@ -307,7 +307,7 @@ def env() -> None:
     """Versions and hardware, for bug reports."""
     import json
 
-    from customized_grpo.environment import environment
+    from customized_grpo.run.environment import environment
 
     typer.echo(json.dumps(environment(), indent=2))
 

@@ -17,8 +17,9 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from customized_grpo.data.sources import contradictions
-from customized_grpo.fields import Count, Index, Section, Seed, Share
-from customized_grpo.rewards.settings import BUILT_IN, REWARDS, AnyReward, RewardSettings, Role, parse_reward
+from customized_grpo.fields import BUILT_IN, Count, Index, Section, Seed, Share
+from customized_grpo.files.yaml_text import YamlError, parse_yaml, read_yaml
+from customized_grpo.rewards.settings import REWARDS, AnyReward, RewardSettings, Role, parse_reward
 from customized_grpo.sections import (
     Adapter,
     Data,
@@ -33,7 +34,6 @@ from customized_grpo.sections import (
     Weighting,
     Window,
 )
-from customized_grpo.yaml_text import YamlError, parse_yaml, read_yaml
 
 CONFIG = "config.yaml"  # of a run or an adapter
 _SHORT = reprlib.Repr()  # of values in messages: a file may hold anything

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+BUILT_IN = "critters"  # the built-in world, where a model, an encoder or a data source is named
+
 LARGEST = 1_000_000  # of counts: what is above is a slip, and some would fill the memory before anything is said
 LARGEST_SEED = 2**63 - 1  # what torch and numpy both take
 

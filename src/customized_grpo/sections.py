@@ -7,8 +7,8 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from customized_grpo.critters.weights import BUILT_IN
 from customized_grpo.fields import (
+    BUILT_IN,
     Count,
     GroupSize,
     Index,
@@ -23,14 +23,14 @@ from customized_grpo.fields import (
 )
 from customized_grpo.rewards.settings import AnyReward
 
-# What a model other than the built-in one is run with unless it is told: FLUX.1-Kontext's customary values.
-OF_KONTEXT: Mapping[str, Any] = {"dtype": "bfloat16", "height": 512, "width": 512, "max_sequence_length": 512}
+# What a model other than the built-in one is run with unless the configuration says otherwise.
+OF_OTHER_MODELS: Mapping[str, Any] = {"dtype": "bfloat16", "height": 512, "width": 512, "max_sequence_length": 512}
 
 
 class Model(Section):
     path: str = "critters"  # the built-in generator, or a folder or hub id in diffusers' format
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the frozen weights; the adapter is always float32
-    height: Pixels = 32  # pixels; this and dtype, width and tokens are the built-in model's, see OF_KONTEXT for others
+    height: Pixels = 32  # pixels; for models other than the built-in one see OF_OTHER_MODELS
     width: Pixels = 32
     guidance: NonNegative = 2.5  # embedded guidance, where the checkpoint has it
     max_sequence_length: Tokens = 16  # T5 tokens
@@ -43,7 +43,7 @@ class Model(Section):
     @classmethod
     def _usual_of_the_model(cls, values: Any) -> Any:
         built_in = not isinstance(values, Mapping) or values.get("path", BUILT_IN) == BUILT_IN
-        return values if built_in else {**OF_KONTEXT, **values}
+        return values if built_in else {**OF_OTHER_MODELS, **values}
 
 
 class Adapter(Section):

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from customized_grpo.critters import world
-from customized_grpo.critters.weights import BUILT_IN, FOLDER, resolve
+from customized_grpo.critters.weights import FOLDER, resolve
+from customized_grpo.fields import BUILT_IN
 
 LOAD_WITHOUT_US = """
 import json, sys

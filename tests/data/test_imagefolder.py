@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from customized_grpo.data import Sample
-from customized_grpo.data.imagefolder import load_imagefolder
+from customized_grpo.data.lists import load_imagefolder
 
 
 def write(root: Path, *items: object) -> Path:

@@ -10,7 +10,7 @@ from torch import Tensor
 from customized_grpo.critters.weights import resolve
 from customized_grpo.data import Sample, fit
 from customized_grpo.policies.flux_kontext import ADAPTER_FILE, FluxKontextPolicy
-from customized_grpo.rollout import Sampler, generate
+from customized_grpo.training.rollout import Sampler, generate
 
 MakePolicy = Callable[..., FluxKontextPolicy]
 SEED = 7

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from customized_grpo.data import Sample
 from customized_grpo.policies.flux_encoder import TEXT_ENCODERS
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
-from customized_grpo.rollout import Rollout, Sampler
-from customized_grpo.trainer import Trainer
+from customized_grpo.training.rollout import Rollout, Sampler
+from customized_grpo.training.trainer import Trainer
 
 MakePolicy = Callable[..., FluxKontextPolicy]
 MakeTrainer = Callable[..., Trainer]

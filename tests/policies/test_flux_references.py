@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from customized_grpo import assemble as assembling
 from customized_grpo.config import RunConfig
 from customized_grpo.data import Sample
 from customized_grpo.policies.flux_condition import FluxCondition
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
-from customized_grpo.rollout import Sampler
-from customized_grpo.trainer import Trainer
+from customized_grpo.training import assemble as assembling
+from customized_grpo.training.rollout import Sampler
+from customized_grpo.training.trainer import Trainer
 
 MakePolicy = Callable[..., FluxKontextPolicy]
 

@@ -11,9 +11,7 @@ from customized_grpo.critters import world
 from customized_grpo.critters.samples import TEST_CRITTERS, draw_samples
 from customized_grpo.critters.weights import FOLDER
 from customized_grpo.data import Sample
-from customized_grpo.rewards.clip import ClipFeatures
-from customized_grpo.rewards.clip_i import ClipIdentity
-from customized_grpo.rewards.clip_t import ClipPrompt
+from customized_grpo.rewards.clip import ClipFeatures, ClipIdentity, ClipPrompt
 
 CPU = torch.device("cpu")
 MODEL = FOLDER / "clip"

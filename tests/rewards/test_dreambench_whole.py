@@ -10,8 +10,8 @@ from hpsv3_checkpoint import save_hpsv3
 from test_dino_checkpoints import CHECKPOINTS, TINY
 from transformers import ViTModel
 
-from customized_grpo.analysis.evaluate import make_request, write_evaluation
-from customized_grpo.critters.weights import BUILT_IN
+from customized_grpo.fields import BUILT_IN
+from customized_grpo.measure.evaluate import make_request, write_evaluation
 
 DREAMBENCH = Path(__file__).parents[3] / "shared" / "dreambench"
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from customized_grpo.data import Sample
-from customized_grpo.pretrained import ModelError
+from customized_grpo.files.pretrained import ModelError
 from customized_grpo.rewards.hpsv3 import WEIGHTS, HPSv3, renamed
 from customized_grpo.rewards.hpsv3_prompt import question
 from customized_grpo.rewards.settings import parse_reward

@@ -20,7 +20,7 @@ from customized_grpo.data import Sample
 from customized_grpo.rewards import remote
 from customized_grpo.rewards.http import HttpReward
 from customized_grpo.rewards.scoring import Scorer
-from customized_grpo.rewards.settings import Http
+from customized_grpo.rewards.settings import HttpSettings
 
 Serve = Callable[..., Loopback]
 CPU = torch.device("cpu")
@@ -41,7 +41,7 @@ SAMPLES = [
 def make(server: Loopback | str, **settings: Any) -> HttpReward:
     url = server if isinstance(server, str) else f"{server.url}/score"
     usual: dict[str, Any] = {"timeout": 10, "retries": 1, "batch": 2}
-    reward = Http(url=url, **(usual | settings)).make(CPU)
+    reward = HttpSettings(url=url, **(usual | settings)).make(CPU)
     assert isinstance(reward, HttpReward)
     return reward
 
@@ -323,7 +323,7 @@ def test_the_key_is_sent_and_appears_nowhere_else(
     monkeypatch.setenv("MY_KEY", f"{KEY}\n")
     said = [status(401, f"{'x' * n}{' ' * m} Bearer {KEY} is wrong".encode()) for n, m in CUTS]
     server = serve(*said, by_grey)
-    settings = Http(url=f"{server.url}/score", api_key_env="MY_KEY")
+    settings = HttpSettings(url=f"{server.url}/score", api_key_env="MY_KEY")
     reward = settings.make(CPU)
     assert isinstance(reward, HttpReward)
     seen = [repr(settings), str(settings), settings.model_dump_json(), repr(reward)]
@@ -386,8 +386,8 @@ def test_the_documentation_names_every_setting_and_its_recipe_is_right(tmp_path:
     (section,) = re.findall(r"^## http\n(.*?)(?=^## )", text, re.MULTILINE | re.DOTALL)
     (recipe,) = re.findall(r"```yaml\n(.*?)```", section, re.DOTALL)
     (tmp_path / "recipe.yaml").write_text(f"data:\n  train_samples: 8\n{recipe}")
-    assert isinstance(load_config(str(tmp_path / "recipe.yaml")).trained()["preference"], Http)
+    assert isinstance(load_config(str(tmp_path / "recipe.yaml")).trained()["preference"], HttpSettings)
     named = {
         name for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
     }
-    assert named == set(Http.model_fields) - {"name", "role", "weight"}
+    assert named == set(HttpSettings.model_fields) - {"name", "role", "weight"}

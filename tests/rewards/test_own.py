@@ -9,7 +9,7 @@ import torch
 from customized_grpo.config import ConfigError, load_config
 from customized_grpo.critters.samples import TEST_CRITTERS, draw_samples
 from customized_grpo.rewards.scoring import RewardError, Scorer, score
-from customized_grpo.rewards.settings import OwnFunction, parse_reward
+from customized_grpo.rewards.settings import OwnFunctionSettings, parse_reward
 
 CPU = torch.device("cpu")
 DOCS = Path(__file__).parents[2] / "docs" / "rewards.md"
@@ -87,7 +87,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def make(name: str, **options: Any) -> Any:
     settings = parse_reward({"name": name, "options": options})
-    assert isinstance(settings, OwnFunction)
+    assert isinstance(settings, OwnFunctionSettings)
     return settings.make(CPU)
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import AutoModel, CLIPProcessor
 
 from customized_grpo.data import Sample
+from customized_grpo.data.images import to_pictures
 from customized_grpo.rewards import pickscore
-from customized_grpo.rewards.images import to_pictures
 from customized_grpo.rewards.settings import parse_reward
 
 CPU = torch.device("cpu")

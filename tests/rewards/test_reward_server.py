@@ -14,8 +14,8 @@ import torch
 from customized_grpo.critters.samples import TEST_CRITTERS, draw_samples
 from customized_grpo.rewards import remote
 from customized_grpo.rewards.scoring import RewardError, Scorer
-from customized_grpo.rewards.settings import Http
-from customized_grpo.trainer import Trainer
+from customized_grpo.rewards.settings import HttpSettings
+from customized_grpo.training.trainer import Trainer
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "reward_server.py"
 
@@ -38,7 +38,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_the_example_server_scores_detail(example: str):
     noise = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
     images = torch.stack([noise, torch.full_like(noise, 0.5)])
-    reward = Http(url=example, low=0, high=4).make(torch.device("cpu"))
+    reward = HttpSettings(url=example, low=0, high=4).make(torch.device("cpu"))
     detailed, flat = Scorer({"detail": reward}).finish(images, draw_samples(2, TEST_CRITTERS, 6))["detail"].tolist()
     assert 2.5 < detailed < 4  # noise does not compress: three bytes a pixel
     assert 0 < flat < 0.2
@@ -47,7 +47,7 @@ def test_the_example_server_scores_detail(example: str):
 def test_a_server_that_is_not_there_stops_a_run_with_its_address(example: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(remote, "FIRST_PAUSE", 0.01)
     away = f"{example.rpartition(':')[0]}:1"  # a port that no server of ours has
-    scorer = Scorer({"detail": Http(url=f"{away}/score").make(torch.device("cpu"))})
+    scorer = Scorer({"detail": HttpSettings(url=f"{away}/score").make(torch.device("cpu"))})
     scores = scorer.finish(torch.rand(2, 3, 8, 8), draw_samples(2, TEST_CRITTERS, 6))
     with pytest.raises(
         RewardError, match=rf"rewards.detail could not score 100% .*: {away}/score: no answer: .*refused"

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from customized_grpo.rewards.images import to_pictures
+from customized_grpo.data.images import to_pictures
 
 
 def test_pixels_are_rounded_to_the_nearest_byte_as_png_writers_do():

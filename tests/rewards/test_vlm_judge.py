@@ -19,7 +19,7 @@ from PIL import Image
 from customized_grpo.config import ConfigError, load_config, parse_metric
 from customized_grpo.data import Sample
 from customized_grpo.rewards.scoring import Scorer
-from customized_grpo.rewards.settings import VlmJudge
+from customized_grpo.rewards.settings import VlmJudgeSettings
 from customized_grpo.rewards.vlm_judge import RUBRICS, Judge
 
 Serve = Callable[..., Loopback]
@@ -40,7 +40,7 @@ SAMPLES = [
 
 def make(server: Loopback, **settings: Any) -> Judge:
     usual = {"timeout": 10, "retries": 1, "model": "vlm", "judges": "identity"}
-    reward = VlmJudge(base_url=f"{server.url}/v1", **(usual | settings)).make(CPU)
+    reward = VlmJudgeSettings(base_url=f"{server.url}/v1", **(usual | settings)).make(CPU)
     assert isinstance(reward, Judge)
     return reward
 
@@ -281,7 +281,7 @@ def test_the_key_is_sent_and_appears_nowhere_else(
         says(f"{'x' * 190}{KEY}"),
         by_grey,
     )
-    settings = VlmJudge(base_url=server.url, model="vlm", judges="prompt", api_key_env="MY_KEY", retries=0)
+    settings = VlmJudgeSettings(base_url=server.url, model="vlm", judges="prompt", api_key_env="MY_KEY", retries=0)
     reward = settings.make(CPU)
     assert isinstance(reward, Judge)
     seen = [repr(settings), str(settings), settings.model_dump_json(), repr(reward), repr(reward._client)]
@@ -356,8 +356,8 @@ def test_the_documentation_names_every_setting_and_its_recipe_is_right(tmp_path:
     (section,) = re.findall(r"^## vlm_judge\n(.*?)(?=^## )", text, re.MULTILINE | re.DOTALL)
     (recipe,) = re.findall(r"```yaml\n(.*?)```", section, re.DOTALL)
     (tmp_path / "recipe.yaml").write_text(f"data:\n  train_samples: 8\n{recipe}")
-    assert isinstance(load_config(str(tmp_path / "recipe.yaml")).trained()["identity"], VlmJudge)
+    assert isinstance(load_config(str(tmp_path / "recipe.yaml")).trained()["identity"], VlmJudgeSettings)
     named = {
         name for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
     }
-    assert named == set(VlmJudge.model_fields) - {"name", "role", "weight"}
+    assert named == set(VlmJudgeSettings.model_fields) - {"name", "role", "weight"}

@@ -10,7 +10,7 @@ from torch import Tensor
 from customized_grpo.critters import oracle, world
 from customized_grpo.critters.weights import identity_threshold
 from customized_grpo.data import Sample
-from customized_grpo.rewards.images import to_pictures
+from customized_grpo.data.images import to_pictures
 
 
 def _verdicts(images: Tensor, samples: Sequence[Sample]) -> Tensor:

@@ -3,14 +3,19 @@
 Colour profiles are not applied: pixel values are taken as sRGB.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path, PurePath
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Stored(Protocol):
@@ -121,6 +126,12 @@ def _eight_bit_grey(image: Image.Image) -> Image.Image:
     if (transparent := image.info.get("transparency")) is not None:
         grey[values == transparent] = 255
     return Image.fromarray(grey.astype(np.uint8))
+
+
+def to_pictures(images: Tensor) -> list[Image.Image]:
+    """[N, 3, H, W] in [0, 1] -> PIL, rounded to 8 bits: rewards see what a PNG file holds."""
+    pixels = (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(picture) for picture in pixels]
 
 
 @contextmanager

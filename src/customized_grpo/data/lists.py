@@ -170,3 +170,19 @@ def _locate(names: set[str], root: Path, *, upwards: bool) -> tuple[dict[str, Pa
 
 def _is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113 - Path.is_file raises for a name too long to be a file's
+
+
+# --- imagefolder -----------------------------------------------------------------------------------------------------
+
+METADATA = "metadata.jsonl"
+
+
+def load_imagefolder(root: Path) -> list[Sample]:
+    """A sample per line: `file_name` is the reference, `text` (or `prompt`) the prompt; the rest as in a list.
+
+    Raises:
+        DataError: no `metadata.jsonl`, or everything wrong with it at once.
+    """
+    if not (root / METADATA).is_file():
+        raise DataError(root, [f"no {METADATA}"], 'Write one with a line {"file_name": ..., "text": ...} per picture.')
+    return load_list(root / METADATA, spelled={"image_path": "file_name", "prompt": "text"})

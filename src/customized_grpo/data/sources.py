@@ -4,16 +4,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from customized_grpo.critters.weights import BUILT_IN
 from customized_grpo.data.dreambench import dreambench_cases, dreambench_pairs
 from customized_grpo.data.findings import DataError
-from customized_grpo.data.imagefolder import METADATA, load_imagefolder
-from customized_grpo.data.lists import load_list
+from customized_grpo.data.lists import METADATA, load_imagefolder, load_list
 from customized_grpo.data.photographs import load_photographs
 from customized_grpo.data.sample import Sample
 from customized_grpo.data.splits import split_by_subject
 from customized_grpo.data.subjects200k import load_subjects200k
 from customized_grpo.data.syncd import load_syncd
+from customized_grpo.fields import BUILT_IN
 
 
 @dataclass(frozen=True)

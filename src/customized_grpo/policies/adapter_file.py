@@ -10,37 +10,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from customized_grpo.checkpoints import FINAL, checkpoints_of
-from customized_grpo.pretrained import PICKLES, ModelError
+from customized_grpo.files.pretrained import ModelError
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 TRANSFORMER = "transformer."  # begins the names of its layers in a pipeline's adapter
 _SIDE = re.compile(r"transformer\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
 
 
-def find_adapter(folder: Path) -> Path:
-    """The folder that holds the adapter's file: of a run its final adapter, else `folder` itself.
-
-    Raises ModelError where there is none; of a run that has not ended it names a checkpoint.
-    """
-    folder = Path(folder)
-    if (folder / FINAL / ADAPTER_FILE).is_file():
-        return folder / FINAL
-    if (folder / ADAPTER_FILE).is_file():
-        return folder
-    pickles = [path.name for path in sorted(folder.glob("*")) if path.suffix in PICKLES]
-    also = f"; {pickles[0]} is a pickle, which is never read: it could run any program" if pickles else ""
-    saved = checkpoints_of(folder)
-    other = f"the run has not ended; name a checkpoint, {saved[-1]}" if saved else "name the folder that holds it"
-    raise ModelError(f"no adapter in {folder}: {ADAPTER_FILE} is missing{also}; {other}")
-
-
 def read_adapter(directory: Path) -> dict[str, Tensor]:
-    """The tensors of an adapter's folder as they lie there, on the CPU.
+    """The tensors of an adapter's folder as they are in its file, on the CPU.
 
-    Raises ModelError where there is none, where it is cut short, or where numbers in it are not finite.
+    Raises ModelError if there is no file, if it is cut short, or if numbers in it are not finite.
     """
-    file = find_adapter(directory) / ADAPTER_FILE
+    file = Path(directory) / ADAPTER_FILE
+    if not file.is_file():
+        raise ModelError(f"no adapter in {directory}: {ADAPTER_FILE} is missing; name the folder that holds it")
     try:
         tensors = load_file(file)
     except SafetensorError as error:

@@ -9,30 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeAlias
+from typing import Any, ClassVar, Protocol, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from customized_grpo.data import Sample
-
-
-def usable_device(name: str) -> torch.device:
-    """The device `name`; ValueError, before anything is loaded, where there is none."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"no device is named {name!r}; use cpu, cuda or cuda:1") from None
-    if device.type not in ("cpu", "cuda", "mps"):  # "meta" and others hold no numbers, or are known to no one here
-        raise ValueError(f"device {name}: nothing can be computed there; use cpu, cuda or cuda:1")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError(f"device {name}: torch {torch.__version__} finds no Apple GPU; use device=cpu")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {name}: torch {torch.__version__} finds no CUDA device; use device=cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        last = torch.cuda.device_count() - 1
-        raise ValueError(f"device {name}: the last CUDA device here is cuda:{last}; use device=cuda:{last}")
-    return device
+from customized_grpo.sections import Model
 
 
 class Condition(Protocol):
@@ -59,8 +42,25 @@ OwnCondition: TypeAlias = Any
 class Policy(Protocol):
     """A reference-conditioned flow-matching generator with a trainable adapter."""
 
+    usual_steps: ClassVar[int]  # denoising steps that the family is customarily sampled with
     module: nn.Module  # holds the adapter; train() and eval() act on it
     device: torch.device
+
+    @classmethod
+    def load(cls, path: str | Path, model: Model, device: str, *, shard: bool = False) -> Self:
+        """The generator in `path`, a folder or hub id, with the settings of the section `model`.
+
+        shard  leave on the CPU what the method `shard` divides
+        """
+        ...
+
+    def add_adapter(self, rank: int, alpha: float, targets: Sequence[str] | None = None, *, seed: int = 0) -> None:
+        """A new adapter that changes nothing yet; targets are names of layers, None means the family's default."""
+        ...
+
+    def shard(self) -> None:
+        """Divide the frozen weights among the processes; the adapter, added before, stays whole in each."""
+        ...
 
     def sigmas(self, num_steps: int, shift: float | str) -> Tensor:
         """The grid [num_steps + 1] from 1 to 0, on the CPU; shift "checkpoint" is the model's own schedule."""

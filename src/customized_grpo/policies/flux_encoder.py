@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from customized_grpo.data import Sample, fit
-from customized_grpo.notices import LongPrompts
+from customized_grpo.files.notices import LongPrompts
 from customized_grpo.policies.condition_cache import ConditionCache, Tensors, content_key, model_identity
 from customized_grpo.policies.flux_condition import FluxEntry
 

@@ -11,7 +11,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -26,20 +26,14 @@ from transformers import CLIPTextModel, T5EncoderModel
 
 from customized_grpo.algorithm import sigma_schedule
 from customized_grpo.data import Sample
-from customized_grpo.distributed import shard
-from customized_grpo.policies.adapter_file import (
-    ADAPTER_FILE,
-    TRANSFORMER,
-    check_fits,
-    check_same,
-    find_adapter,
-    read_adapter,
-)
-from customized_grpo.policies.base import usable_device
+from customized_grpo.files.pretrained import load_part, loading
+from customized_grpo.policies.adapter_file import ADAPTER_FILE, TRANSFORMER, check_fits, check_same, read_adapter
 from customized_grpo.policies.condition_cache import ConditionCache
 from customized_grpo.policies.flux_condition import Bucket, FluxCondition
 from customized_grpo.policies.flux_encoder import TEXT_ENCODERS, FluxEncoder
-from customized_grpo.pretrained import check_pipeline, load_part, loading
+from customized_grpo.runtime.device import usable_device
+from customized_grpo.runtime.distributed import shard
+from customized_grpo.sections import Model
 
 ADAPTER = "default"
 # Attention and feed-forward projections of both kinds of block; "proj_out" also names the layer after the last block.
@@ -49,7 +43,6 @@ LORA_TARGETS = (
 )
 
 
-PIPELINE = "FluxKontext"  # begins the names of the pipelines that are trained here
 PARTS = {
     "transformer": FluxTransformer2DModel,
     "vae": AutoencoderKL,
@@ -59,8 +52,7 @@ PARTS = {
 
 
 def _load_pipeline(path: str | Path, dtype: torch.dtype) -> FluxKontextPipeline:
-    """The pipeline of a folder or hub id. Raises ModelError where it is another one, or not whole."""
-    check_pipeline(path, PIPELINE)
+    """The pipeline of a folder or hub id. Raises ModelError if weights are missing."""
     parts = {name: load_part(kind, path, name, dtype=dtype) for name, kind in PARTS.items()}
     with loading(path):
         return FluxKontextPipeline.from_pretrained(path, dtype=dtype, use_safetensors=True, **parts)
@@ -125,16 +117,34 @@ class FluxKontextPolicy:
             cache=cache,
         )
 
+    usual_steps: ClassVar[int] = 28
+
+    @classmethod
+    def load(cls, path: str | Path, model: Model, device: str, *, shard: bool = False) -> Self:
+        return cls(
+            path,
+            device=device,
+            dtype=getattr(torch, model.dtype),
+            height=model.height,
+            width=model.width,
+            guidance=model.guidance,
+            max_sequence_length=model.max_sequence_length,
+            gradient_checkpointing=model.gradient_checkpointing,
+            offload_text_encoders=model.offload_text_encoders,
+            condition_cache=model.condition_cache,
+            shard=shard,
+        )
+
     # --- the adapter -------------------------------------------------------------------------------------------------
 
-    def add_adapter(self, rank: int, alpha: float, targets: Sequence[str] = LORA_TARGETS, *, seed: int = 0) -> None:
+    def add_adapter(self, rank: int, alpha: float, targets: Sequence[str] | None = None, *, seed: int = 0) -> None:
         """A fresh LoRA on the transformer, in float32; it changes nothing until it is trained."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             config = LoraConfig(
                 r=rank,
                 lora_alpha=alpha,  # pyright: ignore[reportArgumentType] (declared int, only ever divided by r)
-                target_modules=list(targets),
+                target_modules=list(LORA_TARGETS if targets is None else targets),
                 init_lora_weights="gaussian",
             )
             self.module.add_adapter(config, adapter_name=ADAPTER)
@@ -172,7 +182,6 @@ class FluxKontextPolicy:
         )
 
     def load_adapter(self, directory: Path) -> None:
-        directory = find_adapter(directory)
         tensors = read_adapter(directory)
         if not getattr(self.module, "peft_config", None):
             # Adapters from elsewhere come in several spellings; diffusers knows them.

@@ -1,9 +1,10 @@
-"""CLIP's picture and text embeddings, for every reward that is made of them."""
+"""CLIP's picture and text embeddings, and the two rewards that are cosines of them: CLIP-I and CLIP-T."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +12,10 @@ from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
 from customized_grpo.data import Sample
-from customized_grpo.notices import LongPrompts
-from customized_grpo.pretrained import ModelError, loading, model_type
-from customized_grpo.rewards.encoder import PictureEncoder, load_encoder, load_processor
+from customized_grpo.files.notices import LongPrompts
+from customized_grpo.files.pretrained import ModelError, loading, model_type
+from customized_grpo.rewards.encoder import PictureEncoder, load_encoder, load_processor, shared
+from customized_grpo.rewards.identity import Identity
 
 
 class ClipFeatures(PictureEncoder):
@@ -64,3 +66,20 @@ class ClipFeatures(PictureEncoder):
                     f"a prompt of {length} tokens is cut to the {self.length} that CLIP's text encoder reads; "
                     "what comes after them is not scored",
                 )
+
+
+class ClipIdentity(Identity[ClipFeatures]):
+    """Cosine in [-1, 1] of the embeddings of image and reference; `Identity` says what the settings mean."""
+
+    def __init__(self, model: str | Path, *, device: torch.device, **settings: Any):
+        super().__init__(shared(ClipFeatures, model, device), **settings)
+
+
+class ClipPrompt:
+    """Cosine in [-1, 1] of the picture and its prompt. Warns once of each prompt longer than the model reads."""
+
+    def __init__(self, model: str | Path, *, device: torch.device, batch: int = 64):
+        self.features, self.batch = shared(ClipFeatures, model, device), batch
+
+    def __call__(self, images: Tensor, samples: Sequence[Sample]) -> Tensor:
+        return self.features.cosines(images, samples, self.batch)

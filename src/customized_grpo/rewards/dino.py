@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from customized_grpo.data import Sample
-from customized_grpo.pretrained import loading, model_type
+from customized_grpo.files.pretrained import loading, model_type
 from customized_grpo.rewards.encoder import PictureEncoder, load_encoder, load_processor, shared
 from customized_grpo.rewards.identity import Identity, of_source
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoImageProcessor
 
-from customized_grpo.pretrained import load_part, loading
-from customized_grpo.rewards.images import Region, centre, to_pictures
+from customized_grpo.data.images import to_pictures
+from customized_grpo.files.pretrained import load_part, loading
+from customized_grpo.rewards.images import Region, centre
 
 KEPT = 8192  # features of references that stay: 25 MB of a ViT-B
 

@@ -23,9 +23,9 @@ from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from customized_grpo.data import Sample
-from customized_grpo.pretrained import find, loading
+from customized_grpo.data.images import to_pictures
+from customized_grpo.files.pretrained import find, loading
 from customized_grpo.rewards.hpsv3_prompt import REWARD_TOKEN, question
-from customized_grpo.rewards.images import to_pictures
 
 WEIGHTS = "HPSv3.safetensors"
 PIXELS = 256 * 28 * 28

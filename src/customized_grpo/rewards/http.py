@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import httpx2
 import torch
@@ -25,35 +25,48 @@ from PIL import Image
 from torch import Tensor
 
 from customized_grpo.data import Sample
-from customized_grpo.rewards.images import to_pictures
+from customized_grpo.data.images import to_pictures
 from customized_grpo.rewards.remote import AskError, RemoteReward, as_png, make_client, no_answer, read_key, refused
-
-if TYPE_CHECKING:
-    from customized_grpo.rewards.settings import Http
 
 VERSION = 1  # of the interface; a server can refuse others
 LARGEST = float(torch.finfo(torch.float32).max)
 
 
 class HttpReward(RemoteReward):
-    """Scores [N] as the server gives them, NaN where it gives none that can be true; see `unscored` for the causes.
+    """Scores [N] as the server gives them, NaN if it gives none that can be true; see `unscored` for the causes.
+
+    The arguments are the fields of `HttpSettings`, which says what they mean.
 
     Raises ValueError where a reference cannot be read, and at once where the key's variable is missing.
     """
 
-    def __init__(self, settings: Http):
-        key = read_key(settings.api_key_env, settings.name)
-        super().__init__(settings.url, retries=settings.retries, in_flight=settings.in_flight, secret=key)
-        self._settings = settings
-        self._client = make_client(settings.timeout, settings.in_flight)
+    def __init__(
+        self,
+        url: str,
+        *,
+        batch: int,
+        send: Literal["none", "references", "other_views", "all"],
+        max_side: int,
+        low: float | None,
+        high: float | None,
+        api_key_env: str | None,
+        timeout: float,
+        retries: int,
+        in_flight: int,
+    ):
+        key = read_key(api_key_env, "http")
+        super().__init__(url, retries=retries, in_flight=in_flight, secret=key)
+        self._url, self._timeout = url, timeout
+        self._batch, self._send, self._max_side = batch, send, max_side
+        self._client = make_client(timeout, in_flight)
         if key is not None:
             self._client.headers["Authorization"] = f"Bearer {key}"
-        self._low = -LARGEST if settings.low is None else settings.low
-        self._high = LARGEST if settings.high is None else settings.high
+        self._low = -LARGEST if low is None else low
+        self._high = LARGEST if high is None else high
 
     def __call__(self, images: Tensor, samples: Sequence[Sample]) -> Tensor:
         described = {sample: self._describe(sample) for sample in samples}  # once for all images of a group
-        pictures, size = to_pictures(images), self._settings.batch
+        pictures, size = to_pictures(images), self._batch
         parts = [slice(start, start + size) for start in range(0, len(pictures), size)]
         requests = [partial(self._request, pictures[part], [described[s] for s in samples[part]]) for part in parts]
         scores = torch.full((len(pictures),), torch.nan)
@@ -67,7 +80,7 @@ class HttpReward(RemoteReward):
 
     def _describe(self, sample: Sample) -> dict[str, Any]:
         """What is sent of a sample beside the image."""
-        send, side = self._settings.send, self._settings.max_side
+        send, side = self._send, self._max_side
         references = sample.reference_images() if send in ("references", "all") else []
         views = sample.other_view_images() if send in ("other_views", "all") else []
         return {
@@ -82,9 +95,9 @@ class HttpReward(RemoteReward):
         """One try: what stands under "scores", one entry for each picture."""
         sent = [{**sample, "image": as_png(picture)} for picture, sample in zip(pictures, described, strict=True)]
         try:
-            response = self._client.post(self._settings.url, json={"version": VERSION, "samples": sent})
+            response = self._client.post(self._url, json={"version": VERSION, "samples": sent})
         except httpx2.HTTPError as error:
-            raise no_answer(error, self._settings.timeout) from error
+            raise no_answer(error, self._timeout) from error
         if not response.is_success:
             raise refused(response)
         return _scores(response.content, len(pictures))

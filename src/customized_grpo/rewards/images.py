@@ -7,7 +7,6 @@ from collections.abc import Hashable
 from typing import Literal
 
 from PIL import Image
-from torch import Tensor
 
 from customized_grpo.data.images import Source, load_image
 
@@ -16,12 +15,6 @@ Region = Literal["frame", "centre"]
 CENTRE = 0.7  # share of the shorter side: half the area of the largest square
 GREY = (128, 128, 128)
 SUBJECT = 128  # grey value from which a mask means the subject
-
-
-def to_pictures(images: Tensor) -> list[Image.Image]:
-    """[N, 3, H, W] in [0, 1] -> PIL, rounded to 8 bits: rewards see what a PNG file holds."""
-    pixels = (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(picture) for picture in pixels]
 
 
 def centre(picture: Image.Image) -> Image.Image:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.utils.hub import cached_file
 
 from customized_grpo.data import Sample
-from customized_grpo.pretrained import find
+from customized_grpo.files.pretrained import find
 from customized_grpo.rewards.clip import ClipFeatures
 from customized_grpo.rewards.encoder import shared
 

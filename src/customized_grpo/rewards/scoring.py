@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from customized_grpo.data import Sample
-from customized_grpo.distributed import Processes
 from customized_grpo.rewards import Reward
+from customized_grpo.runtime.distributed import Processes
 
 # Why an image has no score; `rewards/remote.py` says what each means.
 CAUSES = ("no_answer", "refused", "bad_reply", "null", "out_of_range")

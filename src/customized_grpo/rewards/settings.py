@@ -15,8 +15,8 @@ from urllib.parse import parse_qsl, urlsplit
 from pydantic import AfterValidator, GetCoreSchemaHandler, TypeAdapter, model_validator
 from pydantic_core import CoreSchema, core_schema
 
-from customized_grpo.critters.weights import BUILT_IN, resolve
-from customized_grpo.fields import Count, Index, NonNegative, Positive, Section
+from customized_grpo.critters.weights import resolve
+from customized_grpo.fields import BUILT_IN, Count, Index, NonNegative, Positive, Section
 
 if TYPE_CHECKING:
     import torch
@@ -114,7 +114,7 @@ class RewardSettings(Section):
         return " ".join([self.name, *(f"{key}={text}" for key, text in texts.items())])
 
 
-class _Encoded(RewardSettings):
+class EncoderSettings(RewardSettings):
     model: str | None = None  # "critters", a folder or a hub id; null: the built-in one for critters, else the usual
     batch: Count = 64  # images per forward pass
     device: str | None = None  # "cuda:1" and the like; null: the run's
@@ -127,12 +127,12 @@ class _Encoded(RewardSettings):
 
     def place(self, device: torch.device) -> torch.device:
         """Where the encoder lies in a run on `device`."""
-        from customized_grpo.policies.base import usable_device
+        from customized_grpo.runtime.device import usable_device
 
         return device if self.device is None else usable_device(self.device)
 
 
-class Identity(_Encoded):
+class IdentitySettings(EncoderSettings):
     against: Literal["reference", "other_view"] = "reference"  # what the image is compared with
     region: Literal["frame", "centre", "mask"] = "frame"  # the whole picture, its middle, or the subject's mask
     over: Literal["mean", "min", "best"] = "mean"  # of several references or views
@@ -157,7 +157,7 @@ class Identity(_Encoded):
         return {"against": self.against, "region": self.region, "over": self.over, "batch": self.batch}
 
 
-class Dino(Identity):
+class DinoSettings(IdentitySettings):
     encoder = "dino"
     usual_model = "facebook/dinov2-base"
     name: str = "dino"
@@ -170,18 +170,18 @@ class Dino(Identity):
         return DinoIdentity(self.files(), device=place, preprocess=self.preprocess, **self.comparison())
 
 
-class ClipI(Identity):
+class ClipISettings(IdentitySettings):
     encoder = "clip"
     usual_model = "openai/clip-vit-base-patch32"
     name: str = "clip_i"
 
     def make(self, device: torch.device) -> Reward:
-        from customized_grpo.rewards.clip_i import ClipIdentity
+        from customized_grpo.rewards.clip import ClipIdentity
 
         return ClipIdentity(self.files(), device=self.place(device), **self.comparison())
 
 
-class CopyPaste(_Encoded):
+class CopyPasteSettings(EncoderSettings):
     encoder = "dino"
     usual_model = "facebook/dinov2-base"
     name: str = "copy_paste"
@@ -194,12 +194,12 @@ class CopyPaste(_Encoded):
         return None if sample.other_views else OTHER_VIEW
 
     def make(self, device: torch.device) -> Reward:
-        from customized_grpo.rewards.dino import CopyPaste as CopyPasteIndex
+        from customized_grpo.rewards.dino import CopyPaste
 
-        return CopyPasteIndex(self.files(), device=self.place(device), batch=self.batch)
+        return CopyPaste(self.files(), device=self.place(device), batch=self.batch)
 
 
-class ClipT(_Encoded):
+class ClipTSettings(EncoderSettings):
     encoder = "clip"
     usual_model = "openai/clip-vit-base-patch32"
     name: str = "clip_t"
@@ -209,12 +209,12 @@ class ClipT(_Encoded):
         return "prompt"
 
     def make(self, device: torch.device) -> Reward:
-        from customized_grpo.rewards.clip_t import ClipPrompt
+        from customized_grpo.rewards.clip import ClipPrompt
 
         return ClipPrompt(self.files(), device=self.place(device), batch=self.batch)
 
 
-class PickScore(_Encoded):
+class PickScoreSettings(EncoderSettings):
     usual_model = "yuvalkirstain/PickScore_v1"
     name: str = "pickscore"
     processor: str | None = None  # tokenizer and image processor; null: the model's own, else those of CLIP-H
@@ -224,12 +224,12 @@ class PickScore(_Encoded):
         return "prompt"
 
     def make(self, device: torch.device) -> Reward:
-        from customized_grpo.rewards.pickscore import PickScore as PickScoreReward
+        from customized_grpo.rewards.pickscore import PickScore
 
-        return PickScoreReward(self.files(), device=self.place(device), batch=self.batch, processor=self.processor)
+        return PickScore(self.files(), device=self.place(device), batch=self.batch, processor=self.processor)
 
 
-class HPSv3(_Encoded):
+class HPSv3Settings(EncoderSettings):
     usual_model = "MizzenAI/HPSv3"
     name: str = "hpsv3"
     base: str = "Qwen/Qwen2-VL-7B-Instruct"  # whose config, tokenizer and image processor it uses, not its weights
@@ -241,13 +241,13 @@ class HPSv3(_Encoded):
         return "prompt"
 
     def make(self, device: torch.device) -> Reward:
-        from customized_grpo.rewards.hpsv3 import HPSv3 as HPSv3Reward
+        from customized_grpo.rewards.hpsv3 import HPSv3
 
         place = self.place(device)
-        return HPSv3Reward(self.files(), base=self.base, device=place, batch=self.batch, dtype=self.dtype)
+        return HPSv3(self.files(), base=self.base, device=place, batch=self.batch, dtype=self.dtype)
 
 
-class _Remote(RewardSettings):
+class RemoteSettings(RewardSettings):
     """Behind a server. Keys come from the environment and are never part of the settings."""
 
     remote = True
@@ -257,7 +257,7 @@ class _Remote(RewardSettings):
     in_flight: Count = 8  # requests at a time, of all batches of a process together
 
 
-class Http(_Remote):
+class HttpSettings(RemoteSettings):
     """Any scorer behind the JSON interface of `rewards/http.py`."""
 
     name: str = "http"
@@ -277,10 +277,10 @@ class Http(_Remote):
     def make(self, device: torch.device) -> Reward:  # noqa: ARG002 (the server has its own)
         from customized_grpo.rewards.http import HttpReward
 
-        return HttpReward(self)
+        return HttpReward(**self.model_dump(exclude={"name", "role", "weight"}))
 
 
-class VlmJudge(_Remote):
+class VlmJudgeSettings(RemoteSettings):
     """Grades by a vision-language model behind an OpenAI-compatible server."""
 
     name: str = "vlm_judge"
@@ -300,10 +300,10 @@ class VlmJudge(_Remote):
             raise ValueError('reward "vlm_judge": openai is not installed; pip install "customized-grpo[judge]"')
         from customized_grpo.rewards.vlm_judge import Judge
 
-        return Judge(self)
+        return Judge(**self.model_dump(exclude={"name", "role", "weight"}))
 
 
-class OwnFunction(RewardSettings):
+class OwnFunctionSettings(RewardSettings):
     """A function of the user's, `reward(images, samples) -> Tensor[N]`, or a class that makes one."""
 
     options: Annotated[Mapping[str, Any], AfterValidator(_without_secrets)] = {}  # given to the class by keyword
@@ -315,7 +315,7 @@ class OwnFunction(RewardSettings):
         return load_function(self.name, self.options, device, self.timeout)
 
 
-class Oracle(RewardSettings):
+class OracleSettings(RewardSettings):
     """What the built-in world knows of itself; to measure with, never to train on."""
 
     name: str
@@ -332,17 +332,17 @@ class Oracle(RewardSettings):
 
 
 REWARDS: dict[str, type[RewardSettings]] = {
-    "dino": Dino,
-    "clip_i": ClipI,
-    "clip_t": ClipT,
-    "pickscore": PickScore,
-    "hpsv3": HPSv3,
-    "copy_paste": CopyPaste,
-    "oracle_identity": Oracle,
-    "oracle_prompt": Oracle,
-    "joint_success": Oracle,
-    "http": Http,
-    "vlm_judge": VlmJudge,
+    "dino": DinoSettings,
+    "clip_i": ClipISettings,
+    "clip_t": ClipTSettings,
+    "pickscore": PickScoreSettings,
+    "hpsv3": HPSv3Settings,
+    "copy_paste": CopyPasteSettings,
+    "oracle_identity": OracleSettings,
+    "oracle_prompt": OracleSettings,
+    "joint_success": OracleSettings,
+    "http": HttpSettings,
+    "vlm_judge": VlmJudgeSettings,
 }
 
 
@@ -365,7 +365,9 @@ class _ByName:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        choices = {name: handler.generate_schema(kind) for name, kind in [*REWARDS.items(), (_OWN, OwnFunction)]}
+        choices = {
+            name: handler.generate_schema(kind) for name, kind in [*REWARDS.items(), (_OWN, OwnFunctionSettings)]
+        }
         union = core_schema.tagged_union_schema(dict(choices), discriminator=_choice)
         return core_schema.no_info_before_validator_function(_from_text, union)
 

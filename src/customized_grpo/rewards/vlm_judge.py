@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from openai import APIConnectionError, APIStatusError, OpenAI, omit
@@ -18,11 +18,8 @@ from pydantic import BaseModel, BeforeValidator, ValidationError
 from torch import Tensor
 
 from customized_grpo.data import Sample
-from customized_grpo.rewards.images import to_pictures
+from customized_grpo.data.images import to_pictures
 from customized_grpo.rewards.remote import AskError, RemoteReward, as_png, make_client, no_answer, read_key, refused
-
-if TYPE_CHECKING:
-    from customized_grpo.rewards.settings import VlmJudge
 
 BEST = 4
 NO_KEY = "none"  # the client insists on a key, and would take one from the environment that was not meant for this
@@ -85,20 +82,36 @@ class _Reply(BaseModel):
 
 
 class Judge(RemoteReward):
-    """Grades [N] / 4, so 0, 0.25, 0.5, 0.75 or 1, and NaN where the judge gave none; `unscored` counts the causes.
+    """Grades [N] / 4, so 0, 0.25, 0.5, 0.75 or 1, and NaN if the judge gave none; `unscored` counts the causes.
+
+    The arguments are the fields of `VlmJudgeSettings`, which says what they mean.
 
     Raises ValueError where a reference cannot be read, and at once where the key's variable is missing.
     """
 
-    def __init__(self, settings: VlmJudge):
-        key = read_key(settings.api_key_env, settings.name)
-        super().__init__(settings.base_url, retries=settings.retries, in_flight=settings.in_flight, secret=key)
-        self._settings = settings
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        model: str,
+        judges: Literal["identity", "prompt"],
+        max_side: int,
+        structured: Literal["schema", "prompt"],
+        temperature: float | None,
+        api_key_env: str | None,
+        timeout: float,
+        retries: int,
+        in_flight: int,
+    ):
+        key = read_key(api_key_env, "vlm_judge")
+        super().__init__(base_url, retries=retries, in_flight=in_flight, secret=key)
+        self._model, self._judges, self._max_side = model, judges, max_side
+        self._structured, self._temperature, self._timeout = structured, temperature, timeout
         self._client = OpenAI(
-            base_url=settings.base_url,
+            base_url=base_url,
             api_key=key or NO_KEY,
             max_retries=0,  # ours know about the total, and about answers that hold no grade
-            http_client=make_client(settings.timeout, settings.in_flight),
+            http_client=make_client(timeout, in_flight),
         )
 
     def __call__(self, images: Tensor, samples: Sequence[Sample]) -> Tensor:
@@ -115,8 +128,8 @@ class Judge(RemoteReward):
 
     def _question(self, sample: Sample) -> list[dict[str, Any]]:
         """The message up to the generated picture."""
-        rubric = _text(f"{RUBRICS[self._settings.judges]}\n\n{ANSWER}")
-        if self._settings.judges == "prompt":
+        rubric = _text(f"{RUBRICS[self._judges]}\n\n{ANSWER}")
+        if self._judges == "prompt":
             # As a JSON string: a quotation mark in the prompt cannot end it.
             return [rubric, _text(f"The text: {json.dumps(sample.prompt, ensure_ascii=False)}\nThe picture:")]
         what = f"The subject: {sample.class_word}\n" if sample.class_word else ""
@@ -127,25 +140,25 @@ class Judge(RemoteReward):
         """One try."""
         content = [*question, self._picture(picture)]
         request: dict[str, Any] = {
-            "model": self._settings.model,
+            "model": self._model,
             "messages": [{"role": "user", "content": content}],
-            "temperature": omit if self._settings.temperature is None else self._settings.temperature,
+            "temperature": omit if self._temperature is None else self._temperature,
         }
         # Raw, because the client takes a reply apart without looking whether it is a chat completion at all.
         completions = self._client.chat.completions.with_raw_response
         try:
-            if self._settings.structured == "schema":
+            if self._structured == "schema":
                 response = completions.parse(response_format=Verdict, **request)
             else:
                 response = completions.create(**request)
         except APIStatusError as error:
             raise refused(error.response) from error
         except APIConnectionError as error:
-            raise no_answer(error.__cause__ or error, self._settings.timeout) from error
+            raise no_answer(error.__cause__ or error, self._timeout) from error
         return _read(response.content)
 
     def _picture(self, picture: Image.Image) -> dict[str, Any]:
-        url = f"data:image/png;base64,{as_png(picture, self._settings.max_side)}"
+        url = f"data:image/png;base64,{as_png(picture, self._max_side)}"
         return {"type": "image_url", "image_url": {"url": url}}
 
 

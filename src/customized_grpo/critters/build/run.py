@@ -15,7 +15,7 @@ from transformers import BitImageProcessorPil, CLIPImageProcessorPil, CLIPTokeni
 
 from customized_grpo.critters.build import gates, models, stages
 from customized_grpo.critters.build.pictures import Mixture
-from customized_grpo.run_directory import write_text
+from customized_grpo.files.durable import write_text
 
 # What each gate must lie between; `docs` and the provenance file quote the figures that were reached.
 LIMITS: dict[str, dict[str, tuple[float, float]]] = {

@@ -7,8 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+from customized_grpo.fields import BUILT_IN
+
 FOLDER = Path(__file__).parent
-BUILT_IN = "critters"
 
 
 def resolve(model: str | Path, part: Literal["generator", "dino", "clip"]) -> str | Path:

@@ -1,1 +1,0 @@
-"""Reads what runs left behind; nothing in training calls it."""

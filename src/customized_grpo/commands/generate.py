@@ -1,0 +1,171 @@
+"""Pictures for a user: a model, perhaps an adapter, references, prompts and seeds; PNG files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from customized_grpo.config import CONFIG, load_config
+from customized_grpo.data import DataError, Sample
+from customized_grpo.data.entries import read_text
+from customized_grpo.data.images import check_image, to_pictures
+from customized_grpo.fields import BUILT_IN
+from customized_grpo.files.durable import check_folder
+from customized_grpo.files.pictures import case
+from customized_grpo.policies import find_family, load_policy
+from customized_grpo.run.checkpoints import find_adapter
+from customized_grpo.run.sampling_settings import SamplingSettings
+from customized_grpo.sections import Model
+from customized_grpo.training.rollout import generate
+
+BUILT_IN_SAMPLING: tuple[int, float] = (10, 3.0)  # steps and shift that the built-in model was made for
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """Every reference with every prompt and seed.
+
+    `model`, `dtype`, `size` and `steps` of None: what the adapter was trained with, or without one what is usual.
+    `adapter` may be a run's folder.
+    """
+
+    references: Sequence[Path]
+    prompts: Sequence[str]
+    seeds: Sequence[int]
+    model: str | None
+    adapter: Path | None
+    size: int | None
+    steps: int | None
+    device: str
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.references:
+            raise ValueError("no reference; name a picture of the subject with --reference")
+        if not self.prompts:
+            raise ValueError("no prompt; say what to show with --prompt, or name a file with --prompts")
+        if not all(prompt.strip() for prompt in self.prompts):
+            raise ValueError("a prompt is empty; say what to show with --prompt")
+
+    def adapter_folder(self) -> Path | None:
+        """Where the adapter's file lies. Raises ModelError where it is not there."""
+        return None if self.adapter is None else find_adapter(self.adapter)
+
+    def base(self) -> Model:
+        """The model without adapter, and the type of its weights.
+
+        Raises ValueError for an adapter from elsewhere, which does not say what it was trained on.
+        """
+        adapter = self.adapter_folder()
+        if adapter is not None and (adapter / CONFIG).is_file():
+            trained = load_config(str(adapter)).model
+        elif adapter is not None and self.model is None:
+            raise ValueError(f"{adapter} has no {CONFIG} that names its model; name it with --model")
+        else:
+            trained = Model.model_validate({"path": self.model or BUILT_IN})
+        chosen = {"path": self.model, "dtype": self.dtype}
+        return Model.model_validate(trained.model_dump() | {key: value for key, value in chosen.items() if value})
+
+    def settings(self) -> SamplingSettings:
+        """What is sampled with."""
+        adapter = self.adapter_folder()
+        trained = None if adapter is None else SamplingSettings.read(adapter)
+        chosen = trained or _usual(self.base())
+        size = (chosen.height, chosen.width) if self.size is None else (self.size, self.size)
+        return SamplingSettings(
+            num_steps=self.steps or chosen.num_steps,
+            shift=chosen.shift,
+            guidance=chosen.guidance,
+            height=size[0],
+            width=size[1],
+            max_sequence_length=chosen.max_sequence_length,
+        )
+
+
+def read_prompts(file: Path) -> list[str]:
+    """One prompt per line, in UTF-8; blank lines are none. Raises ValueError."""
+    try:
+        text = read_text(file)
+    except DataError as error:
+        raise ValueError(f"--prompts {file}: {error.problems[0]}; name a text file in UTF-8") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def write_pictures(request: GenerationRequest, output: Path, *, compare: bool = False) -> Iterator[Path]:
+    """Write one PNG per picture and yield its path; with `compare`, also reference | base | tuned in one row."""
+    if compare and request.adapter is None:
+        raise ValueError("--compare sets base beside tuned; name the adapter with --adapter")
+    check_folder(output)
+    if problems := list(_unreadable(request.references)):
+        raise ValueError("\n".join(problems))
+    if existing := [path for path in _files(request, output, compare=compare) if path.exists()]:
+        more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
+        raise ValueError(f"{existing[0]} exists{more}; name another folder with --output, or remove it")
+    settings, base = request.settings(), request.base()
+    policy = load_policy(base.model_copy(update=settings.of_the_model()), request.device)
+    if (adapter := request.adapter_folder()) is not None:
+        policy.load_adapter(adapter)
+    sigmas = policy.sigmas(settings.num_steps, settings.shift)
+    output.mkdir(parents=True, exist_ok=True)
+    for number, (reference, prompt) in _pairs(request):
+        sample = Sample(id=str(number), subject=reference.stem, prompt=prompt, references=(reference,))
+        condition = policy.encode([sample])
+        for seed in request.seeds:
+            path = output / _name(number, reference, prompt, seed)
+            picture = to_pictures(generate(policy, condition, sigmas, [seed]))[0]
+            picture.save(path)
+            yield path
+            if compare:
+                with policy.base_policy():
+                    base = to_pictures(generate(policy, condition, sigmas, [seed]))[0]
+                row = [sample.reference_images()[0], base, picture]
+                beside = _beside(path)
+                case(row, prompt, ["reference", "base", "tuned"], side=256).save(beside)
+                yield beside
+
+
+def _pairs(request: GenerationRequest) -> Iterator[tuple[int, tuple[Path, str]]]:
+    yield from enumerate(product(request.references, request.prompts))
+
+
+def _files(request: GenerationRequest, output: Path, *, compare: bool) -> Iterator[Path]:
+    """All that will be written."""
+    for (number, (reference, prompt)), seed in product(_pairs(request), request.seeds):
+        yield (path := output / _name(number, reference, prompt, seed))
+        if compare:
+            yield _beside(path)
+
+
+def _name(number: int, reference: Path, prompt: str, seed: int) -> str:
+    return f"{number:03d}-{_slug(reference.stem)}-{_slug(prompt)}-{seed}.png"
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.stem}-compare.png")
+
+
+def _usual(model: Model) -> SamplingSettings:
+    steps, shift = BUILT_IN_SAMPLING if model.path == BUILT_IN else (find_family(model).usual_steps, "checkpoint")
+    return SamplingSettings(
+        num_steps=steps,
+        shift=shift,
+        guidance=model.guidance,
+        height=model.height,
+        width=model.width,
+        max_sequence_length=model.max_sequence_length,
+    )
+
+
+def _unreadable(pictures: Sequence[Path]) -> Iterator[str]:
+    for picture in dict.fromkeys(pictures):
+        try:
+            check_image(picture)
+        except ValueError as error:
+            yield str(error)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40]

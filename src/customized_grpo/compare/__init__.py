@@ -1,0 +1,1 @@
+"""Comparisons: arms over seeds on equal terms, and what they show."""

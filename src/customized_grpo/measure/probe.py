@@ -1,0 +1,97 @@
+"""`customized-grpo probe`: which denoising steps decide which reward, for a given model; weights fitted to that."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from customized_grpo.config import ConfigError, RunConfig, parse_metric
+from customized_grpo.data import Sample
+from customized_grpo.fields import BUILT_IN
+from customized_grpo.files.durable import check_folder, write_text
+from customized_grpo.measure.probe_findings import ORACLES, Findings
+from customized_grpo.measure.probe_plot import draw_probe
+from customized_grpo.measure.probe_steps import Probe
+from customized_grpo.policies import load_policy
+from customized_grpo.policies.base import Policy
+from customized_grpo.run.checkpoints import find_adapter
+from customized_grpo.run.sampling_settings import SamplingSettings
+from customized_grpo.training.assemble import load_metrics, load_rewards, load_samples
+from customized_grpo.training.rollout import Sampler
+
+REPORT, PICTURE, SCHEDULE = "probe.json", "probe.png", "weighting.yaml"
+
+
+def run_probe(config: RunConfig, adapter: Path | None, *, prompts: int, draws: int, output: Path | None) -> None:
+    """Probe the configured model, with a trained adapter or a fresh one; print, and write files into `output`.
+
+    Raises ConfigError for too few training samples; ValueError for an output that holds a probe already, an adapter
+    that is not there, or a trained reward that cannot score anything.
+    """
+    if output is not None:
+        if (output / REPORT).exists():
+            raise ValueError(f"{output / REPORT} exists; choose another folder with --output")
+        check_folder(output)
+    samples = choose(load_samples(config)[0], prompts)
+    policy = _policy(config, adapter)
+    figures = load_metrics(_with_oracles(config), load_rewards(config))
+    sigmas = policy.sigmas(config.sampling.num_steps, config.sampling.shift)
+    sampler = Sampler(sigmas, config.noise.dynamics, config.noise.level, config.groups.rollout_batch)
+    profile = Probe(policy, sampler, samples, figures, draws, config.seed).measure()
+    findings = Findings.of(config, samples, sigmas, profile)
+    title = f"{prompts} prompts, {draws} draws each, {config.noise.dynamics} noise of level {config.noise.level:g}"
+    print(f"\nNoise at one step only: {title}\n\n{findings.text()}", end="")
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        run = {"prompts": prompts, "draws": draws, "adapter": None if adapter is None else str(adapter)}
+        report = {**run, **findings.as_dict(), "config": config.model_dump(mode="json")}
+        if findings.fit is not None:
+            write_text(output / SCHEDULE, findings.snippet(findings.fit))
+        draw_probe(findings, title, output / PICTURE)
+        write_text(output / REPORT, json.dumps(report, indent=2) + "\n")  # last: where it is, a probe is finished
+        print(f"\nfiles: {output}")
+
+
+def choose(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """`count` samples in order, showing as many subjects as there are: one of each, then a second of each, ...
+
+    Raises ConfigError where there are fewer samples.
+    """
+    if len(samples) < count:
+        raise ConfigError(f"{len(samples)} training samples cannot give {count} prompts; use --prompts {len(samples)}")
+    shown: Counter[str] = Counter()
+    order = []
+    for index, sample in enumerate(samples):
+        order.append((shown[sample.subject], index))
+        shown[sample.subject] += 1
+    return [samples[index] for _, index in sorted(order)[:count]]
+
+
+def _policy(config: RunConfig, adapter: Path | None) -> Policy:
+    """The generator with the adapter of a folder, or with a fresh one as `train` would add it."""
+    folder = None if adapter is None else find_adapter(adapter)
+    policy = load_policy(config.model, config.device)
+    if folder is None:
+        policy.add_adapter(config.adapter.rank, config.adapter.alpha, config.adapter.targets, seed=config.seed)
+        return policy
+    policy.load_adapter(folder)
+    trained = SamplingSettings.read(folder)
+    if trained is not None:
+        pairs = zip(asdict(trained).items(), asdict(SamplingSettings.of(config)).values(), strict=True)
+        for (name, then), now in pairs:
+            if then != now:
+                print(f"note: the adapter was trained with {name} {then} and is probed with {now}", file=sys.stderr)
+    return policy
+
+
+def _with_oracles(config: RunConfig) -> RunConfig:
+    """On critters, the oracle's figures are measured whatever the recipe says."""
+    metrics = config.evaluation.metrics
+    if config.data.source == BUILT_IN:
+        named = {metric.name for metric in metrics}
+        metrics = (*(parse_metric(name) for name in ORACLES if name not in named), *metrics)
+    return config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"metrics": metrics})})

@@ -1,0 +1,123 @@
+"""What a report shows, whichever kind of folder it was read from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from customized_grpo.measure.intervals import Estimate
+
+Scores = Mapping[str, float | None]
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class History:
+    """One training: rows of metrics.jsonl and of evaluations.jsonl, and where its evaluations' pictures are."""
+
+    name: str
+    updates: Rows
+    held_out: Rows
+    images: Path
+
+    @property
+    def warnings(self) -> list[Mapping[str, Any]]:
+        return [warning for row in self.updates for warning in row.get("warnings", ())]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Trainings that differ in nothing but the seed."""
+
+    name: str
+    runs: Sequence[History]
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One metric: a figure per column of its table (None: not measured), and last minus first where there are two."""
+
+    metric: str
+    trained_on: bool
+    figures: Sequence[Estimate | None]
+    change: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Metrics by models; `folded` ones are opened on request."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[MetricRow]
+    notes: Sequence[str] = ()
+    folded: bool = False
+    each: str = "model"  # what a column stands for
+
+
+@dataclass(frozen=True)
+class Picture:
+    file: Path
+    scores: Scores
+
+
+@dataclass(frozen=True)
+class Case:
+    """A reference and a prompt with one picture per column of a wall or a film (None: there is none)."""
+
+    key: str
+    subject: str
+    prompt: str
+    reference: Path | None
+    pictures: Sequence[Picture | None]
+
+
+@dataclass(frozen=True)
+class Wall:
+    """Cases in list order; `total` counts those that are left out as well."""
+
+    columns: Sequence[str]
+    cases: Sequence[Case]
+    total: int
+
+
+@dataclass(frozen=True)
+class Film:
+    """The same cases after some of the updates: frames[i] are the cases after updates[i], a column per arm."""
+
+    updates: Sequence[int]
+    columns: Sequence[str]
+    frames: Sequence[Sequence[Case]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """All that is known of one demo, one comparison, one probe, the runs, or the evaluations."""
+
+    kind: str
+    title: str
+    facts: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    differences: Sequence[Mapping[str, Any]] = ()
+    arms: Sequence[Arm] = ()
+    film: Film | None = None
+    wall: Wall | None = None
+    files: Mapping[str, str] = field(default_factory=dict)  # name -> text, shown folded
+    selections: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names of arms; the first is shown at first
+    front: Sequence[str] = ()  # arms that differ in one weight, in its order
+    beyond_front: Sequence[Mapping[str, Any]] = ()
+    degradation: Sequence[Mapping[str, Any]] = ()
+    probe: Mapping[str, Any] | None = None
+
+    @property
+    def chosen(self) -> list[str]:
+        """Arms that are shown at first: of many, those of the first selection."""
+        return list(next(iter(self.selections.values()), [arm.name for arm in self.arms]))
+
+    @property
+    def verdicts(self) -> bool:
+        """Whether an oracle judged the pictures."""
+        cases = [*(self.wall.cases if self.wall else ()), *(self.film.frames[0] if self.film else ())]
+        return any(name.startswith("oracle_") for case in cases for p in case.pictures if p for name in p.scores)

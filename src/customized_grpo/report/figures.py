@@ -1,0 +1,252 @@
+"""Which charts a part gets, and the sentence that explains each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from markupsafe import Markup
+
+from customized_grpo.compare.front import crowd
+from customized_grpo.report.charts import Line, Owner, Track, line_chart, plane, step_chart
+from customized_grpo.report.content import Arm, Part
+from customized_grpo.report.labels import YES_OR_NO, label
+from customized_grpo.report.learning import held_out_metrics, series, step_pulls
+
+Log = Literal["updates", "held_out"]
+IDENTITY, PROMPT, BOTH = "s1", "s2", "s3"
+COLOURS = {
+    **dict.fromkeys(("identity_reward", "reward_identity", "oracle_identity", "saturated_identity"), IDENTITY),
+    **dict.fromkeys(("prompt_reward", "reward_prompt", "oracle_prompt", "saturated_prompt"), PROMPT),
+    **dict.fromkeys(("joint_success", "both_good"), BOTH),
+    **dict.fromkeys(("both_bad",), "s0"),
+}
+COUNT = 7  # colours for arms, in the style sheet
+SMOOTH = 10  # updates, for figures of single training batches
+PLANES = (("identity_reward", "prompt_reward"), ("oracle_identity", "oracle_prompt"))
+
+
+@dataclass(frozen=True)
+class Figure:
+    title: str
+    sentence: str
+    chart: Markup
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A chart of one run shows several figures, each in its colour; of several arms one figure, an arm per colour."""
+
+    title: str
+    sentence: str
+    names: Mapping[str, str]  # figure -> its name beside the line
+    bounds: tuple[float, float] | None = None
+    rule: tuple[float, str] | None = None
+
+
+LEARNING = (
+    Panel(
+        "Rewards of the training groups",
+        f"Mean reward of the images that each update learned from; the strong line averages {SMOOTH} updates.",
+        {"reward_identity": "identity", "reward_prompt": "prompt"},
+    ),
+)
+CONFLICT = (
+    Panel(
+        "Do the rewards agree on what is good?",
+        "Share of images that are above their group's average on both rewards, on one of them, or on none; where the "
+        "rewards know nothing of each other, half are in conflict.",
+        {"both_good": "both good", "conflict": "conflict", "both_bad": "both bad"},
+        (0, 1),
+        (0.5, "chance"),
+    ),
+    Panel(
+        "Correlation inside groups",
+        "Below zero, what pleases one reward displeases the other, and a sum of the two cancels itself out.",
+        {"correlation": "correlation"},
+        (-1, 1),
+        (0, "independent"),
+    ),
+    Panel(
+        "Groups without signal",
+        "Share of groups in which a reward hardly varies: its advantages are noise there.",
+        {"saturated_identity": "identity", "saturated_prompt": "prompt"},
+        (0, 1),
+    ),
+)
+CONFLICT_OF_ARMS = (
+    Panel(
+        "Conflict beyond chance",
+        "Share of images that one reward puts above their group's average and the other does not, minus the half that "
+        "independent rewards would give.",
+        {"conflict_excess": ""},
+        rule=(0, "chance"),
+    ),
+    Panel(
+        "Correlation inside groups",
+        "Below zero, what pleases one reward displeases the other, and a sum of the two cancels itself out.",
+        {"correlation": ""},
+        rule=(0, "independent"),
+    ),
+    Panel("Both good", "Share of images above their group's average on both rewards at once.", {"both_good": ""}),
+    Panel("Both bad", "Share of images above their group's average on neither reward.", {"both_bad": ""}),
+)
+
+
+def arm_colours(part: Part) -> dict[str, str]:
+    """A colour and, where there are more arms than colours, a kind of dashes; first those that are shown at first."""
+    names = dict.fromkeys([*part.chosen, *(arm.name for arm in part.arms)])
+    return {name: f"s{n % COUNT + 1}" + (f" d{n // COUNT}" if n >= COUNT else "") for n, name in enumerate(names)}
+
+
+def _owners(part: Part) -> dict[str, Owner]:
+    return {arm.name: Owner(place, arm.name in part.chosen) for place, arm in enumerate(part.arms)}
+
+
+def learning_figures(part: Part) -> list[Figure]:
+    """Held-out cases first, then the training groups."""
+    arms = part.arms
+    metrics = held_out_metrics(arms)
+    rewards, truth = ([m for m in metrics if wanted(m)] for wanted in (_is_reward, YES_OR_NO.__contains__))
+    others = [metric for metric in metrics if metric not in (*rewards, *truth)]
+    if len(arms) == 1:
+        band = "the band is the 95 % interval over seeds" if len(arms[0].runs) > 1 else "bands are 95 % over cases"
+        panels = [
+            Panel("What the oracle finds right", f"Never trained on; held-out cases, {band}.", _named(truth)),
+            Panel(
+                "Rewards on held-out cases", f"What is trained on, on subjects that are not; {band}.", _named(rewards)
+            ),
+            *(Panel(label(metric), f"Held-out cases; {band}.", {metric: label(metric)}) for metric in others),
+        ]
+        found = [_of_one(arms[0], "held_out", panel) for panel in panels]
+        found += [_of_one(arms[0], "updates", panel) for panel in LEARNING]
+    else:
+        found = [
+            _of_arms(part, "held_out", Panel(label(metric), f"{_about(metric)}{_bands(arms)}", {metric: ""}))
+            for metric in [*truth[::-1], *rewards, *others]
+        ]
+    return [figure for figure in found if figure]
+
+
+def _is_reward(metric: str) -> bool:
+    return metric.endswith("_reward")
+
+
+def _named(metrics: Sequence[str]) -> dict[str, str]:
+    return {metric: label(metric).removesuffix(" reward") for metric in metrics}
+
+
+def _about(metric: str) -> str:
+    kind = "Trained on" if _is_reward(metric) else "Never trained on" if metric in YES_OR_NO else "Measured"
+    return f"{kind}; held-out cases."
+
+
+def _bands(arms: Sequence[Arm]) -> str:
+    return " Bands: 95 % over seeds, cut off at the frame." if any(len(arm.runs) > 1 for arm in arms) else ""
+
+
+def conflict_figures(part: Part) -> list[Figure]:
+    arms = part.arms
+    if len(arms) != 1:
+        found = [_of_arms(part, "updates", panel) for panel in CONFLICT_OF_ARMS]
+        return [figure for figure in found if figure]
+    found = [_of_one(arms[0], "updates", panel) for panel in CONFLICT]
+    pulls = step_pulls(arms[0].runs[0])
+    if pulls:
+        title = "Which step pulls where"
+        sentence = (
+            "How strongly a denoising step pulls on the model, and toward which reward: its weight times the size of "
+            "its gradient, averaged over the run; the strongest step is 1."
+        )
+        found.append(Figure(title, sentence, step_chart(title, pulls, ("prompt", "identity"))))
+    return [figure for figure in found if figure]
+
+
+def _of_one(arm: Arm, part: Log, panel: Panel) -> Figure | None:
+    lines = []
+    for metric, name in panel.names.items():
+        smooth = SMOOTH if part == "updates" else 1
+        found, raw = series(arm, part, metric, smooth), series(arm, part, metric) if smooth > 1 else None
+        if found:
+            short = len(found.updates) == len(raw.updates) if raw else True  # too few rows to average
+            lines.append(Line(name, COLOURS.get(metric, "ink"), found, None if short else raw))
+    return Figure(panel.title, panel.sentence, _chart(panel, lines)) if lines else None
+
+
+def _of_arms(part: Part, log: Log, panel: Panel) -> Figure | None:
+    kinds, owners, (metric,) = arm_colours(part), _owners(part), panel.names
+    found = {arm.name: series(arm, log, metric, SMOOTH if log == "updates" else 1) for arm in part.arms}
+    lines = [Line(name, kinds[name], each, owner=owners[name]) for name, each in found.items() if each]
+    return Figure(panel.title, panel.sentence, _chart(panel, lines)) if lines else None
+
+
+def _chart(panel: Panel, lines: Sequence[Line]) -> Markup:
+    return line_chart(panel.title, lines, bounds=panel.bounds, rule=panel.rule)
+
+
+def plane_figures(part: Part) -> list[Figure]:
+    """Identity against prompt: points of evaluations and of finished arms, paths of trainings."""
+    ended = part.kind == "Comparison" or not (part.arms or part.probe)
+    found = _points(part) if part.tables and ended else []
+    several, title_of_paths = len(part.arms) > 1, "The way there" if found else "Identity against prompt"
+    kinds, owners = arm_colours(part), _owners(part)
+    for identity, prompt in PLANES:
+        tracks = [
+            Track(arm.name, kinds[arm.name], points, owners[arm.name])
+            if several
+            else Track(f"update {points[-1][0]}", "ink", points)
+            for arm in part.arms
+            if (points := _path(arm, identity, prompt))
+        ]
+        if tracks:
+            what = "rewards" if _is_reward(identity) else "what the oracle finds right"
+            title = f"{title_of_paths}: {what}"
+            sentence = (
+                "From the base (hollow) to the last evaluation (full), on held-out cases; up and right is better."
+            )
+            found.append(Figure(title, sentence, plane(title, tracks, label(identity), label(prompt))))
+    return found
+
+
+def _path(arm: Arm, identity: str, prompt: str) -> list:
+    first, second = series(arm, "held_out", identity), series(arm, "held_out", prompt)
+    known = dict(zip(second.updates, second.values, strict=True))
+    return [(u, a, known[u]) for u, a in zip(first.updates, first.values, strict=True) if u in known]
+
+
+def _points(part: Part) -> list[Figure]:
+    """Where models end: by the trained rewards, which stand first, and by the oracle."""
+    rows = {row.metric: row for table in part.tables for row in table.rows}
+    columns, owners = part.tables[0].columns, _owners(part)
+    kinds = arm_colours(part) if part.arms else {name: f"s{n % COUNT + 1}" for n, name in enumerate(columns[1:])}
+    trained = [row.metric for row in rows.values() if row.trained_on][:2]
+    found = []
+    pairs = dict.fromkeys([tuple(trained if part.arms else tuple(rows)[:2]), PLANES[1]])
+    for identity, prompt in (pair for pair in pairs if len(pair) == 2 and {*pair} <= set(rows)):
+        values = zip(columns, rows[identity].figures, rows[prompt].figures, strict=True)
+        tracks = [
+            Track(name, kinds.get(name, "s0"), [(None, a, b)], owners.get(name)) for name, a, b in values if a and b
+        ]
+        if tracks:
+            what = "Test cases" if part.arms else "Each evaluation"
+            found += _whole_and_close(part, tracks, f"{what}, with 95 % intervals", label(identity), label(prompt))
+    return found
+
+
+def _whole_and_close(part: Part, tracks: Sequence[Track], what: str, x_name: str, y_name: str) -> Iterator[Figure]:
+    """The plane with all points and, of several arms, its crowded corner once more, large."""
+    title, sentence = f"{x_name} against {y_name}", f"{what}; up and right is better."
+    points = {track.name: (track.points[-1][1].mean, track.points[-1][2].mean) for track in tracks}
+    front = [points[name] for name in part.front if name in points]
+    if part.front:
+        sentence += f" The dotted line joins {', '.join(part.front)}: what one weight buys against the other."
+    yield Figure(title, sentence, plane(title, tracks, x_name, y_name, front))
+    close = crowd(points) if part.arms else {}
+    if close:
+        title, sentence = (
+            f"{title}, close",
+            "Large: the arms that better the base in both. Intervals are cut off.",
+        )
+        near = [track for track in tracks if track.name in close]
+        yield Figure(title, sentence, plane(title, near, x_name, y_name, front, close=True))

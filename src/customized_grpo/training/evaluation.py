@@ -1,0 +1,102 @@
+"""Fixed held-out cases with fixed seeds, generated as a user would generate them, scored by rewards and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from customized_grpo.data import Sample
+from customized_grpo.data.images import to_pictures
+from customized_grpo.files.pictures import Shown
+from customized_grpo.policies.base import Policy
+from customized_grpo.rewards import Reward
+from customized_grpo.rewards.scoring import score
+from customized_grpo.runtime.distributed import Processes
+from customized_grpo.runtime.memory import MemoryExhaustedError, first_line
+from customized_grpo.training.record import spread
+from customized_grpo.training.rollout import derive_seed, generate
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What each metric says of N cases [N], and images [M, 3, H, W] in [0, 1] of the first M of them."""
+
+    images: Tensor
+    scores: dict[str, Tensor]
+
+    def shown(self, samples: Sequence[Sample], count: int) -> list[Shown]:
+        """The first `count` of the cases, for people."""
+        made = to_pictures(self.images[:count])
+        return [
+            Shown(
+                sample.id,
+                sample.subject,
+                sample.prompt,
+                sample.reference_images()[0],
+                picture,
+                {name: values[number].item() for name, values in self.scores.items()},
+            )
+            for number, (sample, picture) in enumerate(zip(samples, made, strict=False))
+        ]
+
+
+Case = tuple[Sample, int]  # a sample and which of its images
+
+
+def generate_cases(policy: Policy, sigmas: Tensor, cases: Sequence[Case]) -> Tensor:
+    """One image [3, H, W] per case, all in one batch; its seed follows from (sample id, index) alone."""
+    seeds = [derive_seed("case", sample.id, index) for sample, index in cases]
+    return generate(policy, policy.encode([sample for sample, _ in cases]), sigmas, seeds).cpu()
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The cases of a run's evaluations, with the rewards by key and further metrics by name."""
+
+    samples: Sequence[Sample]
+    metrics: Mapping[str, Reward]
+    batch: int
+    processes: Processes
+
+    def evaluate(
+        self, policy: Policy, sigmas: Tensor, label: str | None = None, *, shown: int | None = None
+    ) -> Scored:
+        """All cases, each generated and scored by one of the processes.
+
+        Every process gets all scores, and the images of the first `shown` cases (None: of all).
+        """
+        total, part = len(self.samples), self.processes.share(len(self.samples))
+        count = part.stop - part.start
+        samples = self.samples[part] if count else self.samples[:1]  # without a case it makes one, for the shapes
+        cases = [(sample, 0) for sample in samples]
+        starts = tqdm(range(0, len(cases), self.batch), desc=label, disable=label is None, leave=False)
+        images = torch.cat([self._generate(policy, sigmas, cases[start : start + self.batch]) for start in starts])
+        scores = {name: score(name, metric, images, samples) for name, metric in self.metrics.items()}
+        gathered = {name: self.processes.gather(values[:count], total) for name, values in scores.items()}
+        return Scored(self.processes.first(images, total, total if shown is None else shown), gathered)
+
+    def _generate(self, policy: Policy, sigmas: Tensor, cases: Sequence[Case]) -> Tensor:
+        """`generate_cases`, in halves where memory runs out; not with several processes, which may wait in it."""
+        try:
+            return generate_cases(policy, sigmas, cases)
+        except torch.OutOfMemoryError as error:
+            if len(cases) == 1 or self.processes.count > 1:
+                raise MemoryExhaustedError(
+                    f"out of memory while evaluating ({first_line(error)}), {len(cases)} images at a time; go on with "
+                    "--resume and a smaller groups.rollout_batch, or make model.height and model.width smaller"
+                ) from None
+        middle = len(cases) // 2  # outside of `except`, which keeps the failed attempt's tensors alive
+        return torch.cat([self._generate(policy, sigmas, half) for half in (cases[:middle], cases[middle:])])
+
+    def report(self, policy: Policy, sigmas: Tensor, *, grid: int) -> tuple[dict[str, Any], list[Shown]]:
+        """Mean and spread of every metric over the cases that it could score, and the first `grid` cases."""
+        scored = self.evaluate(policy, sigmas, shown=grid)
+        row: dict[str, Any] = {name: values.nanmean().item() for name, values in scored.scores.items()}
+        row["spread"] = {name: spread(values) for name, values in scored.scores.items()}
+        row["scored"] = {name: int((~values.isnan()).sum()) for name, values in scored.scores.items()}
+        return row, scored.shown(self.samples, grid)

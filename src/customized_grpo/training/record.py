@@ -1,0 +1,93 @@
+"""What an update leaves in metrics.jsonl: pure functions of what it computed, means and a clock."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from customized_grpo.algorithm import conflict_diagnostics, role_advantages
+from customized_grpo.runtime.distributed import Processes
+
+SATURATED_BELOW = 0.01
+
+
+def reward_figures(scores: Mapping[str, Tensor], roles: Mapping[str, str]) -> dict[str, Any]:
+    """Mean and spread of each reward [P, G], how identity and prompt get on inside groups, what was not scored.
+
+    "unscored" counts images that some reward could not score, "unscored_by" says which, where there are any.
+    """
+    figures: dict[str, Any] = {}
+    for key, values in scores.items():
+        figures[f"reward_{key}"] = values.nanmean().item()
+        figures[f"reward_{key}_std"] = spread(values)
+        figures[f"saturated_{key}"] = saturated(values)
+    advantages = role_advantages(scores, roles)
+    figures |= conflict_diagnostics(advantages["prompt"], advantages["identity"])
+    figures["unscored"] = int(torch.stack(list(scores.values())).isnan().any(dim=0).sum())
+    if figures["unscored"]:
+        figures["unscored_by"] = {key: int(values.isnan().sum()) for key, values in scores.items()}
+    return figures
+
+
+def spread(values: Tensor) -> float:
+    """Standard deviation over everything that was scored; NaN for fewer than two values."""
+    scored = values[~values.isnan()]
+    return scored.std().item() if len(scored) > 1 else math.nan
+
+
+def saturated(values: Tensor) -> float:
+    """Share of groups [P, G] in which a reward spreads by less than a hundredth of its size: noise, made into signal.
+
+    Its size in a group is its mean, or its spread over all groups where that is larger (a mean may be near zero).
+    """
+    scored = values[~values.isnan().all(dim=1)].double()
+    if len(scored) == 0:
+        return math.nan
+    means = scored.nanmean(dim=1)
+    deviations = (scored - means[:, None]).square().nanmean(dim=1).sqrt()
+    overall = (values[~values.isnan()].double()).std(correction=0)
+    return (deviations < SATURATED_BELOW * torch.maximum(means.abs(), overall)).double().mean().item()
+
+
+def outcome(evaluations: Sequence[Mapping[str, Any]]) -> str:
+    """What the held-out cases say of a run, from its first evaluation to its last, in a line; "" without two."""
+    if len(evaluations) < 2:
+        return ""
+    first, last = evaluations[0], evaluations[-1]
+    names = [name for name, value in first.items() if name != "update" and isinstance(value, int | float)]
+    known = [name for name in names if isinstance(last.get(name), int | float)]
+    figures = (f"{name} {first[name]:.3f} -> {last[name]:.3f}" for name in known)
+    return f"held-out cases, update {first['update']} -> {last['update']}: {', '.join(figures)}"
+
+
+class Means:
+    """Means of these figures over all entries of an update, from those of its micro-batches."""
+
+    def __init__(self, *names: str):
+        self.names = names
+        self._sums = torch.zeros(len(names) + 1, dtype=torch.float64)  # the last one counts the entries
+
+    def add(self, diagnostics: Mapping[str, Tensor]) -> None:
+        """Means over "count" entries; where that is 0 they are NaN, and nothing is added."""
+        if count := int(diagnostics["count"]):
+            means = [float(diagnostics[name]) for name in self.names]
+            self._sums += count * torch.tensor([*means, 1.0], dtype=torch.float64)
+
+    def over(self, processes: Processes) -> dict[str, float]:
+        """By name, over what all processes added."""
+        *sums, count = processes.sum(self._sums).tolist()
+        return {name: total / count for name, total in zip(self.names, sums, strict=True)}
+
+
+@contextmanager
+def clock(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Adds the time spent inside to `seconds[phase]`."""
+    start = time.perf_counter()
+    yield
+    seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - start

@@ -1,0 +1,68 @@
+"""What docs/results.md says is what the committed rows give."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from customized_grpo.compare.comparison import Comparison
+from customized_grpo.compare.runner import collect
+from customized_grpo.compare.tables import tabulate
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def tabulated(name: str) -> tuple[dict[str, Any], str]:
+    comparison = Comparison.read(DOCS / "results" / f"{name}.yaml", DOCS / "results" / name)
+    return tabulate(comparison, collect(comparison))
+
+
+@pytest.fixture(scope="module")
+def tables() -> tuple[dict[str, Any], str]:
+    return tabulated("experiment")
+
+
+@pytest.mark.parametrize("name", ["experiment", "finer_front"])
+def test_the_committed_tables_are_those_of_the_committed_rows(name: str):
+    content, table = tabulated(name)
+    folder = DOCS / "results" / name
+    assert content["finished"] == content["runs"]
+    assert (folder / "table.md").read_text(encoding="utf-8") == table + "\n"
+    committed = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    assert _rounded(committed) == _rounded(json.loads(json.dumps(content)))
+
+
+def test_the_page_counts_the_runs_that_are_there(tables: tuple[dict[str, Any], str]):
+    content, _ = tables
+    assert f"{content['finished']} of {content['runs']} runs are finished" in _text("docs/results.md")
+
+
+@pytest.mark.parametrize(
+    ("file", "heading"), [("docs/results.md", "## What was found"), ("README.md", "## Does it work?")]
+)
+def test_every_figure_with_an_interval_is_one_of_the_tables(
+    tables: tuple[dict[str, Any], str], file: str, heading: str
+):
+    """What is written .940 [.927, .953] there is 0.940 [0.927, 0.953] in table.md."""
+    number = r"[+-]?\d*\.\d{3}"
+    interval = rf"({number}) \[({number}), ({number})\]"
+    figures = re.findall(interval, _text(file).split(heading)[1].split(" ## ")[0])
+    assert len(figures) >= 10
+    finer = (DOCS / "results" / "finer_front" / "table.md").read_text(encoding="utf-8")
+    known = {tuple(map(float, found)) for found in re.findall(interval, tables[1] + finer)}
+    assert [figure for figure in figures if tuple(map(float, figure)) not in known] == []
+
+
+def _text(file: str) -> str:
+    """Of the repository, without emphasis and line breaks."""
+    return " ".join((DOCS.parent / file).read_text(encoding="utf-8").replace("**", "").split())
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_rounded(each) for each in value]
+    return round(value, 9) if isinstance(value, float) else value

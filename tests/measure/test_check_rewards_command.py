@@ -1,0 +1,204 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from customized_grpo import cli
+from customized_grpo.measure.known_pictures import ROWS, Cases
+from customized_grpo.rewards.settings import REWARDS, OracleSettings
+
+TINY = str(Path(__file__).parents[1] / "tiny.yaml")
+
+
+class Answer(NamedTuple):
+    code: int
+    out: str
+    error: str  # the message, where it failed; else all of stderr
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    """`customized-grpo check-rewards` as a user starts it, in this process."""
+
+    def start(*arguments: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["customized-grpo", "check-rewards", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        code, captured = stopped.value.code, capsys.readouterr()
+        assert isinstance(code, int | None)
+        message = captured.err[max(captured.err.find("error: "), 0) :]  # bars and notes may stand before it
+        return Answer(code or 0, captured.out, message.rstrip("\n") if code else captured.err)
+
+    return start
+
+
+def test_critters_with_the_shipped_encoders_and_every_reward_by_name(run: Callable[..., Answer], tmp_path: Path):
+    """The generator is never read: there is none where this recipe says."""
+    names = [name for name, kind in REWARDS.items() if kind.encoder or issubclass(kind, OracleSettings)]
+    every = [option for name in [*names, "dino against=other_view"] for option in ("--metric", name)]
+    where = ("model.path=/no/such", "model.height=32", "model.width=32", "--device", "cpu")
+    answer = run(TINY, *where, *every, "--cases", 48, "--output", tmp_path / "new" / "folder")
+    assert answer.code == 0, answer.error
+    file = tmp_path / "new" / "folder" / "check_rewards.json"
+    assert answer.out.endswith(f"\n\nfigures: {file}\n")
+    told = json.loads(file.read_text())
+    rewards = told["rewards"]
+    assert (told["data"], told["cases"], told["subjects"]) == ("critters", 48, 48)
+    assert {*rewards} == {*names, "dino against=other_view"}
+    for label, reward in rewards.items():
+        assert {*reward["rows"]} == {*ROWS, "faithful"}
+        assert reward["rows"]["faithful"] == reward["rows"]["right_prompt"]
+        for figures in reward["rows"].values():
+            assert (figures["scored"], figures["unscored"], figures["missing"]) == (48, 0, 0)
+            assert figures["low"] <= figures["mean"] <= figures["high"]
+            assert reward["floor"] <= figures["min"] <= figures["mean"] <= figures["max"] <= reward["ceiling"]
+        assert told["correlation"][label][label] == pytest.approx(1)
+
+    def mean(label: str, row: str) -> float:
+        return rewards[label]["rows"][row]["mean"]
+
+    assert mean("dino", "copy") == pytest.approx(1, abs=1e-5)
+    assert 0.6 < mean("dino", "faithful") < 0.9
+    assert mean("dino", "other_subject") < 0.45
+    assert mean("dino", "wrong_prompt") == mean("dino", "right_prompt")  # identity does not read
+    assert mean("dino against=other_view", "other_view") == pytest.approx(1, abs=1e-5)
+    assert mean("copy_paste", "copy") == pytest.approx(1, abs=1e-4)
+    assert mean("clip_t", "right_prompt") > mean("clip_t", "wrong_prompt") + 0.3
+    assert [mean("joint_success", row) for row in ROWS] == [0, 0, 0, 1, 0]
+    assert rewards["clip_t"]["right_above_wrong_prompt"]["mean"] > 0.97
+    assert rewards["dino"]["subject_above_other"]["mean"] > 0.97
+    assert rewards["dino"]["copy_above_honest"] == {"mean": 1, "low": 1, "high": 1, "pairs": 48}
+    copying = [line for line in told["findings"] if "copying will pay" in line]
+    assert [line.split(":")[0] for line in copying] == ["dino", "clip_i"]
+    assert copying[0].startswith("dino: copying the reference scores higher (1.00) than another picture")
+    assert copying[0].endswith("compare with another view: rewards.identity.against=other_view")
+    # Critters' CLIP was trained on prompts, and a prompt says nothing about who stands there.
+    assert [line.split(":")[0] for line in told["findings"] if "cannot tell" in line] == ["clip_i"]
+    assert told["notes"] == []
+    for line in (*told["findings"], *rewards):
+        assert line[:40] in answer.out
+
+
+def test_without_output_nothing_is_written_and_the_answer_is_the_same_again(
+    run: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    first, second = (run(TINY, "evaluation.metrics=[]", "--cases", 6) for _ in range(2))
+    assert first.code == 0, first.error
+    assert first.out == second.out
+    assert first.out.startswith("6 cases of critters, 6 subjects.")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reward_of_ones_own_sees_pictures_as_the_generator_would_make_them(
+    run: Callable[..., Answer], tmp_path: Path
+):
+    """From a file; three cases of five pictures, four at a time."""
+    seen = tmp_path / "seen.txt"
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import torch\n"
+        "def words(images, samples):\n"
+        f"    print(tuple(images.shape), file=open({str(seen)!r}, 'a'))\n"
+        "    return torch.tensor([float(len(sample.prompt)) for sample in samples])\n"
+    )
+    settings = (f"rewards.prompt.name={file}:words", "model.width=48", "model.height=40", "groups.rollout_batch=4")
+    answer = run(TINY, *settings, "evaluation.metrics=[]", "--cases", 3)
+    assert answer.code == 0, answer.error
+    assert seen.read_text().splitlines() == ["(4, 3, 40, 48)"] * 3 + ["(3, 3, 40, 48)"]
+    assert f"\n{file}:words (rewards.prompt, measures prompt)\n" in answer.out
+
+
+def test_compared_with_another_view_copying_no_longer_pays(run: Callable[..., Answer]):
+    answer = run(TINY, "rewards.identity.against=other_view", "evaluation.metrics=[]", "--cases", 48)
+    assert "\ndino against=other_view (rewards.identity, measures identity)\n" in answer.out
+    assert "copying will pay" not in answer.out
+
+
+def test_photographs_without_more_than_a_list_needs(
+    run: Callable[..., Answer], photographs: Callable[..., Cases], tmp_path: Path
+):
+    photographs(a=(None, 0), b=(None, 0), c=(None, 0))
+    answer = run(TINY, f"data.source={tmp_path / 'list.json'}", "data.train_samples=null", "--metric", "copy_paste")
+    assert answer.code == 0, answer.error
+    assert answer.out.count("no such picture") == 2 * 3  # three rows each of dino and clip_t
+    assert answer.out.count("no picture could be scored") == 4  # copy_paste, and the oracles know critters only
+    assert "- joint_success: 12 of 12 pictures could not be scored" in answer.out
+    assert "What could not be checked:\n- 6 of 6 samples have no other view" in answer.out
+    assert "\n- 6 of 6 samples have no class_word" in answer.out
+
+
+def test_dreambench(run: Callable[..., Answer], tmp_path: Path):
+    """Real photographs with their class words and two other views each."""
+    beside = Path(__file__).parents[3] / "shared" / "dreambench"
+    folder = Path(os.environ.get("CUSTOMIZED_GRPO_DREAMBENCH", beside))
+    if not folder.is_dir():
+        pytest.skip("no DreamBench photographs here")
+    words = dict(
+        line.split(",")
+        for line in (folder / "prompts_and_classes.txt").read_text().splitlines()
+        if line.count(",") == 1 and (folder / line.split(",")[0]).is_dir()
+    )
+    assert len(words) == 30
+    entries = []
+    for subject in ("backpack", "cat", "cat2", "dog", "dog2", "teapot"):
+        views = sorted(f"{subject}/{file.name}" for file in (folder / subject).iterdir())[:3]
+        prompt = f"a {words[subject]} in the snow"
+        entries.append(
+            {"prompt": prompt, "image_paths": views[:1], "other_views": views[1:], "class_word": words[subject]}
+        )
+    file = tmp_path / "list.json"
+    file.write_text(json.dumps(entries))
+    answer = run(
+        *(TINY, f"data.source={file}", f"data.root={folder}", "data.train_samples=null", "evaluation.metrics=[]"),
+        *("--metric", "dino against=other_view", "--metric", "copy_paste", "--output", tmp_path),
+    )
+    assert answer.code == 0, answer.error
+    told = json.loads((tmp_path / "check_rewards.json").read_text())
+    assert (told["cases"], told["subjects"], told["notes"]) == (6, 6, [])
+    for reward in told["rewards"].values():
+        assert "faithful" not in reward["rows"]
+        assert all(figures["scored"] == 6 for figures in reward["rows"].values())
+        assert reward["rows"]["other_view"]["spread"] > 0.001
+    dino = told["rewards"]["dino"]["rows"]
+    assert dino["copy"]["min"] > 0.99
+    assert dino["other_view"]["mean"] < 0.95
+    assert told["rewards"]["clip_t"]["right_above_wrong_prompt"]["pairs"] == 6
+    assert "the built-in encoder has seen nothing but critters" in told["findings"][0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--metric", "dyno"], "no reward is named 'dyno'; did you mean 'dino'"),
+        (["--metric", "dino agianst=other_view"], "agianst"),
+        (["rewards.identity.model=/no/such"], "no model in /no/such"),
+        (["optimizer.lrr=1"], "optimizer.lrr: unknown key; did you mean 'lr'?"),
+        (["data.source=/no/such.json"], "/no/such.json cannot be used"),
+        (["--device", "gpu"], "no device is named 'gpu'; use cpu, cuda or cuda:1"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_an_error_message(arguments: list[str], complaint: str, run: Callable[..., Answer]):
+    answer = run(TINY, "--cases", 2, *arguments)
+    assert answer.code == 2
+    assert answer.error.startswith("error: ")
+    assert complaint in answer.error
+
+
+def test_help_answers_without_heavy_libraries():
+    script = """
+import sys
+from typer.testing import CliRunner
+from customized_grpo.cli import app
+answer = CliRunner().invoke(app, ["check-rewards", "--help"])
+assert answer.exit_code == 0 and "--metric" in answer.output, answer.output
+heavy = {"torch", "diffusers", "transformers", "numpy", "PIL", "scipy"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

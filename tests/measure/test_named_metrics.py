@@ -1,0 +1,33 @@
+"""One name for each metric, whoever asks, and the rewards that it is trained under."""
+
+from pathlib import Path
+
+from customized_grpo.config import load_config, parse_metric
+from customized_grpo.measure.named_metrics import named_metrics, trained_names
+
+TINY = str(Path(__file__).parents[1] / "tiny.yaml")
+
+
+def test_every_metric_has_one_name_and_knows_where_it_is_trained_on():
+    rewards = ["rewards.taste={name: clip_t, role: quality, weight: .2}", "rewards.more={name: dino, role: identity}"]
+    config = load_config(TINY, [*rewards, "rewards.more.model=a/b", "evaluation.metrics=[clip_t, 'clip_i model=c/d']"])
+    named = named_metrics(config, [parse_metric("dino model=a/b"), parse_metric("dino model=e/f")])
+    assert {name: metric.keys for name, metric in named.items()} == {
+        "dino": ("identity",),
+        "clip_t": ("prompt", "taste"),
+        "dino model=a/b": ("more",),
+        "clip_i": (),
+        "dino model=e/f": (),
+    }
+    assert {name: metric.settings.own_model for name, metric in named.items()} == {
+        "dino": "critters",
+        "clip_t": "critters",
+        "dino model=a/b": "a/b",
+        "clip_i": "c/d",
+        "dino model=e/f": "e/f",
+    }
+    assert named["clip_i"].written == "clip_i model=c/d"
+    assert all(metric.settings == metric.settings.as_metric() for metric in named.values())
+    names = {"identity": "dino", "prompt": "clip_t", "taste": "clip_t", "more": "dino model=a/b"}
+    assert trained_names(config) == names
+    assert list(trained_names(config)) == list(config.rewards)

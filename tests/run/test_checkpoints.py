@@ -1,0 +1,285 @@
+"""What a checkpoint holds, what makes it damaged, and what a crash leaves at every moment of saving one."""
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from customized_grpo.files import durable
+from customized_grpo.policies.flux_kontext import FluxKontextPolicy
+from customized_grpo.run.checkpoints import (
+    checkpoints_of,
+    damage,
+    newest_whole,
+    read_state,
+    save_checkpoint,
+    set_aside,
+    update_of,
+    write_state,
+)
+from customized_grpo.training.trainer import Trainer
+
+MakeTrainer = Callable[..., Trainer]
+
+
+def stepped(steps: int, *, fused: bool | None = None) -> torch.optim.AdamW:
+    """An optimiser of two weights after some steps; the second one never had a gradient."""
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(2))]
+    optimizer = torch.optim.AdamW(weights, lr=0.1, weight_decay=0.3, fused=fused)
+    for _ in range(steps):
+        weights[0].grad = torch.randn(3, 2)
+        optimizer.step()
+    optimizer.param_groups[0]["lr"] = 0.1 / 3  # has no short decimal
+    return optimizer
+
+
+def save(run: Path, update: int, keep_last: int | None = None) -> None:
+    def write(folder: Path) -> None:
+        folder.mkdir(parents=True)
+        (folder / "weights.bin").write_bytes(bytes([update]) * 1000)
+        write_state(folder, (update, 2 * update), stepped(update))
+
+    save_checkpoint(run, update, write, keep_last)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run with checkpoints of updates 1 and 2."""
+    (tmp_path / "checkpoints").mkdir()
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    return tmp_path
+
+
+# --- what it holds ---------------------------------------------------------------------------------------------------
+
+
+def test_the_optimiser_the_random_state_and_the_position_come_back_bit_for_bit(tmp_path: Path):
+    saved = stepped(3)
+    drawn = torch.get_rng_state()
+    write_state(tmp_path, (7, 21), saved)
+    restored = stepped(0)
+    torch.manual_seed(99)
+    assert read_state(tmp_path, restored) == (7, 21)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    before, after = saved.state_dict(), restored.state_dict()
+    assert after["param_groups"] == before["param_groups"]
+    assert after["state"].keys() == before["state"].keys() == {0}
+    for name, value in before["state"][0].items():
+        assert torch.equal(after["state"][0][name], value)
+
+
+@pytest.mark.parametrize(("before", "now"), [(True, None), (None, True)])
+def test_how_a_step_is_computed_is_up_to_the_device_that_goes_on(
+    before: bool | None, now: bool | None, tmp_path: Path
+):
+    """A run of a GPU, whose steps are fused, goes on on a CPU as one that began there."""
+    write_state(tmp_path, (1, 1), stepped(3, fused=before))
+    (like := tmp_path / "like").mkdir()
+    write_state(like, (1, 1), stepped(3, fused=now))
+    one, other = stepped(0, fused=now), stepped(0, fused=now)
+    read_state(tmp_path, one)
+    read_state(like, other)
+    assert one.state_dict()["param_groups"] == other.state_dict()["param_groups"]
+    assert one.param_groups[0]["fused"] is now
+    one.param_groups[0]["params"][0].grad = torch.ones(3, 2)
+    one.step()
+
+
+def test_what_an_optimiser_holds_besides_tensors_comes_back(tmp_path: Path):
+    saved, restored = stepped(1), stepped(0)
+    saved.state[saved.param_groups[0]["params"][0]]["scale"] = 0.1
+    write_state(tmp_path, (1, 1), saved)
+    read_state(tmp_path, restored)
+    assert restored.state_dict()["state"][0]["scale"] == 0.1
+
+
+def test_the_state_of_another_optimiser_is_refused(tmp_path: Path):
+    write_state(tmp_path, (1, 1), stepped(1))
+    with pytest.raises(ValueError, match="group"):
+        read_state(tmp_path, torch.optim.AdamW([nn.Parameter(torch.zeros(1))]))
+
+
+def test_nothing_in_a_run_is_a_pickle(make_trainer: MakeTrainer, tmp_path: Path):
+    """torch.save writes a ZIP file, pickle of protocol 2 and later begins with 80."""
+    make_trainer("evaluation.every=1").train()
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".json", ".jsonl", ".yaml", ".png", ".safetensors", ".lock", ""}
+    assert not [path for path in files if path.read_bytes()[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")]
+
+
+def test_diffusers_takes_a_checkpoint_for_an_adapter(
+    make_trainer: MakeTrainer,
+    make_policy: Callable[..., FluxKontextPolicy],
+    tmp_path: Path,
+):
+    """Of the two safetensors files in it, the plain pipeline chooses the weights."""
+    trainer = make_trainer()
+    trainer.train()
+    other = make_policy()
+    other.pipe.load_lora_weights(str(tmp_path / "run" / "checkpoints" / "step-00001"))
+    weights = load_file(tmp_path / "run" / "adapter" / "pytorch_lora_weights.safetensors")
+    loaded = {name for name, _ in other.module.named_parameters() if "lora" in name}
+    assert len(loaded) == len(weights)
+
+
+# --- damage ----------------------------------------------------------------------------------------------------------
+
+
+def test_any_flipped_bit_is_found(run: Path):
+    """64 random bits of every file that says something; a manifest may also turn into one that cannot be read."""
+    checkpoint, rng = run / "checkpoints" / "step-00002", random.Random(0)
+    for file in sorted(checkpoint.iterdir()):
+        content = file.read_bytes()
+        for _ in range(64):
+            place, bit = rng.randrange(len(content)), rng.randrange(8)
+            changed = bytearray(content)
+            changed[place] ^= 1 << bit
+            file.write_bytes(changed)
+            # White space between the manifest's entries says nothing.
+            harmless = file.name == "manifest.json" and _read(changed) == json.loads(content)
+            assert harmless or damage(checkpoint), (file.name, place, bit)
+        file.write_bytes(content)
+    assert damage(checkpoint) is None
+
+
+def _read(content: bytearray) -> object:
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
+
+
+def test_any_file_cut_short_or_missing_is_found(run: Path):
+    checkpoint = run / "checkpoints" / "step-00002"
+    for file in sorted(checkpoint.iterdir()):
+        content = file.read_bytes()
+        for length in (0, 1, len(content) // 2, len(content) - 2):
+            file.write_bytes(content[:length])
+            assert damage(checkpoint), (file.name, length)
+        file.unlink()
+        assert damage(checkpoint) == f"{file.name} is missing"
+        file.write_bytes(content)
+    (checkpoint / "manifest.json").write_text("{}")
+    assert damage(checkpoint) == "manifest.json lacks optimizer.safetensors"
+
+
+def test_the_newest_whole_checkpoint_is_found_behind_damaged_ones(run: Path):
+    save(run, 3)
+    folder = run / "checkpoints"
+    (folder / "step-00003" / "weights.bin").write_bytes(b"")
+    (folder / "step-00002" / "state.json").unlink()
+    found, damaged = newest_whole(run)
+    assert found == folder / "step-00001"
+    assert damaged == {
+        folder / "step-00003": "weights.bin is not what was written",
+        folder / "step-00002": "state.json is missing",
+    }
+    for path in damaged:
+        set_aside(path)
+    set_aside(shutil.copytree(folder / "step-00001", folder / "step-00003"))  # a second time
+    assert [path.name for path in checkpoints_of(run)] == ["step-00001"]
+
+
+# --- how many stay ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("keep_last", "left"), [(1, [5]), (2, [4, 5]), (9, [1, 2, 3, 4, 5]), (None, [1, 2, 3, 4, 5])])
+def test_so_many_of_the_newest_checkpoints_stay(keep_last: int | None, left: list[int], run: Path):
+    for update in (3, 4, 5):
+        save(run, update, keep_last)
+    assert list(map(update_of, checkpoints_of(run))) == left
+
+
+def test_a_run_that_was_stopped_leaves_the_checkpoints_of_one_that_was_not(make_trainer: MakeTrainer):
+    """Stopped after updates 1 and 3: what is saved then is in nobody's way later."""
+    trainer = make_trainer("save_every=2", "keep_last=2")
+    left = []
+    for update in range(1, 7):
+        if update in (1, 2, 3, 4, 6):
+            trainer.directory.checkpoint((update, update), trainer.policy, trainer.optimizer)
+        left.append([int(path.name[-1]) for path in checkpoints_of(trainer.directory.path)])
+    assert left == [[1], [2], [2, 3], [2, 4], [2, 4], [4, 6]]
+
+
+# --- dying at any moment ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def photographed(folder: Path, album: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
+    """A copy of the folder before every operation that a crash may come before or after."""
+    copies: list[Path] = []
+
+    def before(owner: object, name: str) -> None:
+        real = getattr(owner, name)
+
+        def operation(*args: object, **named: object) -> object:
+            copies.append(Path(shutil.copytree(folder, album / f"{len(copies):03d}")))
+            return real(*args, **named)
+
+        patch.setattr(owner, name, operation)
+
+    with monkeypatch.context() as patch:
+        for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "write_text"), (durable.shutil, "rmtree")):
+            before(owner, name)
+        yield copies
+    copies.append(Path(shutil.copytree(folder, album / "end")))
+
+
+def test_whenever_a_process_dies_while_saving_one_whole_checkpoint_is_there(
+    run: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+):
+    with photographed(run, tmp_path_factory.mktemp("album"), monkeypatch) as copies:
+        save(run, 3, keep_last=1)
+    assert len(copies) > 15
+    found = []
+    for copy in copies:
+        checkpoint, damaged = newest_whole(copy)
+        assert checkpoint is not None
+        assert not damaged
+        found.append(update_of(checkpoint))
+        durable.remove_leftovers(copy)
+        left = {path.name for path in (copy / "checkpoints").iterdir()}
+        assert left <= {"step-00001", "step-00002", "step-00003"}
+    assert found == sorted(found)
+    assert set(found) == {2, 3}
+
+
+def test_whenever_a_process_dies_while_finishing_the_old_or_the_new_adapter_is_there(
+    make_trainer: MakeTrainer,
+    excite: Callable[[FluxKontextPolicy], None],
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    trainer = make_trainer()
+    policy, run = trainer.policy, tmp_path / "run"
+    assert isinstance(policy, FluxKontextPolicy)
+    weights = run / "adapter" / "pytorch_lora_weights.safetensors"
+    album = tmp_path_factory.mktemp("album")
+    with photographed(run, album / "first", monkeypatch) as copies:
+        trainer.directory.finish(policy)
+    for copy in copies:
+        assert {path.name for path in (copy / "adapter").glob("*")} in (
+            set(),
+            {"config.yaml", "sampling.json", weights.name},
+        )
+    old = weights.read_bytes()
+    excite(policy)
+    with photographed(run, album / "second", monkeypatch) as copies:
+        trainer.directory.finish(policy)
+    new = weights.read_bytes()
+    seen = [(copy / "adapter" / weights.name).read_bytes() for copy in copies]
+    assert [content == new for content in seen] == sorted(content == new for content in seen)
+    assert set(seen) == {old, new}
+    for copy in copies:
+        assert {path.name for path in (copy / "adapter").iterdir()} == {"config.yaml", "sampling.json", weights.name}
