@@ -98,7 +98,10 @@ MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
         "model is not the model that is needed here: ",
     ),
     "a broken index": (lambda folder: (folder / "model_index.json").write_text("{"), "model_index.json is not JSON: "),
-    "another class": (another_class, "model is a StableDiffusionPipeline, which is not supported; supported: FluxKontextPipeline"),
+    "another class": (
+        another_class,
+        "model is a StableDiffusionPipeline, which is not supported; supported: FluxKontextPipeline",
+    ),
 }
 
 
