@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from PIL import Image
 from customized_grpo import cli
 from customized_grpo.config import RunConfig, load_config, recipes
 from customized_grpo.data import Sample
+from customized_grpo.data.images import PictureError
 from customized_grpo.training.trainer import Trainer
 
 COMMANDS = (
@@ -243,26 +245,46 @@ def test_what_goes_wrong_in_a_run_has_another_exit_code(run: Callable[..., Answe
     assert answer.error.startswith("error: the loss is not finite at update 1")
 
 
-def test_a_value_error_in_the_middle_of_a_run_is_no_mistake_in_its_input(
+def test_bad_input_in_the_middle_of_a_run_is_a_failure_of_the_run(
     run: Callable[..., Answer], tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     def breaks(_trainer: Trainer) -> None:
-        raise FileNotFoundError("the photographs are gone")
+        raise PictureError("the photographs are gone")
 
     monkeypatch.setattr(Trainer, "step", breaks)
     answer = run("train", *tiny)
     assert (answer.code, answer.error) == (1, "error: the photographs are gone")
 
 
-@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 1), (errno.ENOENT, 2)])
 def test_a_full_disk_is_no_mistake_in_the_input(
-    number: int, code: int, run: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Answer], reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def breaks() -> None:
-        raise OSError(number, "no such luck")
+    def full(_: Path, __: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("customized_grpo.run.environment.environment", breaks)
-    assert run("env").code == code
+    monkeypatch.setattr(Path, "replace", full)
+    where = ("--output", tmp_path / "out", "--steps", 1, "--device", "cpu")
+    answer = run("generate", "--reference", reference, "--prompt", PROMPT, *where)
+    assert answer.code == 1
+    assert re.fullmatch(r"error: could not write \S+\.png: No space left on device", answer.error.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("not for users"), ValueError("not for users"), OSError("not for users"), KeyError("not for users")],
+)
+def test_what_is_no_error_of_ours_keeps_its_traceback(
+    error: Exception, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    """Standard errors are bugs: only `InputError` and `RunError` are one line."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("customized_grpo.training.assemble.assemble", broken)
+    monkeypatch.setattr(sys, "argv", ["customized-grpo", "train", *tiny])
+    with pytest.raises(type(error), match="not for users"):
+        cli.main()
 
 
 @pytest.mark.parametrize(
@@ -299,16 +321,6 @@ def test_threads_sleep_soon_unless_the_user_has_decided(
         monkeypatch.delenv("GOMP_SPINCOUNT")
     assert run("--version").code == 0
     assert os.environ["GOMP_SPINCOUNT"] == count
-
-
-def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, tiny: list[str]):
-    def broken(*_: object, **__: object) -> None:
-        raise RuntimeError("shape mismatch")
-
-    monkeypatch.setattr("customized_grpo.training.assemble.assemble", broken)
-    monkeypatch.setattr(sys, "argv", ["customized-grpo", "train", *tiny])
-    with pytest.raises(RuntimeError, match="shape mismatch"):
-        cli.main()
 
 
 # --- generate and env ------------------------------------------------------------------------------------------------

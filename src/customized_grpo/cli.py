@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from errno import EDQUOT, EIO, ENOSPC
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal, NoReturn, ParamSpec
 
 import typer
 
+from customized_grpo.errors import InputError, RunError, UsageError
 from customized_grpo.files.notices import show_in_lines
 from customized_grpo.runtime import launchers
 
@@ -30,11 +31,25 @@ Seed = Annotated[int, typer.Option(help="Everything random follows from it.", mi
 
 DIVIDED = ("train", "env")  # what several processes may be started of; env writes nothing
 FAILED, BAD_INPUT = 1, 2  # exit codes
-SMALLER = (
-    "make pictures smaller (model.height and model.width, --size) or fewer at a time (groups.rollout_batch), hold "
-    "weights in bfloat16 (model.dtype, --dtype) or text encoders on the CPU (model.offload_text_encoders=true)"
-)
-FAULTS = (ENOSPC, EDQUOT, EIO)  # a full or broken disk is no mistake in the input
+
+
+P = ParamSpec("P")
+
+
+def computes(command: Callable[P, None]) -> Callable[P, None]:
+    """For commands that load models: memory that runs out is reported in one line."""
+
+    @wraps(command)
+    def run(*arguments: P.args, **options: P.kwargs) -> None:
+        try:
+            command(*arguments, **options)
+        except RuntimeError as error:
+            from customized_grpo.runtime.memory import raise_if_exhausted  # not earlier: torch takes a second to load
+
+            raise_if_exhausted(error)
+            raise
+
+    return run
 
 
 def _say_version(wanted: bool) -> None:
@@ -58,6 +73,7 @@ def program(
 
 
 @app.command()
+@computes
 def demo(
     output: Annotated[Path | None, typer.Option(help="A new folder; default: runs/demo, runs/demo-2, ...")] = None,
     seed: Seed = 0,
@@ -72,10 +88,9 @@ def demo(
 
 
 @app.command()
+@computes
 def train(
-    recipe: Annotated[
-        str, typer.Argument(help="A recipe (critters, kontext, own-subject, ...), a YAML file, or a run.")
-    ],
+    recipe: Recipe,
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings, e.g. optimizer.lr=1e-5 seed=1")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in `output`.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the resolved configuration and stop.")] = False,
@@ -115,6 +130,7 @@ def train(
 
 
 @app.command()
+@computes
 def generate(
     reference: Annotated[list[Path] | None, typer.Option(help="Picture of the subject; repeatable.")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="What to show; repeatable.")] = None,
@@ -165,6 +181,7 @@ def generate(
 
 
 @app.command()
+@computes
 def evaluate(
     target: Annotated[str, typer.Argument(help="A run, an adapter's folder, a recipe's name, or a YAML file.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings, e.g. data.source=list.json")] = None,
@@ -197,6 +214,7 @@ def evaluate(
 
 
 @app.command()
+@computes
 def compare(
     file: Annotated[Path, typer.Argument(help="A comparison: recipe, arms, seeds, primary question.")],
     output: Annotated[Path | None, typer.Option(help="Another folder than the file's.")] = None,
@@ -209,7 +227,7 @@ def compare(
 ) -> None:
     """Train and test arms over seeds on equal terms; run it again to go on after an interruption."""
     if dry_run and report_only:
-        raise ValueError("--dry-run writes nothing and --report-only runs nothing; choose one of them")
+        raise UsageError("--dry-run writes nothing and --report-only runs nothing; choose one of them")
     if dry_run:
         from customized_grpo.compare.comparison import Comparison
         from customized_grpo.compare.runner import describe
@@ -225,10 +243,9 @@ def compare(
 
 
 @app.command()
+@computes
 def probe(
-    recipe: Annotated[
-        str, typer.Argument(help="A recipe (critters, kontext, own-subject, ...), a YAML file, or a run.")
-    ],
+    recipe: Recipe,
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings, e.g. noise.level=0.7")] = None,
     adapter: Annotated[Path | None, typer.Option(help="Folder of a trained adapter; default: the base model.")] = None,
     prompts: Annotated[int, typer.Option(help="Training samples to probe with.", min=2)] = 32,
@@ -257,6 +274,7 @@ def report(
 
 
 @app.command()
+@computes
 def build_critters(
     output: Annotated[Path, typer.Option(help="Where the weights go.")] = Path("build/critters/weights"),
     work: Annotated[Path, typer.Option(help="Where unfinished stages are kept.")] = Path("build/critters/stages"),
@@ -273,10 +291,9 @@ def build_critters(
 
 
 @app.command()
+@computes
 def check_rewards(
-    recipe: Annotated[
-        str, typer.Argument(help="A recipe (critters, kontext, own-subject, ...), a YAML file, or a run.")
-    ],
+    recipe: Recipe,
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings, e.g. data.source=list.json")] = None,
     metric: Annotated[
         list[str] | None, typer.Option(help='A further reward, e.g. "dino against=other_view"; repeatable.')
@@ -322,42 +339,35 @@ def _default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-class RunError(RuntimeError):
-    """What went wrong after a run had begun; its input was right."""
-
-
 @contextmanager
 def _during_the_run() -> Iterator[None]:
+    """Once a run has started, bad input (a photograph that has disappeared) is a failure of the run."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except InputError as error:
         raise RunError(str(error)) from error
 
 
 def main() -> None:
-    """Entry point: mistakes of the user are one clear line (or a list of them), not a traceback.
+    """Entry point: errors of the user or of a run are one line each; anything else is a bug and keeps its traceback.
 
     Exit codes: docs/running.md.
     """
     # transformers warns at every import that torchvision is missing; nothing here wants it.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # of missing weights and long prompts we say more
-    # How long torch's threads spin before they sleep, on Linux. With OpenMP's own, a hundred times this, one other
-    # busy program can make training on a CPU ten times slower: benchmarks/busy_cores.py.
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # our own messages say more about weights and long prompts
+    # How long torch's threads spin before they sleep, on Linux. With OpenMP's own count, a hundred times this, one
+    # other busy program can make training on a CPU ten times slower: benchmarks/busy_cores.py.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     show_in_lines()
     try:
         app(standalone_mode=True)
-    except (ValueError, OSError) as error:  # OSError: also what model hubs raise
-        _fail(error, FAILED if isinstance(error, OSError) and error.errno in FAULTS else BAD_INPUT)
-    except RuntimeError as error:
-        if type(error).__name__ == "OutOfMemoryError":  # torch's; during an update `memory` has done what it can
-            _fail(f"out of memory ({str(error).splitlines()[0]}); {SMALLER}", FAILED)
-        if not type(error).__module__.startswith("customized_grpo"):
-            raise
+    except InputError as error:
+        _fail(error, BAD_INPUT)
+    except RunError as error:
         _fail(error, FAILED)
 
 
-def _fail(error: Exception | str, code: int) -> NoReturn:
+def _fail(error: Exception, code: int) -> NoReturn:
     typer.echo(f"error: {error}", err=True)
     sys.exit(code)

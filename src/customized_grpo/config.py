@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from customized_grpo.data.sources import contradictions
+from customized_grpo.errors import InputError
 from customized_grpo.fields import BUILT_IN, Count, Index, Section, Seed, Share
 from customized_grpo.files.yaml_text import YamlError, parse_yaml, read_yaml
 from customized_grpo.rewards.settings import REWARDS, AnyReward, RewardSettings, Role, parse_reward
@@ -40,7 +41,7 @@ _SHORT = reprlib.Repr()  # of values in messages: a file may hold anything
 _SHORT.maxstring = _SHORT.maxother = 80
 
 
-class ConfigError(ValueError):
+class ConfigError(InputError, ValueError):
     """A configuration that cannot run; the message has one line per mistake."""
 
 

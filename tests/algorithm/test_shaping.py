@@ -9,7 +9,6 @@ from torch import Tensor
 
 from customized_grpo.algorithm import (
     SHAPING_RULES,
-    USES_WEIGHTS,
     ConstantWeights,
     TimeAwareWeights,
     combine_advantages,
@@ -198,7 +197,7 @@ def test_every_rule_masks_and_zeroes_alike(rule):
 @pytest.mark.parametrize("rule", SHAPING_RULES)
 def test_weights_act_on_the_rules_that_say_so(rule):
     first, second = (step_advantages(rule, CONFLICT, torch.tensor([w])) for w in (0.2, 0.9))
-    assert (not torch.equal(first, second)) == (rule in USES_WEIGHTS)
+    assert (not torch.equal(first, second)) == SHAPING_RULES[rule].uses_weights
 
 
 def test_each_trained_step_has_the_weight_of_its_own_true_step(reference):

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from customized_grpo.config import load_config
+from customized_grpo.files.durable import SavingError
 from customized_grpo.policies.base import Policy
 from customized_grpo.run.access import RunDirectoryError
 from customized_grpo.run.checkpoints import checkpoints_of, damage
-from customized_grpo.run.directory import RunDirectory, SavingError
+from customized_grpo.run.directory import RunDirectory
 from customized_grpo.training.trainer import Trainer
 
 MakeTrainer = Callable[..., Trainer]

@@ -12,7 +12,10 @@ Ours, where the paper is silent or its release differs: weights belong to the tr
 steps; an unscored image is masked for all rewards; groups without spread give zeros; every rule works.
 """
 
+from .groups import group_advantages, mask_unscored, weighted_sum
 from .objective import clipped_objective, kl_to_base
+from .rules import SHAPING_RULES, Rule, ScoredGroups
+from .rules.sars import synergy_bonus
 from .schedule import (
     ProgressReading,
     WindowStrategy,
@@ -23,33 +26,16 @@ from .schedule import (
     stochastic_steps,
 )
 from .sde import Dynamics, StepScaleMode, log_prob, step_distribution, step_gradient_factor, step_scales
-from .shaping import (
-    SHAPING_RULES,
-    STATIC_WEIGHTS,
-    USES_BONUS,
-    USES_WEIGHTS,
-    ScoredGroups,
-    combine_advantages,
-    conflict_diagnostics,
-    group_advantages,
-    mask_unscored,
-    reward_advantages,
-    role_advantages,
-    step_advantages,
-    synergy_bonus,
-    weighted_sum,
-)
+from .shaping import combine_advantages, conflict_diagnostics, reward_advantages, role_advantages, step_advantages
 from .weighting import WEIGHTINGS, ConstantWeights, TimeAwareWeights
 
 __all__ = [
     "SHAPING_RULES",
-    "STATIC_WEIGHTS",
-    "USES_BONUS",
-    "USES_WEIGHTS",
     "WEIGHTINGS",
     "ConstantWeights",
     "Dynamics",
     "ProgressReading",
+    "Rule",
     "ScoredGroups",
     "StepScaleMode",
     "TimeAwareWeights",

@@ -1,4 +1,4 @@
-"""From rewards to one advantage: group z-scores, SARS, and the rules it is compared with.
+"""From rewards to one advantage per image and step: the same path for every rule of `rules/`.
 
 Axes: P groups (prompts), G images of a group, T trained steps. An image that one reward could not score (NaN)
 leaves the statistics of all rewards, and its advantage is NaN, which the objective masks.
@@ -8,48 +8,14 @@ the formulas are the paper's. With more, a role's weight is shared equally by it
 over all identity-prompt pairs; quality stands beside all that with a constant weight of its own.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-# Below this spread (times |mean|, where that exceeds 1) a group is flat: rounding, not signal.
-_FLAT = 1e-6
-
-
-def mask_unscored(rewards: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The rewards [P, G] by name, NaN wherever any of them is NaN; in float32 or better.
-
-    Raises ValueError for no rewards or different shapes.
-    """
-    shapes = {name: tuple(values.shape) for name, values in rewards.items()}
-    if len(set(shapes.values())) != 1:
-        raise ValueError(f"rewards have shapes {shapes}; every reward scores the same [groups, images]")
-    unscored = torch.stack([values.isnan() for values in rewards.values()]).any(dim=0)
-    return {name: _floating(values).masked_fill(unscored, math.nan) for name, values in rewards.items()}
-
-
-def group_advantages(rewards: Tensor) -> Tensor:
-    """Group-relative advantage A = (r - mean) / std, std with ddof = 1; GRPO, arXiv 2402.03300.
-
-    rewards [..., G], the group last; same shape out, in float32 or better (float64 inside). NaN (unscored)
-    stays NaN and enters no statistic. Fewer than two scored images, or a std below 1e-6 max(1, |mean|), give
-    zeros; that leaves the usual epsilon in the denominator nothing to do. Raises ValueError for infinities.
-    """
-    rewards = _floating(rewards)
-    if rewards.isinf().any():
-        raise ValueError("rewards hold an infinity; return NaN for an image that could not be scored")
-    values = rewards.double()
-    count = (~values.isnan()).sum(dim=-1, keepdim=True)
-    mean = values.nanmean(dim=-1, keepdim=True)
-    centred = values - mean
-    std = (centred.square().nansum(dim=-1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
-    flat = std < _FLAT * mean.abs().clamp(min=1)  # a single scored image has std 0
-    advantages = torch.where(flat, 0.0, centred / std).masked_fill(values.isnan(), math.nan)
-    return advantages.to(rewards.dtype)
+from .groups import group_advantages, mask_unscored, weighted_sum
+from .rules import SHAPING_RULES, ScoredGroups
+from .rules.sars import synergy_bonus
 
 
 def reward_advantages(rewards: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -79,30 +45,6 @@ def _mean(values: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(values)).mean(dim=0)
 
 
-def synergy_bonus(prompt_advantage: Tensor, identity_advantage: Tensor, gamma: float) -> Tensor:
-    """Synergy-Aware Reward Shaping (SARS), arXiv 2510.18263: b = gamma s tanh(A_prompt A_identity).
-
-    s = +1 if max(A_prompt, A_identity) > 0, else -1: a bonus where both are good, else a penalty. Any shape,
-    same shape out; NaN stays NaN. Not zero-mean: at gamma = .4 it averages about -.13 / -.08 / -.04 at reward
-    correlations -.5 / 0 / +.5. Raises ValueError for a negative gamma.
-    """
-    if not 0 <= gamma < math.inf:
-        raise ValueError(f"gamma is {gamma}; use 0 (no bonus) or more, the authors use 0.4")
-    s = torch.where(torch.maximum(prompt_advantage, identity_advantage) > 0, 1.0, -1.0)
-    return gamma * s * torch.tanh(prompt_advantage * identity_advantage)
-
-
-def weighted_sum(values_by_role: Mapping[str, Tensor], weights: Mapping[str, float | Tensor]) -> Tensor:
-    """Sum over roles of weight times value; each weight broadcasts against its value.
-
-    Raises ValueError unless the weights name exactly the roles.
-    """
-    if not values_by_role or values_by_role.keys() != weights.keys():
-        raise ValueError(f"weights for {sorted(weights)}, values for {sorted(values_by_role)}; the roles must match")
-    terms = [weights[role] * values for role, values in values_by_role.items()]
-    return sum(terms[1:], start=terms[0])
-
-
 def combine_advantages(
     advantages_by_role: Mapping[str, Tensor],
     weights: Mapping[str, float | Tensor],
@@ -118,82 +60,6 @@ def combine_advantages(
     if not clip > 0:
         raise ValueError(f"clip is {clip}; the final advantage needs a positive bound, the authors use 5")
     return (weighted_sum(advantages_by_role, weights) + bonus).clamp(-clip, clip)
-
-
-@dataclass(frozen=True)
-class ScoredGroups:
-    """What a rule sees of the identity and prompt rewards, by name. A rule returns [P, G] or [T, P, G]."""
-
-    rewards: Mapping[str, Tensor]  # [P, G], masked
-    advantages: Mapping[str, Tensor]  # [P, G]
-    weights: Mapping[str, Tensor]  # [T, 1, 1], they sum to 1
-
-    def stacked(self) -> Tensor:
-        """The advantages [rewards, P, G]."""
-        return torch.stack(list(self.advantages.values()))
-
-
-def _linear(groups: ScoredGroups) -> Tensor:
-    """w_p A_p + w_i A_i, at every step with its own weights. With the bonus added this is SARS."""
-    return weighted_sum(groups.advantages, groups.weights)
-
-
-def _raw_sum(groups: ScoredGroups) -> Tensor:
-    """z-score of w_p r_p + w_i r_i, raw, at every step with its weights: the larger spread rules."""
-    return group_advantages(weighted_sum(groups.rewards, groups.weights))
-
-
-def _min(groups: ScoredGroups) -> Tensor:
-    """The worst of the advantages; no weights, the same at every step."""
-    return groups.stacked().amin(dim=0)
-
-
-def _max(groups: ScoredGroups) -> Tensor:
-    """The best of the advantages; no weights, the same at every step."""
-    return groups.stacked().amax(dim=0)
-
-
-def _harmonic(groups: ScoredGroups) -> Tensor:
-    """z-score of the harmonic mean of softplus(A), which is positive, so without pole; no weights."""
-    return group_advantages(1 / (1 / F.softplus(groups.stacked())).mean(dim=0))
-
-
-def _geometric(groups: ScoredGroups) -> Tensor:
-    """z-score of the geometric mean of softplus(A); no weights."""
-    return group_advantages(F.softplus(groups.stacked()).log().mean(dim=0).exp())
-
-
-def _gdpo(groups: ScoredGroups) -> Tensor:
-    """GDPO, arXiv 2601.05242: w_p A_p + w_i A_i, whitened over all images of the batch. Static weights.
-
-    Whitened step by step, weights that change with the step would lose the scale they set, so they are
-    refused. The batch is all the groups handed in: gather those of every process first.
-    """
-    for name, weights in groups.weights.items():
-        if weights.min() < weights.max():
-            raise ValueError(
-                f"gdpo with weights of {name!r} from {weights.min():.3g} to {weights.max():.3g}; "
-                "it takes one static weight: use constant weighting, or the rule 'linear' with TDW"
-            )
-    combined = _linear(groups)
-    whitened = group_advantages(combined.flatten(start_dim=-2)).view_as(combined)
-    # Every group averages 0, so the batch does, but for rounding: no signal for groups without spread.
-    return torch.where(combined == 0, 0.0, whitened)
-
-
-SHAPING_RULES: dict[str, Callable[[ScoredGroups], Tensor]] = {
-    "sars": _linear,  # plus the bonus, see USES_BONUS
-    "linear": _linear,
-    "raw_sum": _raw_sum,
-    "min": _min,
-    "max": _max,
-    "harmonic": _harmonic,
-    "geometric": _geometric,
-    "gdpo": _gdpo,
-}
-USES_BONUS = frozenset({"sars"})  # the rules that read gamma and recentre
-USES_WEIGHTS = frozenset({"sars", "linear", "raw_sum", "gdpo"})  # the rules that read the prompt weight
-STATIC_WEIGHTS = frozenset({"gdpo"})  # of these, the ones that refuse a weight that changes with the step
 
 
 def step_advantages(
@@ -232,9 +98,9 @@ def step_advantages(
         for name in members[role]
     }
     groups = ScoredGroups({n: rewards[n] for n in shares}, {n: advantages[n] for n in shares}, shares)
-    terms = {"shaped": SHAPING_RULES[rule](groups)} | {name: advantages[name] for name in quality}
+    terms = {"shaped": SHAPING_RULES[rule].combine(groups)} | {name: advantages[name] for name in quality}
     bonus: float | Tensor = 0.0
-    if rule in USES_BONUS:
+    if SHAPING_RULES[rule].uses_bonus:
         pairs = [(advantages[p], advantages[i]) for p in members["prompt"] for i in members["identity"]]
         bonus = _mean([synergy_bonus(prompt, identity, gamma) for prompt, identity in pairs])
         if recentre:
@@ -302,8 +168,3 @@ def conflict_diagnostics(prompt_advantage: Tensor, identity_advantage: Tensor) -
         "correlation": ((prompt * identity).sum() / norm).item(),
         "flat_groups": float((~spread).sum()),
     }
-
-
-def _floating(values: Tensor) -> Tensor:
-    """Integers and half precision in float32, float32 and float64 as they are."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -14,8 +14,9 @@ from customized_grpo.config import RunConfig, load_config, parse_metric
 from customized_grpo.critters.samples import TEST_CRITTERS, UNSEEN_SITUATIONS, draw_samples
 from customized_grpo.data import Sample
 from customized_grpo.data.images import to_pictures
+from customized_grpo.errors import UsageError
 from customized_grpo.files.durable import write_text
-from customized_grpo.files.pictures import case, sheet
+from customized_grpo.files.pictures import case, save_png, sheet
 from customized_grpo.measure.curves import draw_curves
 from customized_grpo.measure.intervals import Estimate, estimates
 from customized_grpo.report import write_report
@@ -38,7 +39,7 @@ def run_demo(output: Path | None, *, seed: int, updates: int | None, cases: int,
     start = time.perf_counter()
     folder = output or next(path for path in _numbered(Path("runs/demo")) if not path.exists())
     if folder.exists():
-        raise ValueError(f"{folder} exists; name another folder with --output, or leave it out for runs/demo-N")
+        raise UsageError(f"{folder} exists; name another folder with --output, or leave it out for runs/demo-N")
     overrides = [f"output={folder / 'run'}", f"seed={seed}", f"device={device}"]
     overrides += [] if updates is None else [f"updates={updates}"]
     config = load_config("critters", overrides)
@@ -59,7 +60,7 @@ def run_demo(output: Path | None, *, seed: int, updates: int | None, cases: int,
     tuned = held_out.evaluate(policy, sigmas, "measuring the tuned model")
 
     rows = list(zip(samples, base.images, tuned.images, strict=True))[:SHOWN]
-    sheet([_card(*row) for row in rows], columns=3).save(folder / "cases.png")
+    save_png(sheet([_card(*row) for row in rows], columns=3), folder / "cases.png")
     draw_curves(folder / "run", folder / "curves.png")
     for name, scored in (("base", base), ("tuned", tuned)):
         keep_cases(folder / "cases", name, scored.shown(samples[:cases], KEPT))

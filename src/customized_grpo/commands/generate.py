@@ -12,9 +12,10 @@ from customized_grpo.config import CONFIG, load_config
 from customized_grpo.data import DataError, Sample
 from customized_grpo.data.entries import read_text
 from customized_grpo.data.images import check_image, to_pictures
+from customized_grpo.errors import UsageError
 from customized_grpo.fields import BUILT_IN
-from customized_grpo.files.durable import check_folder
-from customized_grpo.files.pictures import case
+from customized_grpo.files.durable import check_folder, make_folder
+from customized_grpo.files.pictures import case, save_png
 from customized_grpo.policies import find_family, load_policy
 from customized_grpo.run.checkpoints import find_adapter
 from customized_grpo.run.sampling_settings import SamplingSettings
@@ -44,11 +45,11 @@ class GenerationRequest:
 
     def __post_init__(self) -> None:
         if not self.references:
-            raise ValueError("no reference; name a picture of the subject with --reference")
+            raise UsageError("no reference; name a picture of the subject with --reference")
         if not self.prompts:
-            raise ValueError("no prompt; say what to show with --prompt, or name a file with --prompts")
+            raise UsageError("no prompt; say what to show with --prompt, or name a file with --prompts")
         if not all(prompt.strip() for prompt in self.prompts):
-            raise ValueError("a prompt is empty; say what to show with --prompt")
+            raise UsageError("a prompt is empty; say what to show with --prompt")
 
     def adapter_folder(self) -> Path | None:
         """Where the adapter's file lies. Raises ModelError where it is not there."""
@@ -63,7 +64,7 @@ class GenerationRequest:
         if adapter is not None and (adapter / CONFIG).is_file():
             trained = load_config(str(adapter)).model
         elif adapter is not None and self.model is None:
-            raise ValueError(f"{adapter} has no {CONFIG} that names its model; name it with --model")
+            raise UsageError(f"{adapter} has no {CONFIG} that names its model; name it with --model")
         else:
             trained = Model.model_validate({"path": self.model or BUILT_IN})
         chosen = {"path": self.model, "dtype": self.dtype}
@@ -90,40 +91,40 @@ def read_prompts(file: Path) -> list[str]:
     try:
         text = read_text(file)
     except DataError as error:
-        raise ValueError(f"--prompts {file}: {error.problems[0]}; name a text file in UTF-8") from None
+        raise UsageError(f"--prompts {file}: {error.problems[0]}; name a text file in UTF-8") from None
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def write_pictures(request: GenerationRequest, output: Path, *, compare: bool = False) -> Iterator[Path]:
     """Write one PNG per picture and yield its path; with `compare`, also reference | base | tuned in one row."""
     if compare and request.adapter is None:
-        raise ValueError("--compare sets base beside tuned; name the adapter with --adapter")
+        raise UsageError("--compare sets base beside tuned; name the adapter with --adapter")
     check_folder(output)
     if problems := list(_unreadable(request.references)):
-        raise ValueError("\n".join(problems))
+        raise UsageError("\n".join(problems))
     if existing := [path for path in _files(request, output, compare=compare) if path.exists()]:
         more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
-        raise ValueError(f"{existing[0]} exists{more}; name another folder with --output, or remove it")
+        raise UsageError(f"{existing[0]} exists{more}; name another folder with --output, or remove it")
     settings, base = request.settings(), request.base()
     policy = load_policy(base.model_copy(update=settings.of_the_model()), request.device)
     if (adapter := request.adapter_folder()) is not None:
         policy.load_adapter(adapter)
     sigmas = policy.sigmas(settings.num_steps, settings.shift)
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     for number, (reference, prompt) in _pairs(request):
         sample = Sample(id=str(number), subject=reference.stem, prompt=prompt, references=(reference,))
         condition = policy.encode([sample])
         for seed in request.seeds:
             path = output / _name(number, reference, prompt, seed)
             picture = to_pictures(generate(policy, condition, sigmas, [seed]))[0]
-            picture.save(path)
+            save_png(picture, path)
             yield path
             if compare:
                 with policy.base_policy():
                     base = to_pictures(generate(policy, condition, sigmas, [seed]))[0]
                 row = [sample.reference_images()[0], base, picture]
                 beside = _beside(path)
-                case(row, prompt, ["reference", "base", "tuned"], side=256).save(beside)
+                save_png(case(row, prompt, ["reference", "base", "tuned"], side=256), beside)
                 yield beside
 
 

@@ -19,7 +19,8 @@ from typing import Any
 
 from customized_grpo.compare.comparison import BASE, OVER_TRAINING, Comparison
 from customized_grpo.config import RunConfig, dump_config
-from customized_grpo.files.durable import write_text
+from customized_grpo.errors import InputError, RunError, UsageError
+from customized_grpo.files.durable import make_folder, write_text
 from customized_grpo.measure import rows as figures
 from customized_grpo.measure.evaluate import EvaluationRequest, evaluate
 from customized_grpo.run.checkpoints import FINAL, checkpoints_of
@@ -37,7 +38,7 @@ DIGITS = 5  # of the kept figures, so that a result is small enough to be commit
 def run_arm(comparison: Comparison, arm: str, seed: int, device: str | None = None) -> dict[str, Any]:
     """The arm's result, from its folder where it is finished; its folder must belong to the same settings."""
     folder, config = comparison.folder(arm, seed), comparison.config(arm, seed, device)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     _claim(folder, config)
     if (folder / RESULT).exists():
         return json.loads((folder / RESULT).read_text(encoding="utf-8"))
@@ -67,7 +68,7 @@ def _claim(folder: Path, config: RunConfig) -> None:
     text = dump_config(config.model_copy(update={"device": "any", "output": "run"}))
     file = folder / ARM_CONFIG
     if file.exists() and file.read_text(encoding="utf-8") != text:
-        raise ValueError(
+        raise UsageError(
             f"{folder} was begun with other settings (see {ARM_CONFIG} there); delete that folder to run the arm "
             "again, or choose another output"
         )
@@ -144,7 +145,7 @@ def main(parent: str, file: str, output: str, arm: str, seed: str, device: str |
     _die_with(int(parent))
     try:
         run_arm(Comparison.read(Path(file), Path(output)), arm, int(seed), device)
-    except (ValueError, OSError) as error:  # one line for the user; whatever else is ours, with its traceback
+    except (InputError, RunError) as error:  # one line for the user; anything else is a bug and keeps its traceback
         sys.exit(f"error: {error}")
 
 

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from customized_grpo.compare.comparison import BASE, Comparison, Results
 from customized_grpo.compare.front import ORACLES, Point, crowd, planes
+from customized_grpo.files.durable import replacing
 from customized_grpo.measure.intervals import Estimate, over_seeds
 
 Figures = Mapping[str, Mapping[str, Estimate]]  # arm -> test metric -> its mean over seeds
@@ -50,9 +51,8 @@ def write_plots(comparison: Comparison, results: Results, figures: Figures) -> N
     """Write every plot that there is something for; one that the same file no longer asks for goes."""
     made = plots(comparison, results, figures)
     for name, figure in made.items():
-        aside = comparison.output / f".{name}"
-        figure.savefig(aside, dpi=DOTS, format="png")
-        aside.replace(comparison.output / name)
+        with replacing(comparison.output / name) as aside:
+            figure.savefig(aside, dpi=DOTS, format="png")
     for name in {"plane.png", "paths.png", "curves.png", "conflict.png"} - {*made}:
         (comparison.output / name).unlink(missing_ok=True)
 

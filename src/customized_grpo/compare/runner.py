@@ -20,13 +20,14 @@ from tqdm import tqdm
 from customized_grpo.compare.arm import RESULT
 from customized_grpo.compare.comparison import BASE, Comparison, Results
 from customized_grpo.compare.tables import write_report
-from customized_grpo.files.durable import check_folder
+from customized_grpo.errors import RunError
+from customized_grpo.files.durable import check_folder, make_folder, saving
 from customized_grpo.training.assemble import check_inputs
 
 LOG = "log.txt"
 
 
-class ComparisonError(RuntimeError):
+class ComparisonError(RunError, RuntimeError):
     """Arms failed, and the message says which and where their logs are; or there is nothing to report on yet."""
 
 
@@ -81,7 +82,7 @@ def compare(file: Path, *, output: Path | None, jobs: int | None, device: str | 
     check_folder(comparison.output)
     # What every arm needs is looked for here, or each of them would fail by itself, one after the other.
     check_inputs(comparison.config(BASE, comparison.seeds[0], device))
-    comparison.output.mkdir(parents=True, exist_ok=True)
+    make_folder(comparison.output)
     pending = deque(job for job in comparison.jobs if not (comparison.folder(*job) / RESULT).exists())
     free, running, failed = deque(slots(jobs, device)), list[Running](), list[tuple[str, int]]()
     finished = len(comparison.jobs) - len(pending)
@@ -110,8 +111,9 @@ def compare(file: Path, *, output: Path | None, jobs: int | None, device: str | 
 
 def _start(comparison: Comparison, file: Path, arm: str, seed: int, slot: Slot) -> Running:
     folder = comparison.folder(arm, seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    log = (folder / LOG).open("ab")
+    make_folder(folder)
+    with saving(folder / LOG):
+        log = (folder / LOG).open("ab")
     arguments = [str(os.getpid()), str(file), str(comparison.output), arm, str(seed)]
     command = [sys.executable, "-m", "customized_grpo.compare.arm", *arguments]
     environment = {**os.environ, **slot.environment, "TRANSFORMERS_VERBOSITY": "error"}

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from customized_grpo.data.images import Source, check_image
 from customized_grpo.data.sample import Sample
+from customized_grpo.errors import InputError
 
 _SHOWN = 20  # problems in the message of a DataError; `problems` has all
 
 
-class DataError(ValueError):
+class DataError(InputError, ValueError):
     """Data that cannot be used; `problems` has one line for each thing wrong with them."""
 
     def __init__(self, path: Path, problems: Sequence[str], remedy: str) -> None:

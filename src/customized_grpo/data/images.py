@@ -14,8 +14,14 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from customized_grpo.errors import InputError
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class PictureError(InputError, ValueError):
+    """A file that is missing, truncated, or no picture; one line with the reason."""
 
 
 class Stored(Protocol):
@@ -143,7 +149,7 @@ def _opened(source: Source | str) -> Iterator[Image.Image]:
             yield image
     # A bad file makes decoders raise OSError, SyntaxError, ValueError, RuntimeError, struct.error and others.
     except Exception as error:
-        raise ValueError(f"{name}: {_why(error)}") from error
+        raise PictureError(f"{name}: {_why(error)}") from error
 
 
 def _context(source: Source | str) -> AbstractContextManager[Image.Image]:

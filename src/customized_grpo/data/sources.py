@@ -12,6 +12,7 @@ from customized_grpo.data.sample import Sample
 from customized_grpo.data.splits import split_by_subject
 from customized_grpo.data.subjects200k import load_subjects200k
 from customized_grpo.data.syncd import load_syncd
+from customized_grpo.errors import UsageError
 from customized_grpo.fields import BUILT_IN
 
 
@@ -63,7 +64,7 @@ def load_data(
         ValueError: settings that contradict each other or the files.
     """
     if problems := list(contradictions(source, root, class_word)):
-        raise ValueError("\n".join(problems))
+        raise UsageError("\n".join(problems))
     if source == BUILT_IN:
         raise ValueError("critters are drawn, not read: see customized_grpo.critters.samples.draw_samples")
     path = Path(source)
@@ -91,14 +92,14 @@ def _listed(path: Path, root: Path | None) -> list[Sample]:
 
 def _refuse_root(folder: Path, root: Path | None) -> None:
     if root is not None:
-        raise ValueError(
+        raise UsageError(
             f"data.root: {root} has nothing to do, as data.source is itself the folder {folder}; drop one"
         )
 
 
 def _photographs(folder: Path, class_word: str | None, held_out_share: float) -> tuple[list[Sample], list[Sample]]:
     if class_word is None:
-        raise ValueError(
+        raise UsageError(
             f"data.class_word: {folder} is a folder without {METADATA}; say what its photographs show, for instance "
             "data.class_word=dog"
         )
@@ -111,7 +112,7 @@ def _worded(samples: list[Sample], source: str, class_word: str | None) -> list[
         return samples
     own = [sample for sample in samples if sample.class_word is not None]
     if own:
-        raise ValueError(
+        raise UsageError(
             f"data.class_word: {len(own)} of {len(samples)} samples of {source} have a class_word of their own, the "
             f"first {own[0].class_word!r}; take {class_word!r} out, or those"
         )

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable
 
 from customized_grpo.data.sample import Sample
+from customized_grpo.errors import UsageError
 
 
 def split_by_subject(samples: Iterable[Sample], held_out_share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
@@ -23,9 +24,9 @@ def split_by_subject(samples: Iterable[Sample], held_out_share: float, seed: int
     """
     samples = list(samples)
     if not 0 <= held_out_share < 1:
-        raise ValueError(f"held_out_share = {held_out_share} must be in [0, 1); .1 holds out a tenth")
+        raise UsageError(f"held_out_share = {held_out_share} must be in [0, 1); .1 holds out a tenth")
     if len({sample.id for sample in samples}) < len(samples):
-        raise ValueError("samples to split share an id; give each its own")
+        raise UsageError("samples to split share an id; give each its own")
     if held_out_share == 0 or len(samples) < 2:
         return samples, []
     levels = ("subject", "prompt", "id")

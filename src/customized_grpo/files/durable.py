@@ -13,23 +13,62 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from customized_grpo.errors import RunError, UsageError
+
 SAVING, REMOVING = ".saving", ".removing"
 
 
+class SavingError(RunError, OSError):
+    """Something could not be written: the disk is full, broken or read-only. `reason` is what the system says."""
+
+    def __init__(self, message: str, reason: str = ""):
+        super().__init__(message)
+        self.reason = reason
+
+
+@contextmanager
+def saving(what: str | Path) -> Iterator[None]:
+    """Turns an OSError of the block into SavingError, which names `what` was being written."""
+    try:
+        yield
+    except SavingError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SavingError(f"could not write {what}: {reason}", reason) from error
+
+
 def write_text(path: Path, text: str) -> None:
-    """Put a file with this text in the place of `path`. Raises OSError where that cannot be written."""
+    """Replace the file `path` with this text, on disk when this returns. Raises SavingError."""
     with replacing(path) as aside:
         aside.write_text(text, encoding="utf-8")
         sync(aside)
-    sync(path.parent)
+    with saving(path):
+        sync(path.parent)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Append to a log. A crash can cut the last line short, so readers skip one without its line break."""
+    with saving(path), path.open("a", encoding="utf-8") as file:
+        file.write(text)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a path to write a file to, which takes the place of `path` in one move; nothing is forced to disk."""
+    """Gives a path to write to; the file written there replaces `path` in one move. Nothing is forced to disk.
+
+    Raises SavingError.
+    """
     aside = path.with_name(path.name + SAVING)
-    yield aside
-    aside.replace(path)
+    with saving(path):
+        yield aside
+        aside.replace(path)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents if they are missing. Raises SavingError."""
+    with saving(path):
+        path.mkdir(parents=True, exist_ok=True)
 
 
 def sync(path: Path) -> None:
@@ -75,13 +114,13 @@ def check_folder(path: Path, option: str = "--output") -> None:
     """Raises ValueError where `path` is no folder and none can be made there."""
     there = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
     if not there.is_dir():
-        raise ValueError(f"{option} {path}: {there} is a file; name a folder")
+        raise UsageError(f"{option} {path}: {there} is a file; name a folder")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"{option} {path}: {there} is read-only for you; name another folder")
+        raise UsageError(f"{option} {path}: {there} is read-only for you; name another folder")
 
 
 def check_file(path: Path, option: str = "--output") -> None:
     """Raises ValueError where no file `path` can be written."""
     if path.is_dir():
-        raise ValueError(f"{option} {path} is a folder; name the file that is to be written, {path / 'report.html'}")
+        raise UsageError(f"{option} {path} is a folder; name the file that is to be written, {path / 'report.html'}")
     check_folder(path.parent, option)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+
+from customized_grpo.files.durable import replacing
 
 GAP = 6  # pixels between pictures
 PAPER, INK, FAINT = (255, 255, 255), (30, 30, 30), (110, 110, 110)
@@ -60,3 +63,9 @@ def sheet(cards: Sequence[Image.Image], columns: int) -> Image.Image:
         row, column = divmod(index, columns)
         page.paste(card, (margin + column * (width + margin), margin + row * (height + margin)))
     return page
+
+
+def save_png(picture: Image.Image, path: Path) -> None:
+    """Replace the file `path` with this picture, as PNG. Raises SavingError."""
+    with replacing(path) as aside:
+        picture.save(aside, format="PNG")

@@ -26,13 +26,14 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_bars
 
+from customized_grpo.errors import InputError
 from customized_grpo.files import PACKAGE
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")  # one of them makes a tokenizer
 
 
-class ModelError(ValueError):
+class ModelError(InputError, ValueError):
     """A model that is not there or cannot be used; one line with the way out."""
 
 

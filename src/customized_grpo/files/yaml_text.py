@@ -7,10 +7,12 @@ from typing import Any
 
 import yaml
 
+from customized_grpo.errors import InputError
+
 MOST_ALIASES = 20  # "*name": each level of them multiplies what stands there, up to the whole memory
 
 
-class YamlError(ValueError):
+class YamlError(InputError, ValueError):
     """Text that cannot be taken for YAML; one line with the place and what is wrong there."""
 
 

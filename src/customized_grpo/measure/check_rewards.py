@@ -18,7 +18,7 @@ from torch import Tensor
 from customized_grpo.algorithm import group_advantages
 from customized_grpo.config import RunConfig, parse_metric
 from customized_grpo.fields import BUILT_IN
-from customized_grpo.files.durable import write_text
+from customized_grpo.files.durable import make_folder, write_text
 from customized_grpo.measure.intervals import Estimate, estimate
 from customized_grpo.measure.known_pictures import ROWS, Cases, load_cases
 from customized_grpo.measure.scored_pictures import (
@@ -318,7 +318,7 @@ def check_rewards(config: RunConfig, metrics: Sequence[str], cases: int) -> Chec
 
 def write_check(check: Check, folder: Path) -> Path:
     """check_rewards.json in the folder, which is made where there is none."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     file = folder / "check_rewards.json"
     write_text(file, json.dumps(check.as_dict(), indent=2, allow_nan=False) + "\n")
     return file

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from customized_grpo.files.durable import replacing
 from customized_grpo.run.logs import read_log
 
 SMOOTH = 10  # updates
@@ -41,7 +42,8 @@ def draw_curves(run: Path, target: Path) -> None:
         axes.set_ylim(-0.02, 1.02)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=9)
-    figure.savefig(target, dpi=120)
+    with replacing(target) as aside:
+        figure.savefig(aside, dpi=120, format="png")
 
 
 def _lines(

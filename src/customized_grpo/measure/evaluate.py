@@ -19,7 +19,8 @@ from customized_grpo.critters import samples as critters
 from customized_grpo.data import Sample
 from customized_grpo.data.images import to_pictures
 from customized_grpo.fields import BUILT_IN
-from customized_grpo.files.durable import check_folder, write_text
+from customized_grpo.files.durable import append_text, check_folder, make_folder, write_text
+from customized_grpo.files.pictures import save_png
 from customized_grpo.measure import dreambench
 from customized_grpo.measure import rows as figures
 from customized_grpo.measure.named_metrics import named_metrics, trained_names
@@ -202,14 +203,13 @@ def evaluate(request: EvaluationRequest, output: Path, *, keep_pictures: bool = 
     known = {row.key: row for row in figures.read_rows(output / ROWS)}
     pending = [(n, case) for n, case in enumerate(cases) if (case[0].id, case[1]) not in known]
     loaded = _load(request) if pending else None  # before anything is written: it may not be possible
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     write_text(output / SETTINGS, json.dumps(settings, indent=2) + "\n")
     write_text(output / ROWS, "".join(row.as_line() for row in known.values()))  # without a line cut short
     if loaded is not None:
         policy, metrics = loaded
         for row in score_cases(request.config, policy, metrics, pending, output if keep_pictures else None):
-            with (output / ROWS).open("a", encoding="utf-8") as file:
-                file.write(row.as_line())
+            append_text(output / ROWS, row.as_line())
             known[row.key] = row
     return [known[sample.id, index] for sample, index in cases]
 
@@ -267,10 +267,10 @@ def score_cases(
         scores = {name: score(name, metric, images, samples).tolist() for name, metric in metrics.items()}
         if pictures is not None:
             for folder in (PICTURES, REFERENCES):
-                (pictures / folder).mkdir(exist_ok=True)
+                make_folder(pictures / folder)
             for (number, (sample, index)), picture in zip(part, to_pictures(images), strict=True):
                 name = f"{number:05d}-{_slug(sample.id)}"
-                picture.save(pictures / PICTURES / f"{name}-{index}.png")
+                save_png(picture, pictures / PICTURES / f"{name}-{index}.png")
                 if index == 0:
                     keep_reference(sample.reference_images()[0], pictures / REFERENCES / f"{name}.png")
         for position, (_, (sample, index)) in enumerate(part):

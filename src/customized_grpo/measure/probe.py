@@ -11,8 +11,9 @@ from pathlib import Path
 
 from customized_grpo.config import ConfigError, RunConfig, parse_metric
 from customized_grpo.data import Sample
+from customized_grpo.errors import UsageError
 from customized_grpo.fields import BUILT_IN
-from customized_grpo.files.durable import check_folder, write_text
+from customized_grpo.files.durable import check_folder, make_folder, write_text
 from customized_grpo.measure.probe_findings import ORACLES, Findings
 from customized_grpo.measure.probe_plot import draw_probe
 from customized_grpo.measure.probe_steps import Probe
@@ -34,7 +35,7 @@ def run_probe(config: RunConfig, adapter: Path | None, *, prompts: int, draws: i
     """
     if output is not None:
         if (output / REPORT).exists():
-            raise ValueError(f"{output / REPORT} exists; choose another folder with --output")
+            raise UsageError(f"{output / REPORT} exists; choose another folder with --output")
         check_folder(output)
     samples = choose(load_samples(config)[0], prompts)
     policy = _policy(config, adapter)
@@ -46,7 +47,7 @@ def run_probe(config: RunConfig, adapter: Path | None, *, prompts: int, draws: i
     title = f"{prompts} prompts, {draws} draws each, {config.noise.dynamics} noise of level {config.noise.level:g}"
     print(f"\nNoise at one step only: {title}\n\n{findings.text()}", end="")
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
+        make_folder(output)
         run = {"prompts": prompts, "draws": draws, "adapter": None if adapter is None else str(adapter)}
         report = {**run, **findings.as_dict(), "config": config.model_dump(mode="json")}
         if findings.fit is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from customized_grpo.files.durable import replacing
 from customized_grpo.measure.curves import IDENTITY, INK, JOINT, PROMPT
 from customized_grpo.measure.intervals import Estimate
 from customized_grpo.measure.probe_findings import Findings
@@ -31,7 +32,8 @@ def draw_probe(findings: Findings, title: str, target: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=9)
     figure.suptitle(f"Noise at one denoising step only: {title} (bands and bars: 95 %)", fontsize=11, color=INK)
-    figure.savefig(target, dpi=120)
+    with replacing(target) as aside:
+        figure.savefig(aside, dpi=120, format="png")
 
 
 def _draw_spreads(axes: Axes, findings: Findings) -> None:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from customized_grpo.algorithm import log_prob
 from customized_grpo.data import Sample
+from customized_grpo.errors import UsageError
 from customized_grpo.policies.base import Condition, Policy
 from customized_grpo.rewards import Reward
 from customized_grpo.training.rollout import Point, Sampler, denoise, derive_seed
@@ -70,7 +71,7 @@ class Probe:
                 for name, values in scores.items():
                     spreads[name].append(spread_within(values))
                     if name in REWARDS and spreads[name][-1].isnan().all():
-                        raise ValueError(
+                        raise UsageError(
                             f"the {name.replace('_', ' ')} cannot score these samples; choose another one"
                         )
                 known = list(spreads.items())[:2]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from customized_grpo.errors import UsageError
 from customized_grpo.measure.intervals import Estimate, estimate
 
 
@@ -49,7 +50,7 @@ def read_rows(file: Path) -> list[EvaluationRow]:
     try:
         return [EvaluationRow.from_line(line) for line in lines if line.endswith("\n")]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} holds a line that no evaluation wrote ({error}); remove the folder") from error
+        raise UsageError(f"{file} holds a line that no evaluation wrote ({error}); remove the folder") from error
 
 
 def column(rows: Sequence[EvaluationRow], metric: str) -> Tensor:
@@ -107,12 +108,12 @@ def joint_dominance(rows: Sequence[EvaluationRow], base: Sequence[EvaluationRow]
     for row, other in pairs[:1]:
         missing = [reward for reward in rewards if reward not in row.scores or reward not in other.scores]
         if missing:
-            raise ValueError(f"the two evaluations do not share {', '.join(missing)}; evaluate both with it")
+            raise UsageError(f"the two evaluations do not share {', '.join(missing)}; evaluate both with it")
     changes = [[row.scores[reward] - other.scores[reward] for reward in rewards] for row, other in pairs]
     change = torch.tensor(changes, dtype=torch.float64).reshape(len(pairs), len(rewards))
     scored = ~change.isnan().any(dim=1)
     if not scored.any():
-        raise ValueError("no image is in both evaluations and scored by every reward; were they made of other cases?")
+        raise UsageError("no image is in both evaluations and scored by every reward; were they made of other cases?")
     subjects = [row.subject for (row, _), keep in zip(pairs, scored.tolist(), strict=True) if keep]
     better, worse = (change[scored] > 0).all(dim=1).double(), (change[scored] < 0).all(dim=1).double()
     compared = int(scored.sum())

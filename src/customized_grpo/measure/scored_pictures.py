@@ -16,6 +16,7 @@ from customized_grpo.algorithm import group_advantages
 from customized_grpo.config import RunConfig
 from customized_grpo.data import Sample, fit, load_image
 from customized_grpo.data.images import Source
+from customized_grpo.errors import UsageError
 from customized_grpo.measure.intervals import Estimate, estimate
 from customized_grpo.measure.known_pictures import ROWS, Cases
 from customized_grpo.measure.named_metrics import named_metrics
@@ -164,10 +165,10 @@ def _scored(candidate: Candidate, images: Tensor, samples: Sequence[Sample]) -> 
     values = torch.as_tensor(candidate.reward(images, samples), dtype=torch.float64).cpu()
     if values.shape != (len(samples),):
         shape = list(values.shape)
-        raise ValueError(f"{candidate.label} gives numbers of shape {shape} for {len(samples)} pictures; one each")
+        raise UsageError(f"{candidate.label} gives numbers of shape {shape} for {len(samples)} pictures; one each")
     if values.isinf().any():
         culprit = samples[int(values.isinf().nonzero()[0])].id
-        raise ValueError(f"{candidate.label} gives an infinity for sample {culprit}; NaN says that it cannot score")
+        raise UsageError(f"{candidate.label} gives an infinity for sample {culprit}; NaN says that it cannot score")
     return values
 
 

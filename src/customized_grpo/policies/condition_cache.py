@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from customized_grpo.errors import UsageError
+
 Tensors = dict[str, Tensor]
 CHECKSUM = "checksum"  # the name in the file, beside those of the tensors
 
@@ -32,7 +34,7 @@ class ConditionCache:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"condition cache {folder}: not a folder; name one, or a path where one can be made")
+            raise UsageError(f"condition cache {folder}: not a folder; name one, or a path where one can be made")
 
     def get(self, key: str, compute: Callable[[], Tensors]) -> Tensors:
         """The tensors of `key` (from `content_key`), on the CPU where they were on disk; else computed and written."""

@@ -26,6 +26,7 @@ from transformers import CLIPTextModel, T5EncoderModel
 
 from customized_grpo.algorithm import sigma_schedule
 from customized_grpo.data import Sample
+from customized_grpo.errors import UsageError
 from customized_grpo.files.pretrained import load_part, loading
 from customized_grpo.policies.adapter_file import ADAPTER_FILE, TRANSFORMER, check_fits, check_same, read_adapter
 from customized_grpo.policies.condition_cache import ConditionCache
@@ -105,7 +106,7 @@ class FluxKontextPolicy:
         self.scale = self.pipe.vae_scale_factor
         multiple = 2 * self.scale
         if height % multiple or width % multiple:
-            raise ValueError(f"pictures of {width}x{height} pixels; this model needs multiples of {multiple}")
+            raise UsageError(f"pictures of {width}x{height} pixels; this model needs multiples of {multiple}")
         self.encoder = FluxEncoder(
             self.pipe,
             device=self.device,

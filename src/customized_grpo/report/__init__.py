@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from customized_grpo.files.durable import check_file, write_text
+from customized_grpo.files.durable import check_file, make_folder, write_text
 from customized_grpo.report.cases import ReportError
 from customized_grpo.report.folders import distinct, read_parts
 from customized_grpo.report.page import render
@@ -27,6 +27,6 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     except (KeyError, TypeError, AttributeError) as error:  # whole JSON and YAML, but of something else
         named = ", ".join(map(str, folders))
         raise ReportError(f"{named}: some file is not as this program writes it ({error!r}); copy it again") from error
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent)
     write_text(output, render(", ".join(distinct(list(dict.fromkeys(folders)))), parts))
     return output

@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from customized_grpo.data.images import inside
+from customized_grpo.errors import InputError
 from customized_grpo.measure.intervals import Estimate
 from customized_grpo.measure.rows import EvaluationRow
 from customized_grpo.report.content import Arm, Case, Film, Picture, Wall
@@ -19,7 +20,7 @@ STOPS = 41  # of a slider, at most
 BASE, TUNED = "base", "tuned"
 
 
-class ReportError(ValueError):
+class ReportError(InputError, ValueError):
     """A folder of which no report can be made; the message says what was looked for."""
 
 

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from customized_grpo.data import Sample
-from customized_grpo.files.pretrained import loading, model_type
+from customized_grpo.files.pretrained import ModelError, loading, model_type
 from customized_grpo.rewards.encoder import PictureEncoder, load_encoder, load_processor, shared
 from customized_grpo.rewards.identity import Identity, of_source
 
@@ -45,7 +45,7 @@ class DinoFeatures(PictureEncoder):
         super().__init__()
         kind = model_type(model)
         if kind not in _KINDS:
-            raise ValueError(f"dino: {model} is a {kind!r} checkpoint; take one of type {', '.join(_KINDS)}")
+            raise ModelError(f"dino: {model} is a {kind!r} checkpoint; take one of type {', '.join(_KINDS)}")
         encoder, settings = _KINDS[kind]
         self.processor = _processor(model, kind, preprocess)
         self.model = load_encoder(encoder, model, device, **settings)

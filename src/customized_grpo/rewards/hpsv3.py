@@ -24,7 +24,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from customized_grpo.data import Sample
 from customized_grpo.data.images import to_pictures
-from customized_grpo.files.pretrained import find, loading
+from customized_grpo.files.pretrained import ModelError, find, loading
 from customized_grpo.rewards.hpsv3_prompt import REWARD_TOKEN, question
 
 WEIGHTS = "HPSv3.safetensors"
@@ -136,7 +136,7 @@ def load_model(
     ]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ValueError(f"hpsv3: {file} does not fit {base}: {'; '.join(problems[:3])}{more}")
+        raise ModelError(f"hpsv3: {file} does not fit {base}: {'; '.join(problems[:3])}{more}")
     kept = {key: value.to(torch.float32 if key.startswith("head.") else dtype) for key, value in weights.items()}
     made.load_state_dict(kept, assign=True)
     round_rotations(made.backbone)

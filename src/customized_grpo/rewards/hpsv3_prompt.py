@@ -4,6 +4,8 @@ From hpsv3/dataset/data_collator_qwen.py of MizzenAI/HPSv3 (MIT, Copyright (c) 2
 template of Qwen2-VL.
 """
 
+from customized_grpo.errors import UsageError
+
 REWARD_TOKEN = "<|Reward|>"
 IMAGE_TOKEN = "<|image_pad|>"
 
@@ -58,7 +60,7 @@ def question(prompt: str, image_tokens: int) -> str:
     """
     held = [token for token in (REWARD_TOKEN, IMAGE_TOKEN) if token in prompt]
     if held:
-        raise ValueError(
+        raise UsageError(
             f"hpsv3: the prompt {prompt!r} holds {held[0]}, which means something to the model; reword it"
         )
     return (

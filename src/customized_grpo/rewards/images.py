@@ -9,6 +9,7 @@ from typing import Literal
 from PIL import Image
 
 from customized_grpo.data.images import Source, load_image
+from customized_grpo.errors import UsageError
 
 Region = Literal["frame", "centre"]
 
@@ -32,7 +33,7 @@ def subject(picture: Image.Image, mask: Image.Image) -> Image.Image | None:
     if mask.size != picture.size:
         if abs(mask.width * picture.height - picture.width * mask.height) > 0.01 * picture.width * mask.height:
             here, there = (f"{image.width} x {image.height}" for image in (mask, picture))
-            raise ValueError(f"a mask of {here} does not fit its picture of {there}; give one of the same proportions")
+            raise UsageError(f"a mask of {here} does not fit its picture of {there}; give one of the same proportions")
         mask = mask.resize(picture.size, Image.Resampling.NEAREST)
     inside = mask.point([255 if value >= SUBJECT else 0 for value in range(256)])
     box = inside.getbbox()

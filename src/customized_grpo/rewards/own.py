@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.data import Sample
+from customized_grpo.errors import UsageError
 from customized_grpo.rewards import Reward
 from customized_grpo.rewards.scoring import RewardError
 
@@ -84,14 +85,14 @@ def load_function(name: str, options: Mapping[str, Any], device: torch.device, t
     if not callable(found):
         known = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
         shown = ", ".join(known[:10]) + (f" and {len(known) - 10} more" if len(known) > 10 else "")
-        raise ValueError(f"reward {name!r}: {where} has no function {attribute!r}; it has {shown or 'nothing'}")
+        raise UsageError(f"reward {name!r}: {where} has no function {attribute!r}; it has {shown or 'nothing'}")
     if isinstance(found, type):
         made = found(**_arguments(found, name, options, device))
         if not callable(made):
-            raise ValueError(f"reward {name!r}: {attribute} has no __call__(self, images, samples)")
+            raise UsageError(f"reward {name!r}: {attribute} has no __call__(self, images, samples)")
         return Limited(name, cast("Reward", made), timeout, device)
     if options:
-        raise ValueError(f"reward {name!r}: a function takes no options ({', '.join(options)}); make it a class")
+        raise UsageError(f"reward {name!r}: a function takes no options ({', '.join(options)}); make it a class")
     return Limited(name, cast("Reward", found), timeout, device)
 
 
@@ -102,14 +103,14 @@ def _arguments(kind: type, name: str, options: Mapping[str, Any], device: torch.
     try:
         signature.bind(**given)
     except TypeError as error:
-        raise ValueError(f"reward {name!r}: options: {error}; the class takes {signature}") from None
+        raise UsageError(f"reward {name!r}: options: {error}; the class takes {signature}") from None
     return given
 
 
 def _from_file(path: Path) -> ModuleType:
     path = path.expanduser()
     if not path.is_file():
-        raise ValueError(f"reward {str(path)!r}: no such file; the path starts from {Path.cwd()}")
+        raise UsageError(f"reward {str(path)!r}: no such file; the path starts from {Path.cwd()}")
     # Under a name of its own: it must not take the place of a package that happens to be called the same.
     name = f"customized_grpo_own_reward_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -127,6 +128,6 @@ def _by_name(where: str, name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name and not f"{where}.".startswith(f"{error.name}."):
             raise  # the module is there, and something that it imports is not
-        raise ValueError(
+        raise UsageError(
             f"reward {name!r}: there is no module {where!r}; write package.module:function or path/to/file.py:function"
         ) from None

@@ -23,6 +23,8 @@ from urllib.parse import urlsplit
 import httpx2
 from PIL import Image
 
+from customized_grpo.errors import UsageError
+
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between tries; a server that asks for more gets the longest
 LARGEST_REPLY = 4 * 2**20  # bytes; scores and one short sentence are far below
 AGAIN = (408, 425, 429, 500, 502, 503, 504)  # states that may pass
@@ -221,10 +223,10 @@ def read_key(variable: str | None, reward: str) -> str | None:
         return None
     key = os.environ.get(variable, "").strip()
     if not key:
-        raise ValueError(f"reward {reward!r}: api_key_env names {variable}, and the environment has no such variable")
+        raise UsageError(f"reward {reward!r}: api_key_env names {variable}, and the environment has no such variable")
     # Quotes and backslashes are written otherwise inside JSON and messages, where the key could not be found again.
     if not (key.isascii() and key.isprintable()) or set(key) & set(" \"'\\"):
-        raise ValueError(f"reward {reward!r}: {variable} holds no key: there are blanks or odd characters in it")
+        raise UsageError(f"reward {reward!r}: {variable} holds no key: there are blanks or odd characters in it")
     return key
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.data import Sample
+from customized_grpo.errors import RunError
 from customized_grpo.rewards import Reward
 from customized_grpo.runtime.distributed import Processes
 
@@ -18,7 +19,7 @@ from customized_grpo.runtime.distributed import Processes
 CAUSES = ("no_answer", "refused", "bad_reply", "null", "out_of_range")
 
 
-class RewardError(RuntimeError):
+class RewardError(RunError, RuntimeError):
     """A reward that does not keep to its contract; the message says which and what it gave."""
 
 

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, GetCoreSchemaHandler, TypeAdapter, model_va
 from pydantic_core import CoreSchema, core_schema
 
 from customized_grpo.critters.weights import resolve
+from customized_grpo.errors import UsageError
 from customized_grpo.fields import BUILT_IN, Count, Index, NonNegative, Positive, Section
 
 if TYPE_CHECKING:
@@ -297,7 +298,7 @@ class VlmJudgeSettings(RemoteSettings):
 
     def make(self, device: torch.device) -> Reward:  # noqa: ARG002 (the server has its own)
         if find_spec("openai") is None:
-            raise ValueError('reward "vlm_judge": openai is not installed; pip install "customized-grpo[judge]"')
+            raise UsageError('reward "vlm_judge": openai is not installed; pip install "customized-grpo[judge]"')
         from customized_grpo.rewards.vlm_judge import Judge
 
         return Judge(**self.model_dump(exclude={"name", "role", "weight"}))

@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from customized_grpo.config import CONFIG, ConfigError, RunConfig, load_config
+from customized_grpo.errors import InputError
 from customized_grpo.files.durable import SAVING
 from customized_grpo.run.changes import changes, way_out
 from customized_grpo.run.checkpoints import FOLDER, checkpoints_of, update_of
@@ -18,7 +19,7 @@ LOCK = "run.lock"
 ELSEWHERE = "choose another folder with output=..."
 
 
-class RunDirectoryError(ValueError):
+class RunDirectoryError(InputError, ValueError):
     """A run directory that cannot be used as asked; the message names the ways out."""
 
 

@@ -23,8 +23,16 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 from customized_grpo.config import CONFIG, RunConfig, dump_config
-from customized_grpo.files.durable import SAVING, remove_leftovers, replacing, sync, sync_tree, write_text
-from customized_grpo.files.pictures import Shown, case, sheet
+from customized_grpo.files.durable import (
+    SAVING,
+    SavingError,
+    append_text,
+    remove_leftovers,
+    sync,
+    sync_tree,
+    write_text,
+)
+from customized_grpo.files.pictures import Shown, case, save_png, sheet
 from customized_grpo.policies.base import Policy
 from customized_grpo.run.access import RunDirectoryError, check_access, take_lock, writable
 from customized_grpo.run.cases import keep_cases
@@ -47,10 +55,6 @@ from customized_grpo.run.environment import environment
 from customized_grpo.run.logs import LOGS, LogRow, as_json, read_log, read_logs
 from customized_grpo.run.sampling_settings import SAMPLING, SamplingSettings
 from customized_grpo.run.trackers import Trackers
-
-
-class SavingError(RuntimeError):
-    """Something could not be written while a run was going on; the message says what, why and how to go on."""
 
 
 class RunDirectory:
@@ -94,8 +98,7 @@ class RunDirectory:
             cards = [case([each.reference, each.picture], each.prompt, titles) for each in shown]
             with self._writing(f"the pictures of {name}"):
                 keep_cases(images, name, shown)
-                with replacing(images / f"{name}.png") as aside:
-                    sheet(cards, columns=4).save(aside, format="PNG")
+                save_png(sheet(cards, columns=4), images / f"{name}.png")
                 sync_tree(images / name)
                 sync(images / f"{name}.png")
                 sync(images)
@@ -106,8 +109,8 @@ class RunDirectory:
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         line = json.dumps(as_json(row), allow_nan=False) + "\n"
-        with self._writing(name), (self.path / name).open("a", encoding="utf-8") as file:
-            file.write(line)
+        with self._writing(name):
+            append_text(self.path / name, line)
 
     # --- saving and going on -----------------------------------------------------------------------------------------
 
@@ -215,11 +218,12 @@ class RunDirectory:
         try:
             yield
         except (OSError, SafetensorError) as error:
-            reason = (isinstance(error, OSError) and error.strerror) or str(error)
+            reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
             saved = checkpoints_of(self.path)
             last = f"{saved[-1].name} is the last checkpoint" if saved else "there is no checkpoint yet"
             raise SavingError(
-                f"could not write {what} in {self.path}: {reason}; {last}. Mend that, then: {self.how_to_resume}"
+                f"could not write {what} in {self.path}: {reason}; {last}. Fix this, then run: {self.how_to_resume}",
+                reason,
             ) from error
 
 

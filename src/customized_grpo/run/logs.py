@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from customized_grpo.errors import UsageError
+
 LOGS = ("metrics.jsonl", "evaluations.jsonl")
 LogRow = dict[str, Any]
 
@@ -28,7 +30,7 @@ def read_log(file: Path) -> list[LogRow]:
         try:
             rows += [json.loads(line)] if line.endswith("\n") else []
         except json.JSONDecodeError as error:
-            raise ValueError(f"{file}, line {number}: not JSON: {error.msg}; restore it, or remove the line") from None
+            raise UsageError(f"{file}, line {number}: not JSON: {error.msg}; restore it, or remove the line") from None
     return rows
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from customized_grpo.config import RunConfig
+from customized_grpo.errors import UsageError
 from customized_grpo.fields import NonNegative, Pixels, Positive, Steps, Tokens
 
 SAMPLING = "sampling.json"
@@ -52,4 +53,4 @@ class SamplingSettings:
             return TypeAdapter(cls).validate_json(file.read_bytes())
         except ValidationError as error:
             wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-            raise ValueError(f"{file} is not what training writes ({wrong}); copy it again, or remove it") from None
+            raise UsageError(f"{file} is not what training writes ({wrong}); copy it again, or remove it") from None

@@ -16,6 +16,8 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
+from customized_grpo.errors import UsageError
+
 
 class Trackers:
     """The trackers of one run; figures go to all of them, with the update as the step."""
@@ -32,7 +34,7 @@ class Trackers:
         """ValueError where a tracker is not installed."""
         for name in names:
             if find_spec(name) is None:
-                raise ValueError(
+                raise UsageError(
                     f'tracking: {name} is not installed; pip install "customized-grpo[{name}]", or leave it out'
                 )
 

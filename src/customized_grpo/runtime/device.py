@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import torch
 
+from customized_grpo.errors import UsageError
+
 
 def usable_device(name: str) -> torch.device:
     """The device `name`; ValueError, before anything is loaded, where there is none."""
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"no device is named {name!r}; use cpu, cuda or cuda:1") from None
+        raise UsageError(f"no device is named {name!r}; use cpu, cuda or cuda:1") from None
     if device.type not in ("cpu", "cuda", "mps"):  # "meta" and others hold no numbers, or are known to no one here
-        raise ValueError(f"device {name}: nothing can be computed there; use cpu, cuda or cuda:1")
+        raise UsageError(f"device {name}: nothing can be computed there; use cpu, cuda or cuda:1")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError(f"device {name}: torch {torch.__version__} finds no Apple GPU; use device=cpu")
+        raise UsageError(f"device {name}: torch {torch.__version__} finds no Apple GPU; use device=cpu")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {name}: torch {torch.__version__} finds no CUDA device; use device=cpu")
+        raise UsageError(f"device {name}: torch {torch.__version__} finds no CUDA device; use device=cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         last = torch.cuda.device_count() - 1
-        raise ValueError(f"device {name}: the last CUDA device here is cuda:{last}; use device=cuda:{last}")
+        raise UsageError(f"device {name}: the last CUDA device here is cuda:{last}; use device=cuda:{last}")
     return device

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from customized_grpo.errors import RunError
 from customized_grpo.runtime.device import usable_device
 from customized_grpo.runtime.launchers import check_connected
 
 BUCKET = 25 * 2**20  # gradients, 100 MiB of them, are summed at once: few messages, and a small copy
 
 
-class DistributedError(RuntimeError):
+class DistributedError(RunError, RuntimeError):
     """Processes that cannot go on together; the message says what to do."""
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from customized_grpo.errors import InputError
+
 # How many there are. SLURM's is of the step: a job's script is one process of its own.
 COUNTS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 PATIENCE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # torchrun's: seconds from the signal that it passes on to SIGKILL
 
 
-class LaunchError(ValueError):
+class LaunchError(InputError, ValueError):
     """Processes that were started in a way that cannot work; the message says in which it would."""
 
 

@@ -10,8 +10,15 @@ from typing import Any
 
 import torch
 
+from customized_grpo.errors import RunError
 
-class MemoryExhaustedError(RuntimeError):
+SMALLER = (
+    "make pictures smaller (model.height and model.width, --size) or fewer at a time (groups.rollout_batch), hold "
+    "weights in bfloat16 (model.dtype, --dtype) or text encoders on the CPU (model.offload_text_encoders=true)"
+)
+
+
+class MemoryExhaustedError(RunError, RuntimeError):
     """Not even one image at a time fits; the message says what to make smaller."""
 
 
@@ -68,6 +75,12 @@ class MicroBatches:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+
+def raise_if_exhausted(error: RuntimeError) -> None:
+    """Raises MemoryExhaustedError, which says what to make smaller, if `error` is torch's for memory that ran out."""
+    if isinstance(error, torch.OutOfMemoryError):
+        raise MemoryExhaustedError(f"out of memory ({first_line(error)}); {SMALLER}") from None
 
 
 def first_line(error: BaseException) -> str:

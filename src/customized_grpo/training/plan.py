@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.algorithm import (
-    USES_BONUS,
-    USES_WEIGHTS,
+    SHAPING_RULES,
     ConstantWeights,
     TimeAwareWeights,
     step_advantages,
@@ -40,7 +39,7 @@ class Plan:
 
     @property
     def _weighted(self) -> bool:
-        return self.config.shaping.rule in USES_WEIGHTS
+        return SHAPING_RULES[self.config.shaping.rule].uses_weights
 
     def batch(self, update: int) -> list[Sample]:
         """The samples of an update; every epoch is another permutation, and no sample is dropped at its end."""
@@ -160,7 +159,7 @@ class Plan:
         if not self._weighted and self.config.weighting != Weighting(kind="constant"):
             yield f'the rule "{shaping.rule}" has no weights: the section `weighting` changes nothing'
         for name in ("gamma", "recentre"):
-            if shaping.rule not in USES_BONUS and getattr(shaping, name) != getattr(usual, name):
+            if not SHAPING_RULES[shaping.rule].uses_bonus and getattr(shaping, name) != getattr(usual, name):
                 yield f'the rule "{shaping.rule}" has no bonus: shaping.{name} changes nothing'
 
     def _generator(self, *parts: object) -> torch.Generator:

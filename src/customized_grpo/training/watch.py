@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from customized_grpo.errors import RunError
+
 EVALUATIONS = 5  # the window of a trend; fewer have no trend worth the name
 SIGNIFICANCE = 0.05  # of a trend's slope, two-sided; both trends of a warning must reach it
 SMALLEST_CHANGE = 0.25  # of a trend over its window, in standard deviations of the metric over the evaluated images
@@ -166,7 +168,7 @@ class Watch:
 # --- what ends a run -------------------------------------------------------------------------------------------------
 
 
-class TrainingError(RuntimeError):
+class TrainingError(RunError, RuntimeError):
     """Training cannot go on; the message says at which update and sample, and what to do."""
 
 

@@ -15,6 +15,7 @@ from transformers import BitImageProcessorPil, CLIPImageProcessorPil, CLIPTokeni
 
 from customized_grpo.critters.build import gates, models, stages
 from customized_grpo.critters.build.pictures import Mixture
+from customized_grpo.errors import RunError
 from customized_grpo.files.durable import write_text
 
 # What each gate must lie between; `docs` and the provenance file quote the figures that were reached.
@@ -36,7 +37,7 @@ LIMITS: dict[str, dict[str, tuple[float, float]]] = {
 }
 
 
-class GateError(RuntimeError):
+class GateError(RunError, RuntimeError):
     """A built-in model misses a gate; the message lists every one that is missed, with its figure."""
 
 

@@ -23,12 +23,13 @@ from transformers import CLIPTokenizer, Dinov2Model
 from customized_grpo.critters import world
 from customized_grpo.critters.build import pictures as pics
 from customized_grpo.critters.build.models import TEXT_TOKENS
+from customized_grpo.errors import RunError
 
 Loss = Callable[[np.random.Generator, torch.Generator], Tensor]
 Settings = dict[str, Any]  # of numbers, strings and dictionaries of them
 
 
-class StaleStageError(RuntimeError):
+class StaleStageError(RunError, RuntimeError):
     """A stage's file in the work folder was trained with other settings; the message names them."""
 
 

@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+from customized_grpo.errors import UsageError
 from customized_grpo.fields import BUILT_IN
 
 FOLDER = Path(__file__).parent
@@ -18,7 +19,7 @@ def resolve(model: str | Path, part: Literal["generator", "dino", "clip"]) -> st
     Raises ValueError for what can only be a folder and is not there: the libraries would take it for a hub id.
     """
     if str(model).startswith(("/", ".", "~")) and not Path(model).is_dir():
-        raise ValueError(f"no model in {model}; name a folder in the library's format, or a hub id")
+        raise UsageError(f"no model in {model}; name a folder in the library's format, or a hub id")
     return FOLDER / part if model == BUILT_IN else model
 
 

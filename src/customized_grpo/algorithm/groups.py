@@ -1,0 +1,61 @@
+"""Rewards of a group of images, relative to each other.
+
+Axes: P groups (prompts), G images of a group. NaN means that an image could not be scored.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+# Below this spread (times |mean|, where that exceeds 1) a group is flat: rounding, not signal.
+_FLAT = 1e-6
+
+
+def mask_unscored(rewards: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The rewards [P, G] by name, NaN wherever any of them is NaN; in float32 or better.
+
+    Raises ValueError for no rewards or different shapes.
+    """
+    shapes = {name: tuple(values.shape) for name, values in rewards.items()}
+    if len(set(shapes.values())) != 1:
+        raise ValueError(f"rewards have shapes {shapes}; every reward scores the same [groups, images]")
+    unscored = torch.stack([values.isnan() for values in rewards.values()]).any(dim=0)
+    return {name: _floating(values).masked_fill(unscored, math.nan) for name, values in rewards.items()}
+
+
+def group_advantages(rewards: Tensor) -> Tensor:
+    """Group-relative advantage A = (r - mean) / std, std with ddof = 1; GRPO, arXiv 2402.03300.
+
+    rewards [..., G], the group last; same shape out, in float32 or better (float64 inside). NaN (unscored)
+    stays NaN and enters no statistic. Fewer than two scored images, or a std below 1e-6 max(1, |mean|), give
+    zeros; that leaves the usual epsilon in the denominator nothing to do. Raises ValueError for infinities.
+    """
+    rewards = _floating(rewards)
+    if rewards.isinf().any():
+        raise ValueError("rewards hold an infinity; return NaN for an image that could not be scored")
+    values = rewards.double()
+    count = (~values.isnan()).sum(dim=-1, keepdim=True)
+    mean = values.nanmean(dim=-1, keepdim=True)
+    centred = values - mean
+    std = (centred.square().nansum(dim=-1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+    flat = std < _FLAT * mean.abs().clamp(min=1)  # a single scored image has std 0
+    advantages = torch.where(flat, 0.0, centred / std).masked_fill(values.isnan(), math.nan)
+    return advantages.to(rewards.dtype)
+
+
+def weighted_sum(values_by_role: Mapping[str, Tensor], weights: Mapping[str, float | Tensor]) -> Tensor:
+    """Sum over roles of weight times value; each weight broadcasts against its value.
+
+    Raises ValueError unless the weights name exactly the roles.
+    """
+    if not values_by_role or values_by_role.keys() != weights.keys():
+        raise ValueError(f"weights for {sorted(weights)}, values for {sorted(values_by_role)}; the roles must match")
+    terms = [weights[role] * values for role, values in values_by_role.items()]
+    return sum(terms[1:], start=terms[0])
+
+
+def _floating(values: Tensor) -> Tensor:
+    """Integers and half precision in float32, float32 and float64 as they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
