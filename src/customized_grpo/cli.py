@@ -112,7 +112,7 @@ def train(
         return
     from customized_grpo.run.checkpoints import FINAL
     from customized_grpo.training.assemble import assemble
-    from customized_grpo.training.record import outcome
+    from customized_grpo.training.record import held_out_summary
 
     trainer = assemble(config, resume=resume)
     main = trainer.processes.main
@@ -123,7 +123,7 @@ def train(
         trainer.train()
     if main:
         path = trainer.directory.path
-        if summary := outcome(trainer.directory.logs()[1]):
+        if summary := held_out_summary(trainer.directory.logs()[1]):
             typer.echo(summary, err=True)
         typer.echo(f"as a page: customized-grpo report {path}", err=True)
         typer.echo(f"adapter: {path / FINAL}")

@@ -92,7 +92,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        problems = list(self._of_the_window())
+        problems = list(self._window_problems())
         if self.shaping.rule == "gdpo" and self.weighting.kind == "tdw":
             problems.append('shaping.rule: "gdpo" has static weights; add weighting.kind=constant')
         if self.weighting.kind == "tdw" and self.weighting.prompt != Weighting().prompt:
@@ -107,12 +107,12 @@ class RunConfig(Section):
         if self.data.source == "critters" and self.data.train_samples is None:
             problems.append("data.train_samples: critters never run out; say how many to draw, for instance 2000")
         problems += contradictions(self.data.source, self.data.root, self.data.class_word)
-        problems += self._of_the_rewards()
+        problems += self._reward_problems()
         if problems:
             raise ValueError("\n".join(problems))
         return self
 
-    def _of_the_rewards(self) -> Iterator[str]:
+    def _reward_problems(self) -> Iterator[str]:
         for key, reward in self.rewards.items():
             if not key.isidentifier():
                 yield f"rewards.{key}: this key names figures and files; use letters, digits and _"
@@ -145,7 +145,7 @@ class RunConfig(Section):
         built_in = BUILT_IN if BUILT_IN in (self.data.source, self.model.path) and metric.encoder else None
         return metric.with_model(next(iter(shared), built_in or metric.usual_model))
 
-    def _of_the_window(self) -> Iterator[str]:
+    def _window_problems(self) -> Iterator[str]:
         window, final = self.window, self.sampling.num_steps - 2
         last = final if window.last is None else window.last
         size = 1 if window.size is None else window.size

@@ -35,4 +35,4 @@ Steps = Annotated[int, Number, Field(ge=2, le=1000)]  # denoising steps
 class Section(BaseModel):
     """Keys of a configuration file: unknown ones are refused, values do not change, numbers are finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)

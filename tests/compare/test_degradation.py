@@ -98,8 +98,8 @@ def said(**series: list[float]) -> list[dict[str, Any]]:
     watch = Watch({"identity": "identity_reward", "prompt": "prompt_reward"}, measures=measures)
     warnings = []
     for row in rows(**series):
-        watch.see_evaluation({**row, "spread": dict.fromkeys(series, 0.3)})
-        warnings += watch.see({"update": row["update"], "saturated_identity": 0.0, "saturated_prompt": 0.0})
+        watch.observe_evaluation({**row, "spread": dict.fromkeys(series, 0.3)})
+        warnings += watch.observe({"update": row["update"], "saturated_identity": 0.0, "saturated_prompt": 0.0})
     return [warning.as_dict() for warning in warnings]
 
 

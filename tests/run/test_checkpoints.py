@@ -18,10 +18,10 @@ from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.run.checkpoints import (
     checkpoints_of,
     damage,
+    mark_damaged,
     newest_whole,
     read_state,
     save_checkpoint,
-    set_aside,
     update_of,
     write_state,
 )
@@ -185,8 +185,8 @@ def test_the_newest_whole_checkpoint_is_found_behind_damaged_ones(run: Path):
         folder / "step-00002": "state.json is missing",
     }
     for path in damaged:
-        set_aside(path)
-    set_aside(shutil.copytree(folder / "step-00001", folder / "step-00003"))  # a second time
+        mark_damaged(path)
+    mark_damaged(shutil.copytree(folder / "step-00001", folder / "step-00003"))  # a second time
     assert [path.name for path in checkpoints_of(run)] == ["step-00001"]
 
 

@@ -191,15 +191,15 @@ def interruptible():
 def test_the_first_signal_is_noted_and_a_sigint_after_it_interrupts():
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with StopRequest() as stop:
-        assert not stop.came
+        assert not stop.requested
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
-        assert stop.came
+        assert stop.requested
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
     with pytest.raises(SystemExit) as left:
-        stop.leave("bye")
+        stop.exit("bye")
     assert left.value.code == 143
 
 
@@ -208,7 +208,7 @@ def test_an_ignored_signal_stays_ignored():
     try:
         with StopRequest() as stop:
             signal.raise_signal(signal.SIGINT)
-            assert not stop.came
+            assert not stop.requested
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -218,7 +218,7 @@ def test_outside_the_main_thread_training_goes_on_without_signals():
 
     def enter() -> None:
         with StopRequest() as stop:
-            noted.append(stop.came)
+            noted.append(stop.requested)
 
     thread = threading.Thread(target=enter)
     thread.start()

@@ -40,9 +40,9 @@ def watched(spread: float = 0.3, **series: list[float]) -> list[tuple[int, str, 
     said = []
     for number in range(len(next(iter(series.values())))):
         values = {name: values[number] for name, values in series.items()}
-        watch.see_evaluation(evaluation(10 * number, spread, **values))
+        watch.observe_evaluation(evaluation(10 * number, spread, **values))
         for update in range(10 * number, 10 * number + 10):
-            said += [(w.update, w.kind, w.message) for w in watch.see(row(update))]
+            said += [(w.update, w.kind, w.message) for w in watch.observe(row(update))]
     return said
 
 
@@ -120,13 +120,15 @@ def test_noise_rarely_alarms():
 
 def test_saturated_groups_are_said_once_per_reward():
     watch = Watch(TRAINED, measures=MEASURES)
-    said = [w for update in range(1, 30) for w in watch.see(row(update, prompt=0.8))]
+    said = [w for update in range(1, 30) for w in watch.observe(row(update, prompt=0.8))]
     (warning,) = said
     assert (warning.update, warning.kind) == (UPDATES, "saturated groups")
     assert "80% of the groups had no spread in the prompt reward" in warning.message
-    assert not [w for update in range(1, 30) for w in Watch(TRAINED, measures=MEASURES).see(row(update, prompt=0.9))]
+    assert not [
+        w for update in range(1, 30) for w in Watch(TRAINED, measures=MEASURES).observe(row(update, prompt=0.9))
+    ]
     steady = Watch(TRAINED, measures=MEASURES)
-    assert not [w for update in range(1, 30) for w in steady.see(row(update, prompt=0.7))]
+    assert not [w for update in range(1, 30) for w in steady.observe(row(update, prompt=0.7))]
 
 
 def test_updates_without_any_score_say_nothing():
@@ -136,7 +138,7 @@ def test_updates_without_any_score_say_nothing():
         row(n, prompt=0.9) | ({"saturated_prompt": gap} if gap != 1 else {}) for n, gap in enumerate([1, None] * 15)
     ]
     rows[3]["saturated_prompt"] = math.nan
-    said = [w for each in rows for w in watch.see(each)]
+    said = [w for each in rows for w in watch.observe(each)]
     assert [w.update for w in said] == [18]  # the tenth update that was scored
 
 
@@ -153,8 +155,8 @@ def test_a_watch_that_is_replayed_goes_on_as_if_never_stopped():
         for each in rows[stop:]:
             for found in evaluations:
                 if stop < found["update"] == each["update"]:
-                    whole.see_evaluation(found)
-            heard += whole.see(each)
+                    whole.observe_evaluation(found)
+            heard += whole.observe(each)
         return heard
 
     everything = said(0)

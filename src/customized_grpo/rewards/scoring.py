@@ -49,7 +49,7 @@ class Scorer:
         return {name: scores[name] for name in self.rewards}
 
     @contextmanager
-    def given_up_on_error(self) -> Iterator[None]:
+    def abort_remote_on_error(self) -> Iterator[None]:
         """Whatever ends the block early also ends what remote rewards wait for: the program can leave at once."""
         try:
             yield
@@ -60,7 +60,7 @@ class Scorer:
                 self._pool.shutdown(wait=False, cancel_futures=True)
             raise
 
-    def lost(self, processes: Processes) -> dict[str, Any]:
+    def unscored_by_remote(self, processes: Processes) -> dict[str, Any]:
         """{"lost": images that remote rewards could not score since the start, by reward and cause}; {} for none."""
         counted = [getattr(reward, "unscored", {}) for reward in self.remote.values()]
         here = torch.tensor([[float(causes.get(cause, 0)) for cause in CAUSES] for causes in counted])
@@ -70,7 +70,7 @@ class Scorer:
                 found[name] = {cause: int(images) for cause, images in zip(CAUSES, row, strict=True) if images}
         return {"lost": found} if found else {}
 
-    def forget(self) -> None:
+    def discard(self) -> None:
         """What was begun is not wanted any more: the update that it belongs to is done again."""
         self._begun = {}
 

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from customized_grpo.config import CONFIG, ConfigError, RunConfig, load_config
 from customized_grpo.errors import InputError
 from customized_grpo.files.durable import SAVING
-from customized_grpo.run.changes import changes, way_out
+from customized_grpo.run.changes import changes, refusal
 from customized_grpo.run.checkpoints import FOLDER, checkpoints_of, update_of
 
 LOCK = "run.lock"
@@ -79,7 +79,7 @@ def _changed_settings(path: Path, new: RunConfig) -> list[str]:
     found = changes(old, new)
     if not any((path / FOLDER).glob("*")):  # nothing is trained yet, and it begins again from the first update
         return [f"resuming with {change}" for change in found]
-    refused = [way_out(change) for change in found if not change.allowed]
+    refused = [refusal(change) for change in found if not change.allowed]
     done = max(map(update_of, checkpoints_of(path)), default=0)
     if new.updates < done:
         refused.append(f"updates: {old.updates} -> {new.updates}, but {done} are done; go on with updates={done}")

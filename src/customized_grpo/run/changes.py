@@ -76,7 +76,7 @@ def changes(old: RunConfig, new: RunConfig) -> list[Change]:
     ]
 
 
-def way_out(change: Change) -> str:
+def refusal(change: Change) -> str:
     """One line for a change that may not be."""
     return f"{change}; go on with {change.key}={_plain(change.old)}, or start another run with output=..."
 

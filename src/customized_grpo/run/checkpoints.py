@@ -31,7 +31,7 @@ MANIFEST, TENSORS, STATE = "manifest.json", "optimizer.safetensors", "state.json
 INTERIM = "interim"  # an empty file in what was saved only because the run was asked to stop, or ended
 DAMAGED = ".damaged"  # ending of checkpoints that were found damaged
 RANDOM = "random"  # torch's random state among the tensors
-HOW = ("foreach", "fused")  # how a step is computed: as suits the device that goes on, not the one that wrote
+STEP_KERNELS = ("foreach", "fused")  # how a step is computed: as suits the device that goes on, not the one that wrote
 
 Position = tuple[int, int]  # updates, optimiser steps
 
@@ -114,7 +114,7 @@ def newest_whole(run: Path) -> tuple[Path | None, dict[Path, str]]:
     return None, damaged
 
 
-def set_aside(checkpoint: Path) -> Path:
+def mark_damaged(checkpoint: Path) -> Path:
     """Rename a damaged checkpoint, so that nothing takes it for one; returns its new path."""
     aside = checkpoint.with_suffix(DAMAGED)
     shutil.rmtree(aside, ignore_errors=True)
@@ -171,7 +171,7 @@ def read_state(folder: Path, optimizer: torch.optim.Optimizer) -> Position:
             name: tuple(value) if isinstance(value, list) and name != "params" else value
             for name, value in group.items()
         }
-        | {name: own[name] for name in HOW if name in own}
+        | {name: own[name] for name in STEP_KERNELS if name in own}
         for group, own in zip(about["groups"], optimizer.param_groups, strict=True)
     ]
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -43,11 +43,11 @@ from customized_grpo.run.checkpoints import (
     INTERIM,
     Position,
     checkpoints_of,
+    mark_damaged,
     newest_whole,
     read_state,
     remove_older,
     save_checkpoint,
-    set_aside,
     update_of,
     write_state,
 )
@@ -77,7 +77,7 @@ class RunDirectory:
         self.trackers = Trackers(config.tracking, path, config.model_dump(mode="json"))
 
     @property
-    def how_to_resume(self) -> str:
+    def resume_command(self) -> str:
         """The command that goes on with this run."""
         return f"customized-grpo train {shlex.quote(str(self.path))} --resume"
 
@@ -147,7 +147,7 @@ class RunDirectory:
             self._rewind(-1 if found is None else update_of(found))
             if found is not None:
                 remove_older(found, self.config.keep_last)
-        return go_on_from(found, policy, optimizer, self.config.seed)
+        return restore_checkpoint(found, policy, optimizer, self.config.seed)
 
     def _newest_whole(self) -> Path | None:
         """The checkpoint to go on from; damaged ones after it are said and renamed."""
@@ -161,7 +161,7 @@ class RunDirectory:
         if damaged and found is not None:
             say(f"note: {wrong}; going on from {found.name}, and the damaged ones end in {DAMAGED} now")
             for path in damaged:
-                set_aside(path)
+                mark_damaged(path)
         return found
 
     def _rewind(self, update: int) -> None:
@@ -199,7 +199,7 @@ class RunDirectory:
 
     def pause(self, update: int) -> str:
         """The line that tells how to continue a run that was asked to stop."""
-        return f"stopped after update {update}; go on with: {self.how_to_resume}"
+        return f"stopped after update {update}; go on with: {self.resume_command}"
 
     def close(self) -> None:
         """Close the trackers and release the folder, whether the run finished, stopped or failed."""
@@ -222,12 +222,14 @@ class RunDirectory:
             saved = checkpoints_of(self.path)
             last = f"{saved[-1].name} is the last checkpoint" if saved else "there is no checkpoint yet"
             raise SavingError(
-                f"could not write {what} in {self.path}: {reason}; {last}. Fix this, then run: {self.how_to_resume}",
+                f"could not write {what} in {self.path}: {reason}; {last}. Fix this, then run: {self.resume_command}",
                 reason,
             ) from error
 
 
-def go_on_from(checkpoint: Path | None, policy: Policy, optimizer: torch.optim.Optimizer, seed: int) -> Position:
+def restore_checkpoint(
+    checkpoint: Path | None, policy: Policy, optimizer: torch.optim.Optimizer, seed: int
+) -> Position:
     """Put a checkpoint into policy, optimiser and torch's random state; returns its position.
 
     Without one that is (0, 0), with the random state of `seed`.

@@ -12,7 +12,7 @@ from customized_grpo.config import RunConfig
 from customized_grpo.files.pictures import Shown
 from customized_grpo.policies.base import Policy
 from customized_grpo.run.checkpoints import Position, newest_whole
-from customized_grpo.run.directory import LogRow, go_on_from
+from customized_grpo.run.directory import LogRow, restore_checkpoint
 from customized_grpo.run.logs import read_logs
 
 
@@ -64,7 +64,7 @@ class FollowedDirectory:
 
     def restore(self, policy: Policy, optimizer: torch.optim.Optimizer) -> Position:
         found, _ = newest_whole(self.path)  # the first process went on from it, and has set damaged ones aside
-        return go_on_from(found, policy, optimizer, self.config.seed)
+        return restore_checkpoint(found, policy, optimizer, self.config.seed)
 
     def logs(self) -> tuple[list[LogRow], list[LogRow]]:
         return read_logs(self.path)

@@ -62,7 +62,7 @@ class Processes:
         if self.count == 1:
             return mine
         largest = -(-total // self.count)
-        with _together():
+        with _collective():
             padded = pad_across_processes(mine.to(self.device), dim=0)
             parts = gather(padded).unflatten(0, (self.count, largest))  # pyright: ignore[reportAttributeAccessIssue]
         each, more = divmod(total, self.count)
@@ -83,7 +83,7 @@ class Processes:
         """Sum over the processes of a tensor that has the same shape in each."""
         if self.count == 1:
             return values
-        with _together():
+        with _collective():
             total = reduce(values.to(self.device), reduction="sum")
         return total.to(values.device)  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -96,7 +96,7 @@ class Processes:
                 parameter.grad = torch.zeros_like(parameter)
         for bucket in _buckets([parameter.grad for parameter in parameters if parameter.grad is not None]):
             flat = torch.cat([gradient.flatten() for gradient in bucket])
-            with _together():
+            with _collective():
                 torch.distributed.all_reduce(flat)
             for gradient, total in zip(bucket, flat.split([each.numel() for each in bucket]), strict=True):
                 gradient.copy_(total.view_as(gradient))
@@ -126,7 +126,7 @@ class Processes:
             self._wait()
 
     def _wait(self) -> None:
-        with _together():
+        with _collective():
             PartialState().wait_for_everyone()
 
 
@@ -143,7 +143,7 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def _together() -> Iterator[None]:
+def _collective() -> Iterator[None]:
     """What waits for the other processes; torch's error where one of them has gone becomes one line."""
     try:
         yield

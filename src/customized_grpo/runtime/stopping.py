@@ -39,11 +39,11 @@ class StopRequest:
             signal.signal(number, handler)
 
     @property
-    def came(self) -> bool:
+    def requested(self) -> bool:
         """Whether to stop. It turns true at any moment, and stays so."""
         return self.signal is not None
 
-    def leave(self, message: str) -> NoReturn:
+    def exit(self, message: str) -> NoReturn:
         """Say the message and raise SystemExit with 128 + the signal's number, as shells count.
 
         A process that stops because another one of the run was asked to takes that for a SIGTERM.

@@ -77,7 +77,7 @@ def load_metrics(config: RunConfig, rewards: dict[str, Reward]) -> dict[str, Rew
     return {f"{key}_reward": reward for key, reward in rewards.items()} | further
 
 
-def _of_processes(config: RunConfig, count: int, samples: Sequence[Sample], held_out: int) -> Iterator[str]:
+def _process_problems(config: RunConfig, count: int, samples: Sequence[Sample], held_out: int) -> Iterator[str]:
     """What `count` processes cannot divide among themselves."""
     prompts = config.groups.prompts
     if prompts < count:
@@ -99,7 +99,7 @@ def _of_processes(config: RunConfig, count: int, samples: Sequence[Sample], held
         yield f"samples have from {min(references)} to {max(references)} references; model.shard=true needs one number"
 
 
-def _unscorable(config: RunConfig, samples: Sequence[Sample]) -> Iterator[str]:
+def _unscorable_rewards(config: RunConfig, samples: Sequence[Sample]) -> Iterator[str]:
     """The rewards that would stop the run, because too many training samples lack what they look at."""
     for key, reward in config.rewards.items():
         lacking = [what for sample in samples if (what := reward.lacking(sample))]
@@ -126,8 +126,8 @@ def assemble(config: RunConfig, *, resume: bool = False) -> Trainer:
             "evaluation.every=0"
         )
     problems = [
-        *_of_processes(config, processes.count, [*train, *held_out], len(held_out)),
-        *_unscorable(config, train),
+        *_process_problems(config, processes.count, [*train, *held_out], len(held_out)),
+        *_unscorable_rewards(config, train),
     ]
     if problems:
         raise ConfigError("\n".join(problems))

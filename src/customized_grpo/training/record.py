@@ -55,7 +55,7 @@ def saturated(values: Tensor) -> float:
     return (deviations < SATURATED_BELOW * torch.maximum(means.abs(), overall)).double().mean().item()
 
 
-def outcome(evaluations: Sequence[Mapping[str, Any]]) -> str:
+def held_out_summary(evaluations: Sequence[Mapping[str, Any]]) -> str:
     """What the held-out cases say of a run, from its first evaluation to its last, in a line; "" without two."""
     if len(evaluations) < 2:
         return ""

@@ -82,14 +82,14 @@ class Trainer:
     def train(self) -> None:
         """Run to the configured number of updates from the last checkpoint on; SIGTERM and SIGINT end it, saved."""
         config, directory, every = self.config, self.directory, self.config.evaluation.every
-        with closing(directory), self.scorer.given_up_on_error(), StopRequest() as stop:
+        with closing(directory), self.scorer.abort_remote_on_error(), StopRequest() as stop:
             with self.processes.main_first():
                 self.update, self.optimizer_steps = directory.restore(self.policy, self.optimizer)
                 self.watch.replay(*directory.logs())
             self.processes.check_position(self.update, self.optimizer_steps)
             if every and self.update == 0:
                 self._evaluate()
-            stopping = self.processes.any(stop.came)
+            stopping = self.processes.any(stop.requested)
             with tqdm(initial=self.update, total=config.updates, disable=not self.processes.main) as bar:
                 while self.update < config.updates and not stopping:
                     row = self.step()
@@ -97,14 +97,14 @@ class Trainer:
                     bar.set_postfix({key: f"{row[f'reward_{key}']:.3f}" for key in self.rewards})
                     if every and self.update % every == 0:
                         self._evaluate()
-                    directory.log(self.watch.mark(row))
-                    stopping = self.processes.any(stop.came)  # asked once: whoever stops has saved
+                    directory.log(self.watch.annotate(row))
+                    stopping = self.processes.any(stop.requested)  # asked once: whoever stops has saved
                     if stopping or self.update % config.save_every == 0 or self.update == config.updates:
                         directory.checkpoint((self.update, self.optimizer_steps), self.policy, self.optimizer)
             if self.update < config.updates:
                 with self.processes.main_first():  # whoever leaves ends the others, and the first is still saving
                     said = directory.pause(self.update)
-                stop.leave(said)
+                stop.exit(said)
             directory.finish(self.policy)
 
     def step(self) -> dict[str, Any]:
@@ -114,7 +114,7 @@ class Trainer:
         def unchanged() -> bool:
             return self.processes.count == 1 and self.optimizer_steps == steps
 
-        return self.batches.run(self._step, self.scorer.forget, again=unchanged)
+        return self.batches.run(self._step, self.scorer.discard, again=unchanged)
 
     def _step(self) -> dict[str, Any]:
         config = self.config
@@ -149,7 +149,7 @@ class Trainer:
             "update": self.update,
             **reward_figures(scores, self.plan.roles),
             "advantage_std": spread(advantages),
-            **self.scorer.lost(self.processes),
+            **self.scorer.unscored_by_remote(self.processes),
             "steps": self.plan.step_rows(steps),
             **diagnostics,
             "lr": self.optimizer.param_groups[0]["lr"],
@@ -245,4 +245,4 @@ class Trainer:
     def _evaluate(self) -> None:
         found, shown = self.held_out.report(self.policy, self.sampler.sigmas, grid=self.config.evaluation.grid)
         self.directory.log_evaluation(row := {"update": self.update, **found}, shown)
-        self.watch.see_evaluation(row)
+        self.watch.observe_evaluation(row)

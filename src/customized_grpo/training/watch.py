@@ -63,25 +63,25 @@ class Watch:
     measures: Mapping[str, str] = field(default_factory=dict)  # by name of a further metric: identity, prompt or both
     evaluations: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=EVALUATIONS))
     saturation: dict[str, deque[float]] = field(default_factory=dict)
-    said: set[tuple[str, ...]] = field(default_factory=set)
+    reported: set[tuple[str, ...]] = field(default_factory=set)
     unread: bool = False  # whether the last evaluation has not been looked at
 
-    def see_evaluation(self, row: Mapping[str, Any]) -> None:
+    def observe_evaluation(self, row: Mapping[str, Any]) -> None:
         """A row of evaluations.jsonl; what it means is said with the next update's row."""
         self.evaluations.append(dict(row))
         self.unread = True
 
-    def see(self, row: Mapping[str, Any]) -> list[RunWarning]:
+    def observe(self, row: Mapping[str, Any]) -> list[RunWarning]:
         """A row of metrics.jsonl, after the evaluation of the same update; the warnings that are due with it."""
         found = [*self._saturated(row), *(self._trends() if self.unread else ())]
         self.unread = False
-        due = [(key, message) for key, message in found if key not in self.said]
-        self.said |= {key for key, _ in due}
+        due = [(key, message) for key, message in found if key not in self.reported]
+        self.reported |= {key for key, _ in due}
         return [RunWarning(row["update"], key[0], message) for key, message in due]
 
-    def mark(self, row: dict[str, Any]) -> dict[str, Any]:
+    def annotate(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row, with the warnings that are due with it under "warnings", where there are any."""
-        warnings = [warning.as_dict() for warning in self.see(row)]
+        warnings = [warning.as_dict() for warning in self.observe(row)]
         return {**row, "warnings": warnings} if warnings else row
 
     def replay(self, rows: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]]) -> None:
@@ -89,10 +89,10 @@ class Watch:
         waiting = deque(evaluations)
         for row in rows:
             while waiting and waiting[0]["update"] <= row["update"]:
-                self.see_evaluation(waiting.popleft())
-            self.see(row)
+                self.observe_evaluation(waiting.popleft())
+            self.observe(row)
         for evaluation in waiting:
-            self.see_evaluation(evaluation)
+            self.observe_evaluation(evaluation)
 
     # --- what can be wrong -------------------------------------------------------------------------------------------
 
