@@ -225,7 +225,7 @@ def test_train_on_dreambench(run: Callable[..., Answer], tiny: list[str], tmp_pa
         (["model.height=30"], "32x30 pixels; this model needs multiples of 4"),
         (["device=gpu"], "no device is named 'gpu'; use cpu, cuda or cuda:1"),
         (["rewards.identity.name=dyno"], "no reward is named 'dyno'"),
-        (["window.size=9"], "window.size: steps 0 to 1 hold windows of at most 2, not 9"),
+        (["window.size=9"], "window.size: must be at most 2 within steps 0 to 1, not 9"),
     ],
 )
 def test_what_a_user_gets_wrong_is_an_error_message(

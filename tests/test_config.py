@@ -1,12 +1,20 @@
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
-from customized_grpo.config import ConfigError, RunConfig, dump_config, load_config, recipes
+from customized_grpo.algorithm import SHAPING_RULES
+from customized_grpo.algorithm.schedule import ProgressReading, WindowStrategy
+from customized_grpo.algorithm.sde import Dynamics, StepScaleMode
+from customized_grpo.algorithm.weighting import WEIGHTINGS
+from customized_grpo.config import ConfigError, RunConfig, dump_config, load_config, parse_metric, recipes
+from customized_grpo.fields import Section
+from customized_grpo.sections import Noise, Objective, Shaping, Weighting, Window
 
-# Whatever the recipe says: windows of two steps among the steps 0 to 7.
+# Windows of two steps among the steps 0 to 7.
 TEN_STEPS = ("sampling.num_steps=10", "window={strategy: random, size: 2, last: 7}", "shaping.rule=sars")
 
 
@@ -27,8 +35,8 @@ def test_every_recipe_in_the_package_loads(name: str):
 
 
 @pytest.mark.parametrize("name", recipes())
-def test_every_line_of_a_recipe_says_what_it_is_for(name: str):
-    """But sections, and the second of two that belong together."""
+def test_every_line_of_a_recipe_has_a_comment(name: str):
+    """Except sections, and the second line of a pair."""
     lines = [line for line in recipes()[name].read_text().splitlines() if not line.startswith("#")]
     bare = [line.strip() for line in lines if "#" not in line and not line.endswith(":")]
     assert {line.split(":")[0] for line in bare} <= {"width", "update_batch"}
@@ -43,10 +51,10 @@ def test_a_recipe_may_be_a_path(tmp_path: Path):
     file.write_text("updates: 7\ndata: {train_samples: 5}\n")
     config = load_config(str(file))
     assert (config.updates, config.data.train_samples) == (7, 5)
-    assert config.sampling.num_steps == 10  # what the file does not name keeps its default
+    assert config.sampling.num_steps == 10  # the default
 
 
-def test_a_recipe_that_is_not_there_names_the_nearest():
+def test_an_unknown_recipe_is_refused_with_the_nearest_name():
     (line,) = mistakes(recipe="criters")
     assert line.startswith("no recipe 'criters'; did you mean 'critters'?")
 
@@ -54,7 +62,7 @@ def test_a_recipe_that_is_not_there_names_the_nearest():
 @pytest.mark.parametrize(
     ("text", "complaint"), [("a: [", "is not YAML"), ("- 1\n- 2\n", "holds a list; a recipe is a mapping")]
 )
-def test_a_file_that_is_no_recipe_is_refused(text: str, complaint: str, tmp_path: Path):
+def test_a_file_that_is_not_a_recipe_is_refused(text: str, complaint: str, tmp_path: Path):
     file = tmp_path / "mine.yaml"
     file.write_text(text)
     assert complaint in "\n".join(mistakes(recipe=str(file)))
@@ -66,7 +74,25 @@ def test_the_resolved_config_reads_back_to_itself(name: str, tmp_path: Path):
     file = tmp_path / "resolved.yaml"
     file.write_text(dump_config(config))
     assert load_config(str(file)) == config
-    assert yaml.safe_load(dump_config(config)).keys() == RunConfig.model_fields.keys()  # nothing is left implicit
+    assert yaml.safe_load(dump_config(config)).keys() == RunConfig.model_fields.keys()  # defaults are written out
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "names"),
+    [
+        (Shaping, "rule", SHAPING_RULES),
+        (Window, "strategy", get_args(WindowStrategy)),
+        (Noise, "dynamics", set(get_args(Dynamics)) - {"ode"}),  # "ode" has no noise to train with
+        (Weighting, "kind", WEIGHTINGS),
+        (Weighting, "progress", get_args(ProgressReading)),
+        (Objective, "step_scale", get_args(StepScaleMode)),
+    ],
+)
+def test_a_setting_takes_the_names_that_the_algorithm_knows(
+    section: type[Section], field: str, names: Collection[str]
+):
+    """The sections repeat them, because importing the algorithm means importing torch."""
+    assert set(get_args(section.model_fields[field].annotation)) == set(names)
 
 
 # --- overrides -------------------------------------------------------------------------------------------------------
@@ -98,8 +124,8 @@ def test_the_last_override_wins():
 # --- mistakes --------------------------------------------------------------------------------------------------------
 
 
-def test_another_reward_in_the_place_of_a_recipes_is_written_anew():
-    with pytest.raises(ConfigError, match=r"judges: unknown key; .*'rewards.prompt={name: clip_t}'"):
+def test_settings_of_a_replaced_reward_are_refused_with_the_way_to_drop_them():
+    with pytest.raises(ConfigError, match=r"judges: unknown key; .*to drop .*'rewards.prompt={name: clip_t}'"):
         load_config("kontext-vlm", ["rewards.prompt.name=clip_t"])
     config = load_config("kontext-vlm", ["rewards.prompt={name: clip_t}"])
     assert config.rewards["prompt"].label == "clip_t"
@@ -118,69 +144,68 @@ def test_another_reward_in_the_place_of_a_recipes_is_written_anew():
         ("optimizer.lr=fast", "optimizer.lr: input should be a valid number, .*, not 'fast'"),
         ("groups.size=1", "groups.size: input should be greater than or equal to 2, not 1"),
         ("optimizer.lr=0", "optimizer.lr: input should be greater than 0, not 0"),
-        ("sampling.num_steps=1", "sampling.num_steps: input should be greater than or equal to 2, not 1"),
+        ("dino=1", "dino: unknown key; known here: output, .*"),
+        ("rewards.x={name: 'a.py:b', role: quality, weight: 1, optoins: {}}", "rewards.x.optoins: .* mean 'options'?"),
+        ("rewards.prompt={name: http}", "rewards.prompt.url: is missing and has no default; set it"),
+        ("sampling.shift=-1", "sampling.shift: input should be greater than 0; or 'checkpoint', not -1"),
+        ("tracking=wandb", r"tracking: write a list such as \[wandb\], not 'wandb'"),
         ("shaping.rule=sar", "shaping.rule: input should be 'sars', .* or 'gdpo', not 'sar'"),
         ("weighting.high=1.5", "weighting.high: input should be less than or equal to 1, not 1.5"),
-        ("seed.x=1", "seed: input should be a valid integer, not {'x': 1}"),
+        ("seed.x=1", r"seed: input should be a valid integer, not \{'x': 1\}"),
         ("updates.x=1", "updates.x=1: updates is a value, not a section of keys"),
         ("seed", "seed: an override is written key=value, for instance optimizer.lr=1e-4"),
         ("seed=[1", "seed: '.1' is not YAML: line 1, column 3: expected .*"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_key_and_value(override: str, line: str):
-    import re
-
-    (found,) = mistakes(override)
-    assert re.fullmatch(line.replace("{", r"\{").replace("?", r"\?"), found)
+    (message,) = mistakes(override)
+    assert re.fullmatch(line.replace("?", r"\?"), message), message
 
 
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["window.last=9"], "window.last: steps 0 to 8 can be stochastic with num_steps=10, not 9"),
-        (["window.first=8"], "window.first: 8 lies behind the last step, 7"),
-        (["window.size=9"], "window.size: steps 0 to 7 hold windows of at most 8, not 9"),
-        (
-            ["window.strategy=fixed", "window.start=7"],
-            "window.start: windows of 2 within steps 0 to 7 start at 0 to 6, not 7",
-        ),
+        (["window.last=9"], "window.last: with num_steps=10 it must be at most 8, not 9"),
+        (["window.first=8"], "window.first: must be at most 7, the last step, not 8"),
+        (["window.size=9"], "window.size: must be at most 8 within steps 0 to 7, not 9"),
+        (["window.strategy=fixed", "window.start=7"], "window.start: must be 0 to 6 for 2 steps within 0 to 7, not 7"),
         (["window.strategy=all"], 'window: strategy "all" has no window, and size is 2; set window.size=null'),
         (["window.size=null"], 'window: strategy "random" needs a size; set for instance window.size=2'),
-        (["window.strategy=fixed"], 'window: start goes with the strategy "fixed" and only with it'),
-        (["window.start=1"], 'window: start goes with the strategy "fixed" and only with it'),
-        (["shaping.rule=gdpo"], 'shaping.rule: "gdpo" has static weights; add weighting.kind=constant'),
+        (["window.strategy=fixed"], 'window: strategy "fixed" needs a start; set for instance window.start=0'),
+        (["window.start=1"], 'window: start is only for the strategy "fixed", not "random"; set window.start=null'),
+        (["shaping.rule=gdpo"], 'shaping.rule: "gdpo" needs static weights; add weighting.kind=constant'),
         (
             ["weighting.prompt=.6"],
-            "weighting.prompt: 0.6 is a constant weight; add weighting.kind=constant, or set weighting.high and "
-            "weighting.low",
+            "weighting.prompt: 0.6 is a constant weight, which tdw ignores; add weighting.kind=constant, or set "
+            "weighting.high and weighting.low",
         ),
-        (["weighting.start=.5"], "weighting: start <= centre <= end does not hold"),
-        (["noise.dynamics=cps", "noise.level=1.5"], 'noise.level: "cps" takes at most 1, not 1.5'),
+        (["weighting.start=.5"], "weighting: start 0.5, centre 0.4 and end 0.88 must be in this order"),
+        (["noise.dynamics=cps", "noise.level=1.5"], 'noise.level: must be at most 1 with "cps", not 1.5'),
         (
             ["data.train_samples=null"],
-            "data.train_samples: critters never run out; say how many to draw, for instance 2000",
+            "data.train_samples: critters are drawn without limit; set a number, for instance 2000",
         ),
     ],
 )
-def test_contradictions_are_refused_with_the_remedy(overrides: list[str], line: str):
+def test_contradictions_are_refused_with_the_way_out(overrides: list[str], line: str):
     assert mistakes(*TEN_STEPS, *overrides) == [line]
 
 
-def test_a_model_that_is_not_the_built_in_one_has_other_defaults(tmp_path: Path):
-    """A recipe of one's own that names FLUX must not be trained at 32 pixels on a CPU because it does not say so."""
+def test_models_other_than_the_built_in_one_have_other_defaults(tmp_path: Path):
+    """A user's recipe that names FLUX and nothing else must not train at 32 pixels on a CPU."""
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("model: {path: some/FLUX}\ndata: {source: list.json}\n")
     config = load_config(str(recipe))
     assert (config.device, config.model.dtype) == ("cuda", "bfloat16")
     assert (config.model.height, config.model.width, config.model.max_sequence_length) == (512, 512, 512)
-    said = load_config(str(recipe), ["device=cpu", "model.height=64", "model.dtype=float32"])
-    assert (said.device, said.model.dtype, said.model.height, said.model.width) == ("cpu", "float32", 64, 512)
+    config = load_config(str(recipe), ["device=cpu", "model.height=64", "model.dtype=float32"])
+    assert (config.device, config.model.dtype, config.model.height, config.model.width) == ("cpu", "float32", 64, 512)
     recipe.write_text("model: {gradient_checkpointing: true}\ndata: {train_samples: 4}\n")
     config = load_config(str(recipe))
     assert (config.device, config.model.dtype, config.model.height) == ("cpu", "float32", 32)
 
 
-def test_what_only_looks_like_a_contradiction_is_accepted():
+def test_settings_at_the_limit_are_accepted():
     load_config("critters", [*TEN_STEPS, "window.strategy=fixed", "window.start=6"])
     load_config("critters", [*TEN_STEPS, "window.size=8"])
     load_config("critters", [*TEN_STEPS, "shaping.rule=gdpo", "weighting.kind=constant"])
@@ -188,7 +213,7 @@ def test_what_only_looks_like_a_contradiction_is_accepted():
 
 
 def test_all_mistakes_are_reported_at_once():
-    """Unknown keys, wrong types, what contradicts itself inside a section, and what contradicts another section."""
+    """Bad overrides, unknown keys, wrong types, contradictions inside a section and between sections."""
     lines = mistakes(
         "optimizer.lrr=1",
         "updates=many",
@@ -200,5 +225,18 @@ def test_all_mistakes_are_reported_at_once():
         "sampling.shift=wide",
     )
     starts = ["oops", "window", "noise.level", "optimizer.lrr", "updates", "adapter.targets", "sampling.shift"]
-    assert {start for start in starts if any(line.startswith(f"{start}:") for line in lines)} == set(starts)
-    assert len(lines) == len(set(lines)) == 8  # shift is a number or "checkpoint": two lines
+    assert sorted(line.split(":")[0] for line in lines) == sorted(starts)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("dyno", "metric 'dyno': name: no reward is named 'dyno'; did you mean 'dino'?; write for instance .*"),
+        ("dino agianst=x", "metric 'dino agianst=x': agianst: unknown key; did you mean 'against'?; write .*"),
+        ("dino batch=0", "metric 'dino batch=0': batch: input should be greater than or equal to 1, not '0'; .*"),
+    ],
+)
+def test_a_mistake_in_a_metric_names_its_own_keys(line: str, message: str):
+    with pytest.raises(ConfigError) as caught:
+        parse_metric(line)
+    assert re.fullmatch(message.replace("?", r"\?"), str(caught.value)), caught.value

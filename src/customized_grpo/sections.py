@@ -1,4 +1,4 @@
-"""The sections of a configuration: typed, one comment per field."""
+"""The sections of a configuration. Each field's docstring is its description in docs/configuration.md."""
 
 from __future__ import annotations
 
@@ -23,62 +23,104 @@ from customized_grpo.fields import (
 )
 from customized_grpo.rewards.settings import AnyReward
 
-# What a model other than the built-in one is run with unless the configuration says otherwise.
+# Defaults of the section `model` for any model other than the built-in one.
 OF_OTHER_MODELS: Mapping[str, Any] = {"dtype": "bfloat16", "height": 512, "width": 512, "max_sequence_length": 512}
 
 
 class Model(Section):
-    path: str = "critters"  # the built-in generator, or a folder or hub id in diffusers' format
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the frozen weights; the adapter is always float32
-    height: Pixels = 32  # pixels; for models other than the built-in one see OF_OTHER_MODELS
+    """The generator that is trained."""
+
+    path: str = BUILT_IN
+    """The built-in generator (`critters`), or a folder or hub id of a model in diffusers' format."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the frozen weights. The adapter is always float32."""
+    height: Pixels = 32
+    """Height of generated pictures and references, in pixels."""
     width: Pixels = 32
-    guidance: NonNegative = 2.5  # embedded guidance, where the checkpoint has it
-    max_sequence_length: Tokens = 16  # T5 tokens
-    gradient_checkpointing: bool = False  # the update computes activations twice instead of holding them all
-    offload_text_encoders: bool = False  # on the CPU, except while prompts are encoded
-    condition_cache: str | None = None  # a folder that keeps encoded prompts and references for other runs
-    shard: bool = False  # divide the frozen weights among the processes (FSDP2): for a base larger than a card
+    """Width of generated pictures and references, in pixels."""
+    guidance: NonNegative = 2.5
+    """Scale of the embedded guidance. Checkpoints without embedded guidance ignore it."""
+    max_sequence_length: Tokens = 16
+    """Length to which T5 pads or cuts prompts, in tokens."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass instead of storing them: less memory, more time."""
+    offload_text_encoders: bool = False
+    """Keep the text encoders on the CPU except while they encode prompts."""
+    condition_cache: str | None = None
+    """Folder in which encoded prompts and references are kept for later runs. `null` keeps none on disk."""
+    shard: bool = False
+    """Divide the frozen weights among the processes (FSDP2), for a model that is too large for one GPU."""
 
     @model_validator(mode="before")
     @classmethod
-    def _usual_of_the_model(cls, values: Any) -> Any:
+    def _default_for_other_models(cls, values: Any) -> Any:
         built_in = not isinstance(values, Mapping) or values.get("path", BUILT_IN) == BUILT_IN
         return values if built_in else {**OF_OTHER_MODELS, **values}
 
 
 class Adapter(Section):
+    """The LoRA adapter, the only part that learns."""
+
     rank: Rank = 16
-    alpha: Positive = 16.0  # the update is scaled by alpha / rank
-    targets: tuple[str, ...] | None = None  # names of layers; null: attention, feed-forward, output
+    """Rank of the LoRA matrices."""
+    alpha: Positive = 16.0
+    """LoRA scale: the adapter's output is multiplied by `alpha / rank`."""
+    targets: tuple[str, ...] | None = None
+    """Names of the layers that get an adapter. `null` means attention, feed-forward and output layers."""
 
 
 class Data(Section):
-    source: str = "critters"  # the built-in world, a named layout, a list or a folder: see docs/data.md
-    root: str | None = None  # folder of a named layout, or where a list's paths start from; null: the list's own
-    class_word: str | None = None  # what the photographs show, "dog", or a list that does not say it
-    train_samples: Count | None = None  # at most so many; critters need a number
-    held_out_samples: Count = 128  # fixed cases of the evaluation during training
-    held_out_share: Share = 0.1  # of the subjects, kept from training; critters are always new ones
+    """Where prompts and reference pictures come from; see docs/data.md."""
+
+    source: str = BUILT_IN
+    """The built-in world (`critters`), the name of a published layout, or the path of a list or folder."""
+    root: str | None = None
+    """Folder of a named layout, or the folder that a list's paths are relative to. `null` means the list's own."""
+    class_word: str | None = None
+    """Word for what the pictures show, such as `dog`. Photographs need it, and so do lists without class words."""
+    train_samples: Count | None = None
+    """Number of training samples to use. `null` means all of them; `critters` needs a number."""
+    held_out_samples: Count = 128
+    """Number of held-out cases that the evaluations during training generate, at most."""
+    held_out_share: Share = 0.1
+    """Share of the subjects that is kept out of training. `critters` ignores it and draws new subjects."""
 
 
 class Sampling(Section):
-    num_steps: Steps = 10  # denoising steps T
-    shift: Positive | Literal["checkpoint"] = 3.0  # of the sigma grid; "checkpoint": the pipeline's own schedule
+    """The denoising schedule."""
+
+    num_steps: Steps = 10
+    """Number of denoising steps, T."""
+    shift: Positive | Literal["checkpoint"] = 3.0
+    """Timestep shift of the noise levels. `checkpoint` means the pipeline's own schedule."""
 
 
 class Noise(Section):
-    dynamics: Literal["dance", "flow", "cps"] = "flow"  # how a stochastic step adds its noise
-    level: Positive = 0.8  # eta of "dance", a of "flow" and "cps"
+    """The noise that makes a denoising step stochastic."""
+
+    dynamics: Literal["dance", "flow", "cps"] = "flow"
+    """Formula of a stochastic step: DanceGRPO, Flow-GRPO or Flow-CPS."""
+    level: Positive = 0.8
+    """Amount of noise: eta of `dance`, a of `flow` and of `cps` (there at most 1)."""
 
 
 class Window(Section):
-    strategy: Literal["all", "random", "sliding", "fixed"] = "random"  # which steps are stochastic and trained
-    size: Count | None = 2  # steps in a window; null with "all"
-    first: Index = 0  # first step that a window may hold
-    last: Index | None = None  # last one; null: T - 2, the last step is never trained
-    start: Index | None = None  # of the "fixed" window
-    every: Count = 1  # updates between moves of the "sliding" window
-    stride: Count = 1  # steps per move
+    """The denoising steps that are stochastic and trained. All other steps are deterministic."""
+
+    strategy: Literal["all", "random", "sliding", "fixed"] = "random"
+    """How an update chooses its window: every step, a random place, a place that moves on, or always the same."""
+    size: Count | None = 2
+    """Number of steps in the window. Must be `null` with `all`."""
+    first: Index = 0
+    """First step that a window may contain."""
+    last: Index | None = None
+    """Last step that a window may contain. `null` means T - 2; step T - 1 is never trained."""
+    start: Index | None = None
+    """First step of the `fixed` window; only for that strategy."""
+    every: Count = 1
+    """Number of updates between two moves of the `sliding` window."""
+    stride: Count = 1
+    """Number of steps by which the `sliding` window moves."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -86,54 +128,98 @@ class Window(Section):
             raise ValueError(f'strategy "all" has no window, and size is {self.size}; set window.size=null')
         if self.strategy != "all" and self.size is None:
             raise ValueError(f'strategy "{self.strategy}" needs a size; set for instance window.size=2')
-        if (self.start is None) == (self.strategy == "fixed"):
-            raise ValueError('start goes with the strategy "fixed" and only with it')
+        if self.start is not None and self.strategy != "fixed":
+            raise ValueError(f'start is only for the strategy "fixed", not "{self.strategy}"; set window.start=null')
+        if self.start is None and self.strategy == "fixed":
+            raise ValueError('strategy "fixed" needs a start; set for instance window.start=0')
         return self
 
 
 class Shaping(Section):
+    """How the advantages of the rewards become one advantage."""
+
     rule: Literal["sars", "linear", "raw_sum", "min", "max", "harmonic", "geometric", "gdpo"] = "sars"
-    gamma: NonNegative = 0.4  # size of the synergy bonus of "sars"
-    recentre: bool = False  # subtract the bonus's group mean (the published form does not)
-    scale: Positive = 1.0  # factor on the rule's advantage, without the bonus: to compare rules at equal spread
-    clip: Positive = 5.0  # bound of the final advantage
+    """Shaping rule; `linear` is naive GRPO. The files of `algorithm/rules/` have the formulas."""
+    gamma: NonNegative = 0.4
+    """Size of the synergy bonus of `sars`; other rules ignore it."""
+    recentre: bool = False
+    """Subtract the group's mean from the bonus of `sars`. The published form does not."""
+    scale: Positive = 1.0
+    """Factor on the rule's advantage, applied before the bonus, to compare rules at equal spread."""
+    clip: Positive = 5.0
+    """Bound on the absolute value of the final advantage."""
 
 
 class Weighting(Section):
+    """The prompt's weight at each denoising step; identity gets the rest, 1 - weight."""
+
     kind: Literal["tdw", "constant"] = "tdw"
-    prompt: Share = 0.5  # the constant prompt weight; identity has the rest
-    progress: Literal["step", "sigma"] = "step"  # what "tdw" takes as time: t / T, or the noise level
-    high: Share = 0.7  # prompt weight early
-    low: Share = 0.3  # prompt weight late
-    final: Share = 0.5  # prompt weight at the very end
-    start: Share = 0.24  # progress at which the fall begins
-    centre: Share = 0.40  # progress in the middle of the fall
-    end: Share = 0.88  # progress at which the final phase begins
-    rate: Positive = 20.0  # steepness of the fall
+    """`tdw`: a weight that falls along the denoising steps (all settings but `prompt`). `constant`: one weight."""
+    prompt: Share = 0.5
+    """The prompt's weight with `constant`."""
+    progress: Literal["step", "sigma"] = "step"
+    """What `tdw` takes as progress from 0 to 1: the step's number divided by T, or the step's noise level."""
+    high: Share = 0.7
+    """The prompt's weight in the first phase of `tdw`."""
+    low: Share = 0.3
+    """The prompt's weight towards the end of the second phase of `tdw`."""
+    final: Share = 0.5
+    """The prompt's weight in the last phase of `tdw`."""
+    start: Share = 0.24
+    """Progress at which the second phase begins, in which the weight falls from `high` to `low`."""
+    centre: Share = 0.40
+    """Progress at which the weight is halfway between `high` and `low`."""
+    end: Share = 0.88
+    """Progress at which the last phase begins."""
+    rate: Positive = 20.0
+    """Steepness of the fall, the slope of the sigmoid over progress."""
 
 
 class Objective(Section):
-    clip_range: Positive = 1e-4  # of the probability ratio; small because log-probabilities are means
-    kl: NonNegative = 0.0  # coefficient of the KL divergence to the base policy
-    step_scale: Literal["none", "equal"] = "none"  # "equal" makes every step pull alike
-    updates_per_rollout: Count = 1  # optimiser steps on one rollout; clipping acts from the second
+    """The loss of one optimiser step."""
+
+    clip_range: Positive = 1e-4
+    """Clip range of the probability ratio. Small, because log-probabilities are means over dimensions."""
+    kl: NonNegative = 0.0
+    """Coefficient of the KL divergence to the base model. Above 0 each trained step costs one more forward pass."""
+    step_scale: Literal["none", "equal"] = "none"
+    """`equal` scales the loss so that all denoising steps pull equally hard; `none` leaves it as published."""
+    updates_per_rollout: Count = 1
+    """Number of optimiser steps on one rollout. Clipping acts from the second one."""
 
 
 class Optimizer(Section):
+    """AdamW and its learning rate."""
+
     lr: Positive = 1e-3
+    """Learning rate after warm-up."""
     weight_decay: NonNegative = 1e-4
-    warmup: Index = 3  # updates of linear warm-up
+    """Weight decay of AdamW."""
+    warmup: Index = 3
+    """Number of updates over which the learning rate rises linearly to `lr`."""
     max_grad_norm: Positive = 1.0
+    """Gradient norm to which larger gradients are clipped."""
 
 
 class Groups(Section):
-    prompts: Count = 8  # groups per update
-    size: GroupSize = 8  # images per group
-    rollout_batch: Count = 64  # images per forward pass of the rollout
-    update_batch: Count = 64  # images per forward and backward pass of the update
+    """How many images an update generates, and how many a forward pass takes."""
+
+    prompts: Count = 8
+    """Number of groups per update, in all processes together; each group is one prompt and its references."""
+    size: GroupSize = 8
+    """Number of images per group."""
+    rollout_batch: Count = 64
+    """Number of images per forward pass while generating."""
+    update_batch: Count = 64
+    """Number of images per forward and backward pass of the update. Best equal to `rollout_batch`."""
 
 
 class Evaluation(Section):
-    every: Index = 20  # updates between evaluations on the held-out cases; 0 = never
-    metrics: tuple[AnyReward, ...] = ()  # beside the rewards: each by name, or a line such as "dino region=centre"
-    grid: Index = 8  # cases drawn into the picture of each evaluation
+    """Evaluations on the held-out cases during training."""
+
+    every: Index = 20
+    """Number of updates between evaluations. 0 means never."""
+    metrics: tuple[AnyReward, ...] = ()
+    """Rewards that are measured but not trained on: names, lines such as `dino region=centre`, or mappings."""
+    grid: Index = 8
+    """Number of cases in the picture of each evaluation."""

@@ -141,16 +141,19 @@ def test_a_name_in_one_line_is_read_back(changed: dict[str, Any]):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("rewards.look.name=dino", "rewards.look.role: say what it is for: identity, prompt or quality"),
-        ("rewards.look={role: quality, weight: 1}", "rewards.look: a reward needs its name; known: dino, "),
-        ("rewards.quality.name=clip_t", "rewards.quality.weight: a quality reward has a weight of its own, for"),
-        ("rewards.prompt.weight=.2", "rewards.prompt.weight: only quality has one"),
-        ("rewards.prompt.role=identity", "rewards.prompt.role: the key says prompt, not identity; choose another key"),
+        ("rewards.look.name=dino", "rewards.look.role: is missing; set it to identity, prompt or quality"),
+        ("rewards.look={role: quality, weight: 1}", "rewards.look: a reward needs a name; known: dino, "),
+        ("rewards.quality.name=clip_t", "rewards.quality.weight: is missing; a quality reward needs a weight, for"),
+        ("rewards.prompt.weight=.2", "rewards.prompt.weight: only for quality rewards"),
+        (
+            "rewards.prompt.role=identity",
+            "rewards.prompt.role: must be prompt under this key, not identity; choose",
+        ),
         ("rewards.identity.name=dno", "rewards.identity.name: no reward is named 'dno'; did you mean 'dino'?"),
         ("rewards.identity.agianst=x", "rewards.identity.agianst: unknown key; did you mean 'against'?"),
-        ("rewards={'a/b': {name: dino, role: identity}}", "rewards.a/b: this key names figures and files"),
-        ("evaluation.metrics=[{name: dino, role: identity}]", "dino is only looked at; it has no role and no weight"),
-        ("rewards=3", "rewards: input should be a valid dictionary, not 3"),
+        ("rewards={'a/b': {name: dino, role: identity}}", "rewards.a/b: the key becomes part of file names"),
+        ("evaluation.metrics=[{name: dino, role: identity}]", "dino is not trained on; remove its role and weight"),
+        ("rewards=3", "rewards: write keys with values, such as {key: value}, not 3"),
     ],
 )
 def test_contradictions_are_refused_with_the_way_out(override: str, said: str):
