@@ -144,7 +144,7 @@ def test_settings_of_a_replaced_reward_are_refused_with_the_way_to_drop_them():
         ("optimizer.lr=fast", "optimizer.lr: input should be a valid number, .*, not 'fast'"),
         ("groups.size=1", "groups.size: input should be greater than or equal to 2, not 1"),
         ("optimizer.lr=0", "optimizer.lr: input should be greater than 0, not 0"),
-        ("dino=1", "dino: unknown key; known here: output, .*"),
+        ("dino=1", "dino: unknown key; did you mean 'window'?"),
         ("rewards.x={name: 'a.py:b', role: quality, weight: 1, optoins: {}}", "rewards.x.optoins: .* mean 'options'?"),
         ("rewards.prompt={name: http}", "rewards.prompt.url: is missing and has no default; set it"),
         ("sampling.shift=-1", "sampling.shift: input should be greater than 0; or 'checkpoint', not -1"),
