@@ -81,7 +81,7 @@ class Data(Section):
     train_samples: Count | None = None
     """Number of training samples to use. `null` means all of them; `critters` needs a number."""
     held_out_samples: Count = 128
-    """Number of held-out cases that the evaluations during training generate, at most."""
+    """Number of held-out cases in each evaluation during training, at most."""
     held_out_share: Share = 0.1
     """Share of the subjects that is kept out of training. `critters` ignores it and draws new subjects."""
 
@@ -158,7 +158,7 @@ class Weighting(Section):
     prompt: Share = 0.5
     """The prompt's weight with `constant`."""
     progress: Literal["step", "sigma"] = "step"
-    """What `tdw` takes as progress from 0 to 1: the step's number divided by T, or the step's noise level."""
+    """How `tdw` measures progress, 0 to 1: by the step's number, t / T, or by its noise level. Equal at shift 3."""
     high: Share = 0.7
     """The prompt's weight in the first phase of `tdw`."""
     low: Share = 0.3
