@@ -1,4 +1,4 @@
-"""The command `customized-grpo`. Heavy libraries are imported inside the commands: `--help` answers at once."""
+"""The command `customized-grpo`. Commands import heavy libraries themselves, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Annotated, Literal, NoReturn, ParamSpec
 import typer
 
 from customized_grpo.errors import InputError, RunError, UsageError
+from customized_grpo.fields import LARGEST_SEED
 from customized_grpo.files.notices import show_in_lines
 from customized_grpo.runtime import launchers
 
@@ -23,28 +24,39 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: cuda where there is one.")]
-RecipeDevice = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...; default: the recipe's.")]
-Recipe = Annotated[str, typer.Argument(help="A recipe (critters, kontext, own-subject, ...), a YAML file, or a run.")]
-LARGEST_SEED = 2**63 - 1  # as in a configuration
-Seed = Annotated[int, typer.Option(help="Everything random follows from it.", min=0, max=LARGEST_SEED)]
+Recipe = Annotated[
+    str, typer.Argument(help="Name of a recipe (critters, kontext, own-subject, ...), a YAML file, or a run's folder.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings as key=value, e.g. seed=1 optimizer.lr=1e-5. All of them: docs/configuration.md."),
+]
+Metric = Annotated[
+    list[str] | None,
+    typer.Option(help="Another reward to measure, e.g. 'dino against=other_view'. Repeat for more."),
+]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=LARGEST_SEED)]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...  [default: cuda if available, else cpu]")]
+RecipeDevice = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...  [default: that of the recipe]")
+]
 
-DIVIDED = ("train", "env")  # what several processes may be started of; env writes nothing
+DISTRIBUTED = ("train", "env")  # commands that may run as several processes; env writes nothing
 FAILED, BAD_INPUT = 1, 2  # exit codes
 
 
 P = ParamSpec("P")
 
 
-def computes(command: Callable[P, None]) -> Callable[P, None]:
-    """For commands that load models: memory that runs out is reported in one line."""
+def explain_memory_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn an out-of-memory error of a command into a RunError that says what to do."""
 
     @wraps(command)
     def run(*arguments: P.args, **options: P.kwargs) -> None:
         try:
             command(*arguments, **options)
         except RuntimeError as error:
-            from customized_grpo.runtime.memory import raise_if_exhausted  # not earlier: torch takes a second to load
+            from customized_grpo.runtime.memory import raise_if_exhausted  # imports torch: a second
 
             raise_if_exhausted(error)
             raise
@@ -52,7 +64,7 @@ def computes(command: Callable[P, None]) -> Callable[P, None]:
     return run
 
 
-def _say_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
@@ -64,49 +76,57 @@ def _say_version(wanted: bool) -> None:
 def program(
     context: typer.Context,
     version: Annotated[  # noqa: ARG001 (its callback reads it)
-        bool, typer.Option("--version", help="Show the version and stop.", is_eager=True, callback=_say_version)
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    """Customized-GRPO: fine-tune a subject-driven image generator to be better at identity and prompt at once."""
-    if context.invoked_subcommand is not None and context.invoked_subcommand not in DIVIDED:
+    """Fine-tune a subject-driven image generator with online RL: better at identity and at the prompt."""
+    if context.invoked_subcommand is not None and context.invoked_subcommand not in DISTRIBUTED:
         launchers.check_alone(context.invoked_subcommand)
 
 
 @app.command()
-@computes
+@explain_memory_errors
 def demo(
-    output: Annotated[Path | None, typer.Option(help="A new folder; default: runs/demo, runs/demo-2, ...")] = None,
+    output: Annotated[Path | None, typer.Option(help="A new folder.  [default: runs/demo, runs/demo-2, ...]")] = None,
     seed: Seed = 0,
-    updates: Annotated[int | None, typer.Option(help="Shorter or longer than the recipe's.", min=1)] = None,
-    cases: Annotated[int, typer.Option(help="Held-out cases to measure on.", min=12)] = 512,
+    updates: Annotated[
+        int | None, typer.Option(help="Number of updates.  [default: that of the recipe]", min=1)
+    ] = None,
+    cases: Annotated[int, typer.Option(help="Number of held-out cases to measure on.", min=12)] = 512,
     device: Device = None,
 ) -> None:
-    """Train the built-in model with SARS + TDW, and show base against tuned on cases that nothing has seen."""
+    """Train the built-in model and compare it with its base.
+
+    Trains with SARS + TDW, measures both on cases that neither has seen, and writes a table, pictures and a report.
+    """
     from customized_grpo.commands.demo import run_demo
 
     run_demo(output, seed=seed, updates=updates, cases=cases, device=device or _default_device())
 
 
 @app.command()
-@computes
+@explain_memory_errors
 def train(
     recipe: Recipe,
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings, e.g. optimizer.lr=1e-5 seed=1")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in `output`.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the resolved configuration and stop.")] = False,
-    output: Annotated[Path | None, typer.Option(help="The run's folder; default: the recipe's.")] = None,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in its folder.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the complete configuration and exit.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Folder of the run.  [default: that of the recipe]")] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Everything random follows from it; default: the recipe's.", min=0)
+        int | None, typer.Option(help="Seed of everything random.  [default: that of the recipe]", min=0)
     ] = None,
     device: RecipeDevice = None,
 ) -> None:
-    """Train an adapter by a recipe, with overrides."""
+    """Train an adapter with the settings of a recipe.
+
+    The run's folder holds its logs, pictures, checkpoints and the adapter. --resume continues a run that stopped.
+    """
     from customized_grpo.config import dump_config, load_config
 
     options = {"output": output, "seed": seed, "device": device}
     chosen = [f"{key}={value}" for key, value in options.items() if value is not None]
-    here = [f"output={recipe}"] if resume and _is_run(recipe) else []  # wherever the run's folder was moved to
-    config = load_config(recipe, [*here, *(overrides or []), *chosen])
+    moved = [f"output={recipe}"] if resume and _is_run(recipe) else []  # the folder may have been moved
+    config = load_config(recipe, [*moved, *(overrides or []), *chosen])
     if dry_run:
         typer.echo(dump_config(config), nl=False)
         return
@@ -119,7 +139,7 @@ def train(
     notices = (*trainer.directory.notices, *launchers.notices(), *trainer.plan.notices())
     for notice in notices if main else ():
         typer.echo(f"note: {notice}", err=True)
-    with _during_the_run():
+    with _as_failure_of_the_run():
         trainer.train()
     if main:
         path = trainer.directory.path
@@ -130,36 +150,40 @@ def train(
 
 
 @app.command()
-@computes
+@explain_memory_errors
 def generate(
-    reference: Annotated[list[Path] | None, typer.Option(help="Picture of the subject; repeatable.")] = None,
-    prompt: Annotated[list[str] | None, typer.Option(help="What to show; repeatable.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="A text file with one prompt per line.")] = None,
+    reference: Annotated[list[Path] | None, typer.Option(help="Picture of the subject. Repeat for more.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="What to show. Repeat for more.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Text file with one prompt per line.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="Folder or hub id in diffusers' format; default: the adapter's, or critters.")
+        str | None,
+        typer.Option(help="Folder or hub id in diffusers' format.  [default: the adapter's model, or critters]"),
     ] = None,
-    adapter: Annotated[Path | None, typer.Option(help="A run, or the folder of a trained adapter.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="Folder of a run, a checkpoint or an adapter.")] = None,
     seed: Annotated[
         list[int] | None,
-        typer.Option(help="Seed; repeatable, one picture each. Default 0.", min=0, max=LARGEST_SEED),
+        typer.Option(help="Seed of a picture. Repeat for more.  [default: 0]", min=0, max=LARGEST_SEED),
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("generated"),
-    compare: Annotated[bool, typer.Option("--compare", help="Also write reference, base and tuned in one row.")] = (
+    output: Annotated[Path, typer.Option(help="Folder for the pictures (PNG).")] = Path("generated"),
+    compare: Annotated[bool, typer.Option("--compare", help="Also write a row of reference, base and tuned.")] = (
         False
     ),
     size: Annotated[
-        int | None, typer.Option(help="Pixels a side; default: the adapter's, or 512.", min=8, max=8192)
+        int | None, typer.Option(help="Height and width in pixels.  [default: the adapter's, or 512]", min=8, max=8192)
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Denoising steps; default: the adapter's, or 28.", min=1, max=1000)
+        int | None, typer.Option(help="Denoising steps.  [default: the adapter's, or 28]", min=1, max=1000)
     ] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16"] | None,
-        typer.Option(help="Of the weights; default: the adapter's, or usual."),
+        typer.Option(help="Precision of the weights.  [default: the adapter's, or the model's usual one]"),
     ] = None,
     device: Device = None,
 ) -> None:
-    """Write pictures of a subject: every reference with every prompt and seed."""
+    """Generate pictures of a subject with a model or adapter.
+
+    Every reference is combined with every prompt and every seed.
+    """
     from customized_grpo.commands.generate import GenerationRequest, read_prompts, write_pictures
 
     texts = list(prompt or [])
@@ -181,21 +205,26 @@ def generate(
 
 
 @app.command()
-@computes
+@explain_memory_errors
 def evaluate(
-    target: Annotated[str, typer.Argument(help="A run, an adapter's folder, a recipe's name, or a YAML file.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings, e.g. data.source=list.json")] = None,
-    adapter: Annotated[Path | None, typer.Option(help="Folder of a trained adapter; default: the run's.")] = None,
-    base: Annotated[bool, typer.Option("--base", help="Without the adapter, all else alike.")] = False,
-    metric: Annotated[list[str] | None, typer.Option(help="e.g. 'dino against=other_view'; repeatable.")] = None,
-    cases: Annotated[int | None, typer.Option(help="Samples; default: all (critters: 512).", min=1)] = None,
-    images: Annotated[int | None, typer.Option(help="Per sample; default: 1 (dreambench: 4).", min=1)] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder of the data's files: data.root.")] = None,
-    against: Annotated[Path | None, typer.Option(help="Evaluation of the base, for joint dominance.")] = None,
-    output: Annotated[Path | None, typer.Option(help="A new folder, or one to go on with.")] = None,
+    target: Annotated[str, typer.Argument(help="Folder of a run or an adapter, name of a recipe, or a YAML file.")],
+    overrides: Overrides = None,
+    adapter: Annotated[Path | None, typer.Option(help="Folder of the adapter.  [default: that of the run]")] = None,
+    base: Annotated[bool, typer.Option("--base", help="Measure the model without the adapter.")] = False,
+    metric: Metric = None,
+    cases: Annotated[int | None, typer.Option(help="Number of samples.  [default: all; critters: 512]", min=1)] = None,
+    images: Annotated[int | None, typer.Option(help="Images per sample.  [default: 1; dreambench: 4]", min=1)] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of the data, the setting data.root.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Folder of the base's evaluation, to count samples that got better or worse.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="A new folder, or that of an evaluation to continue.")] = None,
     device: Device = None,
 ) -> None:
-    """Score a model, with or without adapter, on samples that it was not trained on; goes on where it stopped."""
+    """Measure a model or adapter on samples not trained on.
+
+    Run the same command again to continue an evaluation that stopped.
+    """
     from customized_grpo.measure.evaluate import make_request, usual_output, write_evaluation
 
     chosen = [f"device={device or _default_device()}", *([f"data.root={root}"] if root else [])]
@@ -214,18 +243,23 @@ def evaluate(
 
 
 @app.command()
-@computes
+@explain_memory_errors
 def compare(
-    file: Annotated[Path, typer.Argument(help="A comparison: recipe, arms, seeds, primary question.")],
-    output: Annotated[Path | None, typer.Option(help="Another folder than the file's.")] = None,
-    jobs: Annotated[int | None, typer.Option(help="Runs at once; default: one per GPU or CPU core.", min=1)] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run and stop.")] = False,
+    file: Annotated[Path, typer.Argument(help="YAML file with recipe, arms, seeds and primary question.")],
+    output: Annotated[Path | None, typer.Option(help="Folder of the comparison.  [default: that of the file]")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Runs at the same time.  [default: one per GPU or CPU core]", min=1)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run and exit.")] = False,
     report_only: Annotated[
-        bool, typer.Option("--report-only", help="Run nothing; write the report of what is finished.")
+        bool, typer.Option("--report-only", help="Train nothing; report on the finished runs.")
     ] = False,
     device: Device = None,
 ) -> None:
-    """Train and test arms over seeds on equal terms; run it again to go on after an interruption."""
+    """Train and test several arms over several seeds.
+
+    An arm is a recipe with a few changed settings. Run the same command again to continue after an interruption.
+    """
     if dry_run and report_only:
         raise UsageError("--dry-run writes nothing and --report-only runs nothing; choose one of them")
     if dry_run:
@@ -243,17 +277,22 @@ def compare(
 
 
 @app.command()
-@computes
+@explain_memory_errors
 def probe(
     recipe: Recipe,
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings, e.g. noise.level=0.7")] = None,
-    adapter: Annotated[Path | None, typer.Option(help="Folder of a trained adapter; default: the base model.")] = None,
-    prompts: Annotated[int, typer.Option(help="Training samples to probe with.", min=2)] = 32,
-    draws: Annotated[int, typer.Option(help="Images of each, at every step.", min=2)] = 8,
-    output: Annotated[Path | None, typer.Option(help="A new folder for figures, plot and schedule.")] = None,
+    overrides: Overrides = None,
+    adapter: Annotated[Path | None, typer.Option(help="Folder of an adapter.  [default: the base model]")] = None,
+    prompts: Annotated[int, typer.Option(help="Number of training samples.", min=2)] = 32,
+    draws: Annotated[int, typer.Option(help="Images per sample and denoising step.", min=2)] = 8,
+    output: Annotated[
+        Path | None, typer.Option(help="A new folder for the figures, the plot and the schedule.")
+    ] = None,
     device: RecipeDevice = None,
 ) -> None:
-    """Which denoising steps decide which reward? Noise at one step only, and a weight schedule fitted to that."""
+    """Find out which denoising steps decide which reward.
+
+    Puts noise at one step at a time, and fits a weight schedule to the result.
+    """
     from customized_grpo.config import load_config
     from customized_grpo.measure.probe import run_probe
 
@@ -264,25 +303,31 @@ def probe(
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="Runs, evaluations, comparisons, probes, demos, together.")],
-    output: Annotated[Path, typer.Option(help="The page; an older one is replaced.")] = Path("report.html"),
+    folders: Annotated[list[Path], typer.Argument(help="Folders of runs, evaluations, comparisons, probes, demos.")],
+    output: Annotated[Path, typer.Option(help="File to write; an existing one is replaced.")] = Path("report.html"),
 ) -> None:
-    """Make one page of folders: figures, curves, warnings, pictures. It holds everything and opens by double click."""
+    """Write an HTML page that shows runs and evaluations.
+
+    The page has figures, curves, warnings and pictures, in one file that needs no network.
+    """
     from customized_grpo.report import write_report
 
     typer.echo(f"report: {write_report(folders, output)}")
 
 
 @app.command()
-@computes
+@explain_memory_errors
 def build_critters(
-    output: Annotated[Path, typer.Option(help="Where the weights go.")] = Path("build/critters/weights"),
-    work: Annotated[Path, typer.Option(help="Where unfinished stages are kept.")] = Path("build/critters/stages"),
+    output: Annotated[Path, typer.Option(help="Folder for the weights.")] = Path("build/critters/weights"),
+    work: Annotated[Path, typer.Option(help="Folder for unfinished stages.")] = Path("build/critters/stages"),
     seed: Seed = 0,
-    shorten: Annotated[int, typer.Option(help="Divide all step counts, for trying it out.", min=1)] = 1,
+    shorten: Annotated[int, typer.Option(help="Divide all step counts by this, to try it out.", min=1)] = 1,
     device: Device = None,
 ) -> None:
-    """Train every part of the built-in world from scratch; run it again to go on after an interruption."""
+    """Train the models of the built-in world from scratch.
+
+    Run the same command again to continue after an interruption.
+    """
     from customized_grpo.critters.build.run import Build, Recipe
 
     recipe = Recipe(seed=seed).shortened(shorten)
@@ -291,25 +336,26 @@ def build_critters(
 
 
 @app.command()
-@computes
+@explain_memory_errors
 def check_rewards(
     recipe: Recipe,
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings, e.g. data.source=list.json")] = None,
-    metric: Annotated[
-        list[str] | None, typer.Option(help='A further reward, e.g. "dino against=other_view"; repeatable.')
-    ] = None,
-    cases: Annotated[int, typer.Option(help="Samples to check on, at most.", min=2)] = 256,
-    output: Annotated[Path | None, typer.Option(help="Folder for check_rewards.json; default: only print.")] = None,
+    overrides: Overrides = None,
+    metric: Metric = None,
+    cases: Annotated[int, typer.Option(help="Number of samples, at most.", min=2)] = 256,
+    output: Annotated[Path | None, typer.Option(help="Folder for check_rewards.json.  [default: only print]")] = None,
     device: RecipeDevice = None,
 ) -> None:
-    """Before training: score pictures of known worth by a recipe's rewards, and say what is wrong with them."""
+    """Check a recipe's rewards before training with them.
+
+    Scores pictures whose quality is known, and reports what would go wrong in training.
+    """
     from transformers.utils import logging
 
     from customized_grpo.config import load_config
     from customized_grpo.files.durable import check_folder
     from customized_grpo.measure.check_rewards import check_rewards, write_check
 
-    logging.disable_progress_bar()  # of loading weights, one for each reward; downloads keep theirs
+    logging.disable_progress_bar()  # one per reward while weights load; those of downloads stay
     if output is not None:
         check_folder(output)
     chosen = [f"device={device}"] if device else []
@@ -321,7 +367,7 @@ def check_rewards(
 
 @app.command()
 def env() -> None:
-    """Versions and hardware, for bug reports."""
+    """Print versions and hardware for bug reports."""
     import json
 
     from customized_grpo.run.environment import environment
@@ -330,7 +376,7 @@ def env() -> None:
 
 
 def _is_run(recipe: str) -> bool:
-    return (Path(recipe) / "environment.json").is_file()  # an adapter's folder has a configuration too
+    return (Path(recipe) / "environment.json").is_file()  # an adapter's folder has only a configuration
 
 
 def _default_device() -> str:
@@ -340,8 +386,8 @@ def _default_device() -> str:
 
 
 @contextmanager
-def _during_the_run() -> Iterator[None]:
-    """Once a run has started, bad input (a photograph that has disappeared) is a failure of the run."""
+def _as_failure_of_the_run() -> Iterator[None]:
+    """Bad input that shows only during a run, such as a deleted photograph, is a failure of the run."""
     try:
         yield
     except InputError as error:
@@ -349,15 +395,15 @@ def _during_the_run() -> Iterator[None]:
 
 
 def main() -> None:
-    """Entry point: errors of the user or of a run are one line each; anything else is a bug and keeps its traceback.
+    """Entry point. Errors of the user and of a run are one line each; any other exception is a bug with a traceback.
 
     Exit codes: docs/running.md.
     """
-    # transformers warns at every import that torchvision is missing; nothing here wants it.
+    # transformers warns at every import that torchvision is missing, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # our own messages say more about weights and long prompts
-    # How long torch's threads spin before they sleep, on Linux. With OpenMP's own count, a hundred times this, one
-    # other busy program can make training on a CPU ten times slower: benchmarks/busy_cores.py.
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # this package has its own messages on weights and prompts
+    # How long torch's threads spin before they sleep, on Linux. OpenMP's default is a hundred times this, and one
+    # other busy program can then make training on a CPU ten times slower: benchmarks/busy_cores.py.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     show_in_lines()
     try:

@@ -1,4 +1,4 @@
-"""What the sections of a configuration are made of."""
+"""The types of settings, and the base class of the sections that hold them."""
 
 from __future__ import annotations
 
@@ -6,33 +6,38 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-BUILT_IN = "critters"  # the built-in world, where a model, an encoder or a data source is named
+BUILT_IN = "critters"  # names the built-in world as a model, an encoder or a data source
 
-LARGEST = 1_000_000  # of counts: what is above is a slip, and some would fill the memory before anything is said
-LARGEST_SEED = 2**63 - 1  # what torch and numpy both take
+LARGEST = 1_000_000  # limit of counts: more is a slip, and some would fill the memory before any error
+LARGEST_SEED = 2**63 - 1  # limit of torch and numpy
 
 
-def _no_truth(value: Any) -> Any:
+def _refuse_bool(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError(f"write a number, not {str(value).lower()}")  # to Python true is 1
+        raise ValueError(f"write a number, not {str(value).lower()}")  # Python takes true for 1
     return value
 
 
-Number = BeforeValidator(_no_truth)
+Number = BeforeValidator(_refuse_bool)
 Positive = Annotated[float, Number, Field(gt=0)]
 NonNegative = Annotated[float, Number, Field(ge=0)]
 Share = Annotated[float, Number, Field(ge=0, le=1)]
 Count = Annotated[int, Number, Field(ge=1, le=LARGEST)]
 Index = Annotated[int, Number, Field(ge=0, le=LARGEST)]
 Seed = Annotated[int, Number, Field(ge=0, le=LARGEST_SEED)]
-Pixels = Annotated[int, Number, Field(ge=1, le=8192)]  # of a side; no generator here makes larger pictures
-Tokens = Annotated[int, Number, Field(ge=1, le=512)]  # what T5 was trained with, and FLUX pipelines take
+Pixels = Annotated[
+    int, Number, Field(ge=1, le=8192)
+]  # one side of a picture; no supported generator makes larger ones
+Tokens = Annotated[int, Number, Field(ge=1, le=512)]  # T5 was trained with 512, the limit of FLUX pipelines
 Rank = Annotated[int, Number, Field(ge=1, le=4096)]  # FLUX's layers are 3072 wide
-GroupSize = Annotated[int, Number, Field(ge=2, le=4096)]  # one image has nothing to be compared with
+GroupSize = Annotated[int, Number, Field(ge=2, le=4096)]  # a single image cannot be compared
 Steps = Annotated[int, Number, Field(ge=2, le=1000)]  # denoising steps
 
 
 class Section(BaseModel):
-    """Keys of a configuration file: unknown ones are refused, values do not change, numbers are finite."""
+    """A set of keys in a configuration file. Refuses unknown keys and infinite numbers; values cannot be changed.
+
+    The docstring under each field is its description: docs/configuration.md.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
