@@ -7,19 +7,20 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
+from typer.testing import CliRunner
 
 from customized_grpo import cli
 from customized_grpo.config import RunConfig, load_config, recipes
 from customized_grpo.data import Sample
 from customized_grpo.data.images import PictureError
 from customized_grpo.training.trainer import Trainer
+from program import Answer, start
 
 COMMANDS = (
     *("demo", "train", "generate", "evaluate", "compare", "probe", "check-rewards", "report", "build-critters", "env"),
@@ -27,26 +28,18 @@ COMMANDS = (
 PROMPT = "a critter in the snow, in the centre, without a hat"
 
 
-class Answer(NamedTuple):
-    code: int
-    out: str
-    error: str  # the message, where it failed; else all of stderr
-
-
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
-    """The program as a user starts it, in this process."""
+    """Starts the program in this process. If it fails, `error` is only the message, without bars and notes."""
 
-    def start(*arguments: object) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["customized-grpo", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        code, captured = stopped.value.code, capsys.readouterr()
-        assert isinstance(code, int | None)
-        message = captured.err[max(captured.err.find("error: "), 0) :]  # bars and notes may stand before it
-        return Answer(code or 0, captured.out, message.rstrip("\n") if code else captured.err)
+    def run_program(*arguments: object) -> Answer:
+        answer = start(arguments, monkeypatch, capsys)
+        if not answer.code:
+            return answer
+        message = answer.error[max(answer.error.find("error: "), 0) :]  # after progress bars and notes
+        return answer._replace(error=message.rstrip("\n"))
 
-    return start
+    return run_program
 
 
 @pytest.fixture
@@ -63,7 +56,7 @@ def tiny(tmp_path: Path) -> list[str]:
 
 
 def test_help_answers_without_heavy_libraries():
-    """Of the program and of every command, in a fresh interpreter."""
+    """The help of the program and of every command, in a fresh interpreter."""
     script = f"""
 import sys
 from typer.testing import CliRunner
@@ -81,8 +74,17 @@ assert not heavy, heavy
     assert result.returncode == 0, result.stderr
 
 
-def test_the_installed_program_answers_a_mistake_without_traceback(tmp_path: Path):
-    """The one start as a real process: exit code and what stderr holds."""
+def test_the_help_fits_into_80_columns():
+    """No command's summary is cut off."""
+    for command in ([], *([name] for name in COMMANDS)):
+        text = CliRunner().invoke(cli.app, [*command, "--help"], env={"COLUMNS": "80"}).output
+        assert max(map(len, text.splitlines())) <= 80
+        _, _, commands = text.partition("Commands:")
+        assert "..." not in commands
+
+
+def test_the_installed_program_reports_mistakes_without_a_traceback(tmp_path: Path):
+    """The only test that starts the installed program: exit code and stderr."""
     program = Path(sys.executable).with_name("customized-grpo")
     result = subprocess.run(
         [program, "train", "critters", "optimizer.lrr=1", "updates=x"],
@@ -104,7 +106,7 @@ def test_the_version_is_the_installed_one(run: Callable[..., Answer]):
     assert (answer.code, answer.out) == (0, f"customized-grpo {version('customized-grpo')}\n")
 
 
-def test_no_command_shows_the_help(run: Callable[..., Answer]):
+def test_without_a_command_the_program_shows_its_help(run: Callable[..., Answer]):
     answer = run()
     assert all(command in answer.out + answer.error for command in COMMANDS)
 
@@ -125,10 +127,10 @@ def test_a_dry_run_prints_the_resolved_config_and_does_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_every_command_has_as_an_option_train_has_too(run: Callable[..., Answer], tmp_path: Path):
+def test_train_takes_output_seed_and_device_as_options(run: Callable[..., Answer], tmp_path: Path):
     answer = run("train", "critters", "--dry-run", "--output", tmp_path / "x", "--seed", "7", "--device", "cpu")
-    found = yaml.safe_load(answer.out)
-    assert (found["output"], found["seed"], found["device"]) == (str(tmp_path / "x"), 7, "cpu")
+    config = yaml.safe_load(answer.out)
+    assert (config["output"], config["seed"], config["device"]) == (str(tmp_path / "x"), 7, "cpu")
     assert "--seed" in run("train", "critters", "--seed", "-1").error
 
 
@@ -148,7 +150,7 @@ def test_train_resume_and_the_two_ways_out(run: Callable[..., Answer], tiny: lis
     assert [json.loads(row)["update"] for row in rows] == [1, 2]
 
 
-def test_a_run_that_was_moved_goes_on_where_it_is(run: Callable[..., Answer], tiny: list[str], tmp_path: Path):
+def test_a_moved_run_continues_in_its_new_folder(run: Callable[..., Answer], tiny: list[str], tmp_path: Path):
     assert run("train", *tiny, "--device", "cpu").code == 0
     moved = (tmp_path / "run").rename(tmp_path / "moved")
     assert run("train", moved, "--resume", "updates=2").out == f"adapter: {moved / 'adapter'}\n"
@@ -159,14 +161,14 @@ def test_a_run_that_was_moved_goes_on_where_it_is(run: Callable[..., Answer], ti
 
 @pytest.fixture
 def odd_photographs(tmp_path: Path) -> Path:
-    """A list as people have them: any size, turned by EXIF, with alpha, grey, CMYK, sixteen bits, a palette."""
+    """A list of pictures as users have them: any size, rotated by EXIF, alpha, grey, CMYK, sixteen bits, a palette."""
     rng = np.random.default_rng(0)
 
     def noise(*shape: int) -> np.ndarray:
         return rng.integers(0, 256, shape, dtype=np.uint8)
 
     exif = Image.Exif()
-    exif[0x0112] = 6  # lying on its side
+    exif[0x0112] = 6  # rotated by 90 degrees
     pictures = {
         "cat/turned.jpg": (Image.fromarray(noise(90, 160, 3)), {"exif": exif}),
         "cat/alpha.png": (Image.fromarray(noise(70, 50, 4)), {}),
@@ -196,17 +198,17 @@ def test_train_on_photographs(run: Callable[..., Answer], tiny: list[str], odd_p
     assert row["gradient_norm"] > 0
     evaluations = list(map(json.loads, (folder / "evaluations.jsonl").read_text().splitlines()))
     assert -1 <= evaluations[1]["identity_reward"] <= 1
-    assert evaluations[1]["joint_success"] is None  # the oracle knows critters only
+    assert evaluations[1]["joint_success"] is None  # the oracle can only read critters
     assert Image.open(folder / "images" / "eval-00001.png").width > 500
     assert (folder / "adapter" / "pytorch_lora_weights.safetensors").stat().st_size > 10_000
 
 
 def test_train_on_dreambench(run: Callable[..., Answer], tiny: list[str], tmp_path: Path):
-    """All 750 real cases are read and checked; one update."""
-    beside = Path(__file__).parents[2] / "shared" / "dreambench"
-    photographs = Path(os.environ.get("CUSTOMIZED_GRPO_DREAMBENCH", beside))
+    """Reads and checks all 750 real cases, then trains one update."""
+    default = Path(__file__).parents[2] / "shared" / "dreambench"
+    photographs = Path(os.environ.get("CUSTOMIZED_GRPO_DREAMBENCH", default))
     if not photographs.is_dir():
-        pytest.skip("no DreamBench photographs here")
+        pytest.skip("the DreamBench photographs are not on this machine")
     source = photographs / "reference_list_750.json"
     answer = run("train", *tiny, f"data.source={source}", "data.train_samples=null")
     assert answer.code == 0, answer.error
@@ -228,7 +230,7 @@ def test_train_on_dreambench(run: Callable[..., Answer], tiny: list[str], tmp_pa
         (["window.size=9"], "window.size: must be at most 2 within steps 0 to 1, not 9"),
     ],
 )
-def test_what_a_user_gets_wrong_is_an_error_message(
+def test_bad_input_is_an_error_message(
     overrides: list[str], complaint: str, run: Callable[..., Answer], tiny: list[str], tmp_path: Path
 ):
     answer = run("train", *tiny, "evaluation.every=0", *overrides)
@@ -238,7 +240,7 @@ def test_what_a_user_gets_wrong_is_an_error_message(
     assert list(tmp_path.iterdir()) == []  # nothing is written
 
 
-def test_what_goes_wrong_in_a_run_has_another_exit_code(run: Callable[..., Answer], tiny: list[str]):
+def test_a_failure_during_the_run_has_its_own_exit_code(run: Callable[..., Answer], tiny: list[str]):
     overrides = ["evaluation.every=0", "optimizer.warmup=0", "optimizer.lr=1e30", "objective.updates_per_rollout=2"]
     answer = run("train", *tiny, *overrides)
     assert answer.code == 1
@@ -248,15 +250,15 @@ def test_what_goes_wrong_in_a_run_has_another_exit_code(run: Callable[..., Answe
 def test_bad_input_in_the_middle_of_a_run_is_a_failure_of_the_run(
     run: Callable[..., Answer], tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ):
-    def breaks(_trainer: Trainer) -> None:
+    def fail(_trainer: Trainer) -> None:
         raise PictureError("the photographs are gone")
 
-    monkeypatch.setattr(Trainer, "step", breaks)
+    monkeypatch.setattr(Trainer, "step", fail)
     answer = run("train", *tiny)
     assert (answer.code, answer.error) == (1, "error: the photographs are gone")
 
 
-def test_a_full_disk_is_no_mistake_in_the_input(
+def test_a_full_disk_is_a_failure_of_the_run(
     run: Callable[..., Answer], reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def full(_: Path, __: object) -> None:
@@ -273,10 +275,8 @@ def test_a_full_disk_is_no_mistake_in_the_input(
     "error",
     [RuntimeError("not for users"), ValueError("not for users"), OSError("not for users"), KeyError("not for users")],
 )
-def test_what_is_no_error_of_ours_keeps_its_traceback(
-    error: Exception, tiny: list[str], monkeypatch: pytest.MonkeyPatch
-):
-    """Standard errors are bugs: only `InputError` and `RunError` are one line."""
+def test_other_exceptions_keep_their_traceback(error: Exception, tiny: list[str], monkeypatch: pytest.MonkeyPatch):
+    """Only `InputError` and `RunError` are one line; standard exceptions are bugs."""
 
     def broken(*_: object, **__: object) -> None:
         raise error
@@ -300,7 +300,7 @@ def test_what_is_no_error_of_ours_keeps_its_traceback(
 def test_out_of_memory_is_one_line(
     command: tuple[str, ...], place: str, run: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
 ):
-    """Before an update or outside of one; no CPU runs out of memory in a test."""
+    """Out of memory before the first update. The error is simulated."""
 
     def exhausted(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 24.00 GiB.\nGPU 0 has ...")
@@ -313,10 +313,10 @@ def test_out_of_memory_is_one_line(
 
 
 @pytest.mark.parametrize(("chosen", "count"), [(None, "3000"), ("17", "17")])
-def test_threads_sleep_soon_unless_the_user_has_decided(
+def test_threads_sleep_soon_unless_the_user_sets_another_time(
     chosen: str | None, count: str, run: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("GOMP_SPINCOUNT", chosen or "")  # so that it is put back afterwards
+    monkeypatch.setenv("GOMP_SPINCOUNT", chosen or "")  # pytest restores the variable afterwards
     if chosen is None:
         monkeypatch.delenv("GOMP_SPINCOUNT")
     assert run("--version").code == 0
@@ -333,7 +333,9 @@ def reference(tmp_path: Path, samples: list[Sample]) -> Path:
     return file
 
 
-def test_generate_writes_pictures_of_all_prompts(run: Callable[..., Answer], reference: Path, tmp_path: Path):
+def test_generate_writes_a_picture_for_each_prompt_and_seed(
+    run: Callable[..., Answer], reference: Path, tmp_path: Path
+):
     listed = tmp_path / "prompts.txt"
     listed.write_text("a critter at night\n\n  a critter in the city  \n", encoding="utf-8")
     out = tmp_path / "out"
@@ -380,7 +382,7 @@ def test_generate_compares_base_and_tuned(
         (["--reference", "{reference}", "--prompt", PROMPT, "--adapter", "/no/such"], "no adapter in /no/such"),
     ],
 )
-def test_generate_says_what_is_missing(
+def test_generate_reports_what_is_missing(
     arguments: list[str], complaint: str, run: Callable[..., Answer], reference: Path, tmp_path: Path
 ):
     given = [argument.format(reference=reference) for argument in arguments]
