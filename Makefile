@@ -1,46 +1,46 @@
-# `make help` lists what there is. Needs Python 3.11 or newer and a network for the first installation.
-# GNU make 3.81 (macOS) will do; paths are relative and tools run as modules, so folders may have spaces in their names.
+# `make help` lists the targets. Needs Python 3.11 or newer, and a network for the first installation.
+# GNU make 3.81 (macOS) is enough. Paths are relative and tools run as modules, so folders may have spaces in their names.
 
 PYTHON ?= python3
 ARGS ?=
 
 PY := .venv/bin/python
 STAMP := .venv/.installed
-# The index that torch came from, empty for pip's own. .venv remembers it; naming another one installs torch anew.
+# The index that torch was installed from, empty for pip's own. The stamp remembers it; another index reinstalls torch.
 INSTALLED_INDEX := $(shell cat $(STAMP) 2>/dev/null)
 TORCH_INDEX ?= $(INSTALLED_INDEX)
 ifneq ($(TORCH_INDEX),$(INSTALLED_INDEX))
 OTHER_TORCH := yes
 endif
 
-# Two to four workers with a thread each: the tests train many tiny models, and none of them can use a second core.
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4
+# Up to four workers with one thread each: the tests train many tiny models, none of which can use a second core.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --durations=10
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install demo lint test test-all browser clean force
 
-help: ## this list
+help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
-install: $(STAMP) ## .venv with exactly the packages of constraints.txt; TORCH_INDEX=URL chooses another build of torch
+install: $(STAMP) ## make .venv with the exact versions of constraints.txt; TORCH_INDEX=URL for another build of torch
 
-demo: $(STAMP) ## train the built-in model and show base against tuned; ARGS="--seed 1" and the like are passed on
+demo: $(STAMP) ## train the built-in model and compare it with its base; ARGS="--seed 1" passes options on
 	$(PY) -m customized_grpo demo $(ARGS)
 
-lint: $(STAMP) ## style and types
+lint: $(STAMP) ## check style and types
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m pyright
 
-test: lint ## style, types and all tests that take seconds
+test: lint ## check style and types, then run the tests that take seconds
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test-all: lint browser ## the same with the tests that take minutes; installs what they need, Chromium included
+test-all: lint browser ## the same with the slow tests; installs what they need, Chromium included
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[dev,browser,datasets]"
 	$(PYTEST) $(ARGS)
 
-# From the system's packages where this may install them, else the one that Playwright fetches.
+# Chromium from the system's packages if this user may install them, otherwise Playwright's own.
 browser: $(STAMP)
 	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
 		command -v $$name >/dev/null && exit 0; done; \
@@ -48,12 +48,12 @@ browser: $(STAMP)
 	then apt-get update -qq && apt-get install -y -qq chromium >/dev/null; \
 	else $(PY) -m pip install --quiet --constraint constraints.txt playwright && $(PY) -m playwright install chromium; fi
 
-clean: ## remove .venv and caches; runs/ and build/ stay
+clean: ## remove .venv and caches, but not runs/ and build/
 	rm -rf .venv .pytest_cache .ruff_cache src/*.egg-info
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# torch goes first: accelerate and peft ask for any torch, and the newest one brings gigabytes of CUDA packages.
-# From an index of its own it comes alone, and what it depends on comes from pip's index, under the same constraints.
+# torch is installed first: accelerate and peft accept any torch, and the newest brings gigabytes of CUDA packages.
+# From its own index it is installed without dependencies; those come from pip's index, under the same constraints.
 $(STAMP): constraints.txt pyproject.toml $(if $(OTHER_TORCH),force) | $(PY)
 	$(if $(OTHER_TORCH),$(PY) -m pip uninstall --yes --quiet torch)
 	$(PY) -m pip install --constraint constraints.txt $(if $(TORCH_INDEX),--no-deps --index-url "$(TORCH_INDEX)") torch
@@ -62,7 +62,7 @@ $(STAMP): constraints.txt pyproject.toml $(if $(OTHER_TORCH),force) | $(PY)
 
 $(PY):
 	@command -v "$(PYTHON)" >/dev/null || \
-		{ echo "error: there is no $(PYTHON); name a Python of 3.11 or newer: make install PYTHON=..." >&2; exit 1; }
-	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: $(PYTHON) is Python %d.%d, but 3.11 or newer is needed; name one: make install PYTHON=python3.12" % sys.version_info[:2])'
+		{ echo "error: $(PYTHON) was not found; name a Python 3.11 or newer: make install PYTHON=..." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: $(PYTHON) is Python %d.%d, and 3.11 or newer is needed: make install PYTHON=python3.12" % sys.version_info[:2])'
 	@"$(PYTHON)" -m venv .venv || { rm -rf .venv; \
-		echo "error: $(PYTHON) cannot make .venv; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+		echo "error: $(PYTHON) cannot create .venv; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }

@@ -1,7 +1,7 @@
-"""The rooms of the package, from the lowest to the highest, and what the code's own imports say about them.
+"""The rooms of the package from the lowest to the highest, and the imports between them.
 
     python tests/structure.py [FOLDER]           rooms, floors and arrows of a package; default: this one
-    python tests/structure.py --write            put the map of the rooms into CONTRIBUTING.md
+    python tests/structure.py --write            write the map of the rooms into CONTRIBUTING.md
 
 A room is a folder of the package, or a module that stands in the package's root. An arrow is an import of one by
 another, wherever in a file it is written. What imports nothing of the package is on floor 1, everything else one floor
@@ -21,25 +21,25 @@ PACKAGE = ROOT / "src" / "customized_grpo"
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 START, END = "<!-- rooms: python tests/structure.py --write -->\n", "<!-- end of rooms -->\n"
 
-# Lowest first: a room may import those above it in this table, never those below.
+# Lowest first: a room may import the rooms above it in this table, never those below.
 ROOMS = {
-    "errors": "the two roots of all errors that are reported as one line",
-    "fields": "the types that settings are made of",
+    "errors": "the two roots of all errors that the user sees as one line",
+    "fields": "the types of settings",
     "algorithm": "the paper as pure functions on tensors; `rules/` has one file per shaping rule",
-    "files": "durable writes, YAML text, picture sheets, notices, checkpoints of others read safely",
-    "runtime": "device, several processes, launchers, memory, signals",
-    "data": "samples: lists, folders, published sets; how they are checked and divided",
-    "critters": "the built-in world: renderer, oracle, samples, trained weights; `build/` trains them",
-    "rewards": "one file per reward or metric; `settings.py` says what each can be told",
-    "sections": "the sections of a configuration, with the description of every setting",
-    "policies": "one file per model family behind the protocol in `base.py`",
-    "validation": "pydantic's errors as one line each for the user",
-    "config": "a run's configuration: recipes, overrides, every mistake at once",
-    "run": "a run's folder: access, checkpoints, logs, resuming, trackers",
-    "training": "the trainer, the rollout, the plan of a run, held-out cases, warnings",
-    "measure": "evaluate, check-rewards, probe, and the figures that they share",
-    "compare": "arms over seeds: running them, tables, plots",
-    "report": "the page: what folders hold, and its template",
+    "files": "durable writes, YAML, picture sheets, warnings, safe reading of foreign checkpoints",
+    "runtime": "devices, several processes, launchers, memory, signals",
+    "data": "samples from lists, folders and published sets: reading, checking, splitting",
+    "critters": "the built-in world: renderer, oracle, samples, weights; `build/` trains them",
+    "rewards": "one file per reward or metric; `settings.py` has the settings of each",
+    "sections": "the sections of a configuration, with a description of every setting",
+    "policies": "one file per model family, behind the protocol in `base.py`",
+    "validation": "pydantic's errors as lines for the user",
+    "config": "the configuration of a run: recipes, overrides, contradictions",
+    "run": "the folder of a run: access, checkpoints, logs, resuming, trackers",
+    "training": "trainer, rollout, plan of the updates, held-out evaluation, warnings",
+    "measure": "evaluate, check-rewards and probe",
+    "compare": "arms over several seeds: running them, tables, plots",
+    "report": "the HTML page: reading folders, and its template",
     "commands": "demo and generate",
     "cli": "the command line",
     "__main__": "`python -m customized_grpo`",
@@ -47,7 +47,7 @@ ROOMS = {
 
 
 def imports(package: Path) -> dict[str, set[str]]:
-    """By dotted name inside the package ("data.lists", "data" for its __init__): what each file imports of it."""
+    """The imports of each file, by dotted name inside the package ("data.lists"; "data" for its __init__)."""
     files = {_dotted(path, package): path for path in package.rglob("*.py")}
     return {name: set(_imported(name, path, package.name, files)) - {name} for name, path in files.items()}
 
@@ -89,7 +89,7 @@ def arrows_between_rooms(modules: Mapping[str, set[str]]) -> dict[str, set[str]]
 
 
 def circles(arrows: Mapping[str, set[str]]) -> list[list[str]]:
-    """Groups whose members all reach each other: nothing in a healthy package."""
+    """Groups whose members import each other, directly or not. There should be none."""
     reach = {name: _reachable(name, arrows) for name in arrows}
     groups = {tuple(sorted(b for b in arrows if b in reach[a] and a in reach[b])) for a in arrows if a in reach[a]}
     return sorted(map(list, groups))
@@ -106,7 +106,7 @@ def _reachable(start: str, arrows: Mapping[str, set[str]]) -> set[str]:
 
 
 def floors(arrows: Mapping[str, set[str]]) -> dict[str, int]:
-    """The floor of each, from 1."""
+    """The floor of each name, from 1."""
     group_of = {name: (name,) for name in arrows} | {n: tuple(group) for group in circles(arrows) for n in group}
     known: dict[tuple[str, ...], int] = {}
 
