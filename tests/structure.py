@@ -3,9 +3,9 @@
     python tests/structure.py [FOLDER]           rooms, floors and arrows of a package; default: this one
     python tests/structure.py --write            write the map of the rooms into CONTRIBUTING.md
 
-A room is a folder of the package, or a module that stands in the package's root. An arrow is an import of one by
-another, wherever in a file it is written. What imports nothing of the package is on floor 1, everything else one floor
-above the highest that it imports; rooms that import each other share a floor.
+A room is a folder of the package, or a module in the package's root. An arrow is an import of one room by another,
+anywhere in a file. Rooms that import nothing of the package are on floor 1, all others one floor above the highest room
+that they import; rooms that import each other share a floor.
 """
 
 from __future__ import annotations

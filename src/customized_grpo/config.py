@@ -120,6 +120,21 @@ class RunConfig(Section):
             raise ValueError("\n".join(problems))
         return self
 
+    def _window_problems(self) -> Iterator[str]:
+        window, final = self.window, self.sampling.num_steps - 2
+        last = final if window.last is None else window.last
+        size = 1 if window.size is None else window.size
+        first, latest = window.first, last - size + 1  # range of a window's first step
+        if last > final:
+            yield f"window.last: with num_steps={final + 2} it must be at most {final}, not {last}"
+        elif first > last:
+            yield f"window.first: must be at most {last}, the last step, not {first}"
+        elif first > latest:
+            yield f"window.size: must be at most {last - first + 1} within steps {first} to {last}, not {size}"
+        elif window.start is not None and not first <= window.start <= latest:
+            steps = f"{size} steps within {first} to {last}"
+            yield f"window.start: must be {first} to {latest} for {steps}, not {window.start}"
+
     def _reward_problems(self) -> Iterator[str]:
         for key, reward in self.rewards.items():
             if not key.isidentifier():
@@ -152,21 +167,6 @@ class RunConfig(Section):
         shared = [reward.own_model for reward in trained if metric.encoder and reward.encoder == metric.encoder]
         built_in = BUILT_IN if BUILT_IN in (self.data.source, self.model.path) and metric.encoder else None
         return metric.with_model(next(iter(shared), built_in or metric.usual_model))
-
-    def _window_problems(self) -> Iterator[str]:
-        window, final = self.window, self.sampling.num_steps - 2
-        last = final if window.last is None else window.last
-        size = 1 if window.size is None else window.size
-        first, latest = window.first, last - size + 1  # range of a window's first step
-        if last > final:
-            yield f"window.last: with num_steps={final + 2} it must be at most {final}, not {last}"
-        elif first > last:
-            yield f"window.first: must be at most {last}, the last step, not {first}"
-        elif first > latest:
-            yield f"window.size: must be at most {last - first + 1} within steps {first} to {last}, not {size}"
-        elif window.start is not None and not first <= window.start <= latest:
-            steps = f"{size} steps within {first} to {last}"
-            yield f"window.start: must be {first} to {latest} for {steps}, not {window.start}"
 
 
 def recipes() -> dict[str, Path]:

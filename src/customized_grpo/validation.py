@@ -117,8 +117,8 @@ def _ask_for_mapping(place: _Place, mistake: ErrorDetails) -> Iterator[str]:
     yield place.line(f"write keys with values, such as {{key: value}}, not {shorten(mistake['input'])}")
 
 
-def _own_words(place: _Place, mistake: ErrorDetails) -> Iterator[str]:
-    """The message of a ValueError from a validator of this package, one line for each of its own."""
+def _repeat_message(place: _Place, mistake: ErrorDetails) -> Iterator[str]:
+    """The message of a validator of this package, whose lines are mistakes of their own."""
     yield from map(place.line, mistake["msg"].removeprefix("Value error, ").split("\n"))
 
 
@@ -130,7 +130,7 @@ _MESSAGES: dict[str, Callable[[_Place, ErrorDetails], Iterator[str]]] = {
     "tuple_type": _ask_for_list,
     "model_type": _ask_for_mapping,
     "dict_type": _ask_for_mapping,
-    "value_error": _own_words,
+    "value_error": _repeat_message,
 }
 
 
