@@ -4,8 +4,8 @@
     python tests/structure.py --write            write the map of the rooms into CONTRIBUTING.md
 
 A room is a folder of the package, or a module in the package's root. An arrow is an import of one room by another,
-anywhere in a file. Rooms that import nothing of the package are on floor 1, all others one floor above the highest room
-that they import; rooms that import each other share a floor.
+anywhere in a file. Rooms that import nothing of the package are on floor 1, all others one floor above the highest
+room that they import; rooms that import each other share a floor.
 """
 
 from __future__ import annotations
