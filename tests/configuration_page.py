@@ -101,8 +101,7 @@ def _run() -> Iterator[str]:
     yield f"## Top level\n\nSections with tables of their own: {links}, [`rewards`](#rewards).\n"
     yield from _table(RunConfig, [key for key in RunConfig.model_fields if key not in sections])
     for key, section in sections.items():
-        meaning = re.sub(r"docs/(\S+[.]md)", r"[docs/\1](\1)", _one_line(section.__doc__))
-        yield f"## `{key}`\n\n{meaning}\n"
+        yield f"## `{key}`\n\n{as_markdown(_one_line(section.__doc__))}\n"
         yield from _table(section, section.model_fields, f"{key}.")
 
 
@@ -110,6 +109,8 @@ def _rewards() -> Iterator[str]:
     common = set(RewardSettings.model_fields)
     for settings, names in groupby(REWARDS, REWARDS.__getitem__):
         yield f"### {', '.join(f'`{name}`' for name in names)}\n"
+        if meaning := as_markdown(_one_line(settings.__doc__)):
+            yield f"{meaning}\n"
         own = [key for key in settings.model_fields if key not in common]
         own.sort(key=lambda key: not settings.model_fields[key].is_required())
         yield from _table(settings, own) if own else ["No further settings.\n"]
@@ -121,7 +122,12 @@ def _table(section: type[BaseModel], keys: Sequence[str] | Mapping[str, Any], pr
     yield "| key | type | default | meaning |\n| --- | --- | --- | --- |"
     for key in keys:
         info = section.model_fields[key]
-        cells = [f"`{prefix}{key}`", type_of(info), _default(section, key, prefix), description(section, key)]
+        cells = [
+            f"`{prefix}{key}`",
+            type_of(info),
+            _default(section, key, prefix),
+            as_markdown(description(section, key)),
+        ]
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
     yield ""
 
@@ -136,6 +142,12 @@ def description(section: type[BaseModel], key: str) -> str:
     """What the docstring of a field says; a field that only changes the default keeps that of its parent."""
     parents = (parent for parent in section.__mro__ if issubclass(parent, BaseModel) and key in parent.model_fields)
     return next((_one_line(text) for each in parents if (text := each.model_fields[key].description)), "")
+
+
+def as_markdown(text: str) -> str:
+    """Values such as "critters" and null as code, pages as links."""
+    text = re.sub(r'"([^"\s`]+)"|(?<!`)\b(null)\b(?!`)', lambda match: f"`{match[1] or match[2]}`", text)
+    return re.sub(r"docs/(\w+[.]md)", r"[docs/\1](\1)", text)
 
 
 def _one_line(text: str | None) -> str:

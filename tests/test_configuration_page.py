@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel, create_model
 
-from configuration_page import PAGE, as_yaml, description, page, section_of, type_of
+from configuration_page import PAGE, as_markdown, as_yaml, description, page, section_of, type_of
 from customized_grpo.config import RunConfig
 from customized_grpo.fields import Count, NonNegative, Positive, Seed, Share
 from customized_grpo.rewards.settings import REWARDS, OwnFunctionSettings
@@ -59,3 +59,8 @@ def test_types_are_in_plain_words(kind: Any, words: str):
 @pytest.mark.parametrize(("value", "text"), [(None, "`null`"), ((), "`[]`"), (1e-4, "`0.0001`"), (True, "`true`")])
 def test_defaults_are_yaml(value: object, text: str):
     assert as_yaml(value) == text
+
+
+def test_descriptions_become_markdown():
+    text = 'Word such as "dog"; null means none, `null` too. See docs/data.md.'
+    assert as_markdown(text) == "Word such as `dog`; `null` means none, `null` too. See [docs/data.md](data.md)."
