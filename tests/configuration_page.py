@@ -232,6 +232,8 @@ def _range(constraints: Sequence[Any]) -> str:
     flat = [part for each in constraints for part in getattr(each, "metadata", [each])]
     bounds = {name: getattr(part, name) for part in flat for name in ("ge", "gt", "le", "lt") if hasattr(part, name)}
     low, high = bounds.get("ge"), bounds.get("le")
+    if isinstance(high, float) and high >= 1e9:  # only against overflow, of no interest to a user
+        high = None
     if low is not None and high is not None:
         return f", {low:,} to {high:,}" if high < 2**53 else f", {low:,} to 2^63 - 1"
     if "gt" in bounds:

@@ -1,11 +1,11 @@
-"""The rooms of the package from the lowest to the highest, and the imports between them.
+"""The rooms of the package, from the lowest to the highest, and what the code's own imports say about them.
 
     python tests/structure.py [FOLDER]           rooms, floors and arrows of a package; default: this one
-    python tests/structure.py --write            write the map of the rooms into CONTRIBUTING.md
+    python tests/structure.py --write            put the map of the rooms into CONTRIBUTING.md
 
-A room is a folder of the package, or a module in the package's root. An arrow is an import of one room by another,
-anywhere in a file. Rooms that import nothing of the package are on floor 1, all others one floor above the highest
-room that they import; rooms that import each other share a floor.
+A room is a folder of the package, or a module that stands in the package's root. An arrow is an import of one by
+another, wherever in a file it is written. What imports nothing of the package is on floor 1, everything else one floor
+above the highest that it imports; rooms that import each other share a floor.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PACKAGE = ROOT / "src" / "customized_grpo"
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 START, END = "<!-- rooms: python tests/structure.py --write -->\n", "<!-- end of rooms -->\n"
 
-# Lowest first: a room may import the rooms above it in this table, never those below.
+# Lowest first: a room may import those above it in this table, never those below.
 ROOMS = {
     "errors": "the two roots of all errors that the user sees as one line",
     "fields": "the types of settings",
@@ -47,7 +47,7 @@ ROOMS = {
 
 
 def imports(package: Path) -> dict[str, set[str]]:
-    """The imports of each file, by dotted name inside the package ("data.lists"; "data" for its __init__)."""
+    """By dotted name inside the package ("data.lists", "data" for its __init__): what each file imports of it."""
     files = {_dotted(path, package): path for path in package.rglob("*.py")}
     return {name: set(_imported(name, path, package.name, files)) - {name} for name, path in files.items()}
 
@@ -89,7 +89,7 @@ def arrows_between_rooms(modules: Mapping[str, set[str]]) -> dict[str, set[str]]
 
 
 def circles(arrows: Mapping[str, set[str]]) -> list[list[str]]:
-    """Groups whose members import each other, directly or not. There should be none."""
+    """Groups whose members all reach each other: nothing in a healthy package."""
     reach = {name: _reachable(name, arrows) for name in arrows}
     groups = {tuple(sorted(b for b in arrows if b in reach[a] and a in reach[b])) for a in arrows if a in reach[a]}
     return sorted(map(list, groups))
@@ -106,7 +106,7 @@ def _reachable(start: str, arrows: Mapping[str, set[str]]) -> set[str]:
 
 
 def floors(arrows: Mapping[str, set[str]]) -> dict[str, int]:
-    """The floor of each name, from 1."""
+    """The floor of each, from 1."""
     group_of = {name: (name,) for name in arrows} | {n: tuple(group) for group in circles(arrows) for n in group}
     known: dict[tuple[str, ...], int] = {}
 

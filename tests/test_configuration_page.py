@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import BaseModel, create_model
+from pydantic import BaseModel, Field, create_model
 
 from configuration_page import PAGE, as_markdown, as_yaml, description, page, section_of, type_of
 from customized_grpo.config import RunConfig
@@ -45,6 +45,8 @@ def test_every_section_has_a_docstring(section: type[BaseModel]):
         (Share, "number, 0 to 1"),
         (Positive | Literal["checkpoint"], "number above 0 or `checkpoint`"),
         (NonNegative, "number, 0 or more"),
+        (Annotated[float, Field(ge=0, le=1e12)], "number, 0 or more"),
+        (Annotated[float, Field(ge=0.001, le=100)], "number, 0.001 to 100"),
         (Literal["a", "b"], "one of `a`, `b`"),
         (tuple[Literal["a", "b"], ...], "list of `a`, `b`"),
         (tuple[str, ...] | None, "list of text or `null`"),
