@@ -17,12 +17,7 @@ from customized_grpo.fields import LARGEST_SEED
 from customized_grpo.files.notices import show_in_lines
 from customized_grpo.runtime import launchers
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 Recipe = Annotated[
     str, typer.Argument(help="Name of a recipe (critters, kontext, own-subject, ...), a YAML file, or a run's folder.")
@@ -32,14 +27,11 @@ Overrides = Annotated[
     typer.Argument(help="Settings as key=value, e.g. seed=1 optimizer.lr=1e-5. All of them: docs/configuration.md."),
 ]
 Metric = Annotated[
-    list[str] | None,
-    typer.Option(help="Another reward to measure, e.g. 'dino against=other_view'. Repeat for more."),
+    list[str] | None, typer.Option(help="Another reward to measure, e.g. 'dino against=other_view'. Repeat for more.")
 ]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=LARGEST_SEED)]
+Seed = Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=LARGEST_SEED)]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...  [default: cuda if available, else cpu]")]
-RecipeDevice = Annotated[
-    str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...  [default: that of the recipe]")
-]
+RecipeDevice = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...  [default: the recipe's]")]
 
 DISTRIBUTED = ("train", "env")  # commands that may run as several processes; env writes nothing
 FAILED, BAD_INPUT = 1, 2  # exit codes
@@ -89,9 +81,7 @@ def program(
 def demo(
     output: Annotated[Path | None, typer.Option(help="A new folder.  [default: runs/demo, runs/demo-2, ...]")] = None,
     seed: Seed = 0,
-    updates: Annotated[
-        int | None, typer.Option(help="Number of updates.  [default: that of the recipe]", min=1)
-    ] = None,
+    updates: Annotated[int | None, typer.Option(help="Number of updates.  [default: the recipe's]", min=1)] = None,
     cases: Annotated[int, typer.Option(help="Number of held-out cases to measure on.", min=12)] = 512,
     device: Device = None,
 ) -> None:
@@ -111,10 +101,8 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in its folder.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the complete configuration and exit.")] = False,
-    output: Annotated[Path | None, typer.Option(help="Folder of the run.  [default: that of the recipe]")] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of everything random.  [default: that of the recipe]", min=0)
-    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the run.  [default: the recipe's]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of all randomness.  [default: the recipe's]", min=0)] = None,
     device: RecipeDevice = None,
 ) -> None:
     """Train an adapter with the settings of a recipe.
@@ -165,11 +153,9 @@ def generate(
         typer.Option(help="Seed of a picture. Repeat for more.  [default: 0]", min=0, max=LARGEST_SEED),
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder for the pictures (PNG).")] = Path("generated"),
-    compare: Annotated[bool, typer.Option("--compare", help="Also write a row of reference, base and tuned.")] = (
-        False
-    ),
+    compare: Annotated[bool, typer.Option("--compare", help="Also write reference, base and tuned.")] = False,
     size: Annotated[
-        int | None, typer.Option(help="Height and width in pixels.  [default: the adapter's, or 512]", min=8, max=8192)
+        int | None, typer.Option(help="Pixels per side.  [default: the adapter's, or 512]", min=8, max=8192)
     ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Denoising steps.  [default: the adapter's, or 28]", min=1, max=1000)
@@ -209,15 +195,13 @@ def generate(
 def evaluate(
     target: Annotated[str, typer.Argument(help="Folder of a run or an adapter, name of a recipe, or a YAML file.")],
     overrides: Overrides = None,
-    adapter: Annotated[Path | None, typer.Option(help="Folder of the adapter.  [default: that of the run]")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="Folder of the adapter.  [default: the run's]")] = None,
     base: Annotated[bool, typer.Option("--base", help="Measure the model without the adapter.")] = False,
     metric: Metric = None,
     cases: Annotated[int | None, typer.Option(help="Number of samples.  [default: all; critters: 512]", min=1)] = None,
     images: Annotated[int | None, typer.Option(help="Images per sample.  [default: 1; dreambench: 4]", min=1)] = None,
     root: Annotated[Path | None, typer.Option(help="Folder of the data, the setting data.root.")] = None,
-    against: Annotated[
-        Path | None, typer.Option(help="Folder of the base's evaluation, to count samples that got better or worse.")
-    ] = None,
+    against: Annotated[Path | None, typer.Option(help="Base's evaluation, to count better and worse samples.")] = None,
     output: Annotated[Path | None, typer.Option(help="A new folder, or that of an evaluation to continue.")] = None,
     device: Device = None,
 ) -> None:
@@ -246,14 +230,10 @@ def evaluate(
 @explain_memory_errors
 def compare(
     file: Annotated[Path, typer.Argument(help="YAML file with recipe, arms, seeds and primary question.")],
-    output: Annotated[Path | None, typer.Option(help="Folder of the comparison.  [default: that of the file]")] = None,
-    jobs: Annotated[
-        int | None, typer.Option(help="Runs at the same time.  [default: one per GPU or CPU core]", min=1)
-    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the comparison.  [default: the file's]")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Concurrent runs.  [default: one per GPU or core]", min=1)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run and exit.")] = False,
-    report_only: Annotated[
-        bool, typer.Option("--report-only", help="Train nothing; report on the finished runs.")
-    ] = False,
+    report_only: Annotated[bool, typer.Option("--report-only", help="Only report on finished runs.")] = False,
     device: Device = None,
 ) -> None:
     """Train and test several arms over several seeds.
@@ -284,9 +264,7 @@ def probe(
     adapter: Annotated[Path | None, typer.Option(help="Folder of an adapter.  [default: the base model]")] = None,
     prompts: Annotated[int, typer.Option(help="Number of training samples.", min=2)] = 32,
     draws: Annotated[int, typer.Option(help="Images per sample and denoising step.", min=2)] = 8,
-    output: Annotated[
-        Path | None, typer.Option(help="A new folder for the figures, the plot and the schedule.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option(help="A new folder for figures, plot and schedule.")] = None,
     device: RecipeDevice = None,
 ) -> None:
     """Find out which denoising steps decide which reward.
