@@ -12,12 +12,14 @@ from customized_grpo.fields import (
     Count,
     GroupSize,
     Index,
+    NoiseLevel,
     NonNegative,
     Pixels,
     Positive,
     Rank,
     Section,
     Share,
+    Shift,
     Steps,
     Tokens,
 )
@@ -63,12 +65,12 @@ class Data(Section):
 
 class Sampling(Section):
     num_steps: Steps = 10  # denoising steps T
-    shift: Positive | Literal["checkpoint"] = 3.0  # of the sigma grid; "checkpoint": the pipeline's own schedule
+    shift: Shift | Literal["checkpoint"] = 3.0  # of the sigma grid; "checkpoint": the pipeline's own schedule
 
 
 class Noise(Section):
     dynamics: Literal["dance", "flow", "cps"] = "flow"  # how a stochastic step adds its noise
-    level: Positive = 0.8  # eta of "dance", a of "flow" and "cps"
+    level: NoiseLevel = 0.8  # eta of "dance", a of "flow" and "cps"
 
 
 class Window(Section):
