@@ -239,7 +239,7 @@ def test_what_a_user_gets_wrong_is_an_error_message(
 
 
 def test_what_goes_wrong_in_a_run_has_another_exit_code(run: Callable[..., Answer], tiny: list[str]):
-    overrides = ["evaluation.every=0", "optimizer.warmup=0", "optimizer.lr=1e30", "objective.updates_per_rollout=2"]
+    overrides = ["evaluation.every=0", "optimizer.warmup=0", "optimizer.lr=1e12", "objective.updates_per_rollout=2"]
     answer = run("train", *tiny, *overrides)
     assert answer.code == 1
     assert answer.error.startswith("error: the loss is not finite at update 1")

@@ -121,8 +121,8 @@ class Plan:
     def seed(self, update: int, group: int, member: int | None) -> int:
         """Seed of one image of a group; member None: of the noise that the group starts from.
 
-        It depends on the epoch, in which each sample has exactly one group, and not on the update, in which a sample of
-        a short list may have several.
+        It depends on the epoch, in which each sample has exactly one group, and not on the update, in which a sample
+        of a short list may have several.
         """
         epoch, sample = self._place(update, group)
         return derive_seed(self.config.seed, epoch, sample.id, member)
@@ -141,13 +141,13 @@ class Plan:
                 notices.append(
                     f"with {self.config.sampling.num_steps} steps no trained step reaches the final phase of the "
                     f"time-aware weights (progress {self.weights.end} and later): the last is step "
-                    f"{self._reachable[-1]}. That is fine; if you want the phase, sample in more steps or lower "
+                    f"{self._reachable[-1]}. Our experiments do without it; to reach it, use more steps or lower "
                     "weighting.end"
                 )
         if self.config.model.path == BUILT_IN != self.config.data.source:
             notices.append(
-                "the built-in model knows nothing but critters: with other data a run shows that everything works, but "
-                "its pictures mean nothing"
+                "the built-in model has seen nothing but critters: with other data a run shows that everything works, "
+                "but its pictures mean nothing"
             )
         if len({sample.subject for sample in self.samples}) == 1:
             notices.append("all training samples show one subject: the adapter will overfit to it")

@@ -20,7 +20,7 @@ SATURATED_BELOW = 0.01
 def reward_figures(scores: Mapping[str, Tensor], roles: Mapping[str, str]) -> dict[str, Any]:
     """Mean and spread of each reward [P, G], agreement of identity and prompt inside groups, and unscored images.
 
-    "unscored" counts the images that some reward could not score; if there are any, "unscored_by" counts them by reward.
+    "unscored" counts the images that some reward could not score; if there are any, "unscored_by" has them by reward.
     """
     figures: dict[str, Any] = {}
     for key, values in scores.items():

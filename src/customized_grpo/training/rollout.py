@@ -120,7 +120,7 @@ class Sampler:
         steps: Sequence[int],
         generators: Sequence[torch.Generator],
     ) -> tuple[Tensor, list[Point]]:
-        """The steps from the first stochastic one to the last: the latents after it, and the stochastic transitions."""
+        """From the first to the last stochastic step: the latents after it, and the stochastic transitions."""
         points = []
         for step in range(steps[0], steps[-1] + 1):
             if step not in steps:
