@@ -150,9 +150,7 @@ def devices(policy: FluxKontextPolicy) -> dict[str, str]:
 def test_offloaded_text_encoders_stay_on_the_cpu_when_the_model_is_loaded(
     make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(
-        "customized_grpo.policies.flux_kontext.usable_device", torch.device
-    )  # which would refuse "meta"
+    monkeypatch.setattr("customized_grpo.policies.flux_kontext.usable_device", torch.device)  # it refuses "meta"
     rest = {"transformer": "meta", "vae": "meta"}
     everything = make_policy(device="meta")
     offloaded = make_policy(device="meta", offload_text_encoders=True)
