@@ -257,7 +257,7 @@ ADAPTERS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "another model": (
         altered(of_another_model),
-        "it holds unet.down.lora_A.weight, and no weights for the transformer",
+        "it holds only weights such as unet.down.lora_A.weight, and none for the transformer",
     ),
     "another size": (
         altered(lambda tensors, key: tensors.update({key: torch.zeros(4, 3072)})),

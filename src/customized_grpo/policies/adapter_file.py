@@ -27,12 +27,12 @@ def check_targets(targets: Sequence[str], module: nn.Module) -> None:
     """
     if not targets:
         raise UsageError(f"adapter.targets is empty; {OTHER_TARGETS}")
-    layers = dict(module.named_modules())
+    layers = {name: layer for name, layer in module.named_modules() if name}
     for target in targets:
         kinds = {type(layer) for name, layer in layers.items() if f".{name}".endswith(f".{target}")}
         other = next((kind.__name__ for kind in kinds if not issubclass(kind, nn.Linear)), None)
-        if not target or not kinds or other:
-            problem = f"matches a {other}, which cannot be adapted" if other else "matches no layer of this model"
+        if not kinds or other:
+            problem = f"matches {other}, which cannot be adapted" if other else "matches no layer of this model"
             raise UsageError(f"adapter.targets: {target!r} {problem}; {OTHER_TARGETS}")
 
 
@@ -78,8 +78,8 @@ def translating(directory: Path) -> Iterator[None]:
         yield
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise ModelError(
-            f"diffusers cannot read the adapter in {directory} ({type(error).__name__}: {error}); convert it to "
-            "diffusers' format"
+            f"diffusers cannot read the adapter in {directory} ({type(error).__name__}: {error}); save it again "
+            "in diffusers' format"
         ) from error
 
 
@@ -96,8 +96,8 @@ def _misfits(tensors: Mapping[str, Tensor], module: nn.Module) -> Iterator[str]:
         if match := _SIDE.fullmatch(name):
             pairs.setdefault(match["layer"], {})[match["side"]] = tensor
     if not pairs:
-        first = next(iter(tensors), "nothing at all")
-        yield f"it holds {first}, and no weights for the transformer"
+        first = f"only weights such as {next(iter(tensors))}" if tensors else "nothing"
+        yield f"it holds {first}, and none for the transformer"
     layers = dict(module.named_modules())
     for name, pair in pairs.items():
         layer = layers.get(name)
@@ -108,5 +108,6 @@ def _misfits(tensors: Mapping[str, Tensor], module: nn.Module) -> Iterator[str]:
             yield f"{name} has lora_{next(iter(pair))} only; lora_A and lora_B go together"
             continue
         down, up = (list(pair[side].shape) for side in "AB")
-        if (down, up) != ([down[0], layer.in_features], [layer.out_features, down[0]]):
+        rank = down[0] if down else 0
+        if (down, up) != ([rank, layer.in_features], [layer.out_features, rank]):
             yield f"{name} is {layer.in_features} -> {layer.out_features}, but lora_A is {down} and lora_B {up}"

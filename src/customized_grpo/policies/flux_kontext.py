@@ -223,7 +223,9 @@ class FluxKontextPolicy:
             return sigma_schedule(num_steps, float(shift))
         scheduler = copy.deepcopy(self.pipe.scheduler)
         if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-            raise UsageError(f"the model's scheduler is a {type(scheduler).__name__}; {NUMERIC_SHIFT}")
+            raise UsageError(
+                f"the model's scheduler is {type(scheduler).__name__}, which is not supported; {NUMERIC_SHIFT}"
+            )
         config = scheduler.config
         tokens = (self.height // self.scale // 2) * (self.width // self.scale // 2)
         mu = calculate_shift(
