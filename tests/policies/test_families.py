@@ -34,7 +34,7 @@ def test_the_pipeline_class_of_a_checkpoint_chooses_the_family(toy: RunConfig, m
     assert type(load_policy(make_config().model, "cpu")).__name__ == "FluxKontextPolicy"
 
 
-def test_a_registered_family_trains_resumes_and_generates(
+def test_a_registered_family_trains_resumes_generates_and_is_probed(
     toy: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     trainer = assemble(toy)
@@ -52,6 +52,9 @@ def test_a_registered_family_trains_resumes_and_generates(
     options = ("--reference", reference, "--prompt", "a critter", "--output", folder, "--device", "cpu")
     answer = start(("generate", "--adapter", toy.output, *options), monkeypatch, capsys)
     assert (answer.code, len(list(folder.glob("*.png")))) == (0, 1), answer.error
+    few = ("--prompts", 2, "--draws", 2, "--output", tmp_path / "probe")
+    answer = start(("probe", toy.output, "--adapter", toy.output, *few), monkeypatch, capsys)
+    assert answer.code == 0, answer.error
 
 
 def test_a_checkpoint_of_an_unknown_family_is_refused(make_config: Callable[..., RunConfig], tmp_path: Path):

@@ -180,7 +180,7 @@ def test_a_checkpoints_grid_starts_at_one_for_shifts_where_diffusers_exceeds_it(
     [
         (
             FlowMatchHeunDiscreteScheduler(),
-            "the model's scheduler is FlowMatchHeunDiscreteScheduler, which is not supported",
+            "scheduler is FlowMatchHeunDiscreteScheduler, which is not supported",
         ),
         (FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "schedule does not fall from 1 to 0 in 25 steps"),
         (

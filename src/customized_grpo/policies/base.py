@@ -126,5 +126,8 @@ class Policy(Protocol):
         ...
 
     def load_adapter(self, directory: Path) -> None:
-        """Load what `save_adapter` wrote into the adapter; without one, create it. Raises ModelError if it cannot."""
+        """Load what `save_adapter` wrote into the adapter; if there is none yet, create it, trainable.
+
+        Raises ModelError if the file is missing, damaged, or does not fit.
+        """
         ...
