@@ -2,7 +2,7 @@
 
 import os
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # no test may fetch anything; read when huggingface_hub is imported
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may download anything; huggingface_hub reads this when it is imported
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,7 +44,7 @@ def make_config(tmp_path: Path) -> Callable[..., RunConfig]:
 
 @pytest.fixture
 def make_trainer(make_config: Callable[..., RunConfig]) -> Callable[..., Trainer]:
-    """A whole run in tiny settings, with overrides."""
+    """The trainer of a run with the settings of tiny.yaml and overrides."""
 
     def make(*overrides: str, resume: bool = False) -> Trainer:
         return assemble(make_config(*overrides), resume=resume)
@@ -54,7 +54,7 @@ def make_trainer(make_config: Callable[..., RunConfig]) -> Callable[..., Trainer
 
 @pytest.fixture
 def make_policy() -> Callable[..., FluxKontextPolicy]:
-    """The built-in generator, with an adapter where a rank is given."""
+    """The built-in generator, with an adapter if a rank is given."""
 
     def make(
         path: str | Path = "critters",
@@ -88,7 +88,7 @@ def make_policy() -> Callable[..., FluxKontextPolicy]:
 
 @pytest.fixture(scope="session")
 def excite() -> Callable[[FluxKontextPolicy], None]:
-    """Gives an adapter weights that change the pictures, as training would: a fresh one changes nothing."""
+    """Sets the weights of a new adapter so that it changes the pictures, as training would."""
 
     def set_weights(policy: FluxKontextPolicy) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -102,14 +102,14 @@ def excite() -> Callable[[FluxKontextPolicy], None]:
 
 @pytest.fixture(scope="session")
 def adapter_of() -> Callable[[FluxKontextPolicy], Tensor]:
-    """All weights of an adapter in one row: a copy."""
+    """A copy of all weights of an adapter, flattened."""
     return lambda policy: torch.cat([w.detach().flatten().clone() for w in policy.trainable_parameters().values()])
 
 
 @pytest.fixture(scope="session")
 def guided_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the built-in generator lacks and FLUX.1-Kontext-dev has: embedded guidance, a schedule that follows the
-    picture's size, a VAE with shift and scale. Random weights, in diffusers' format."""
+    """A checkpoint with what FLUX.1-Kontext-dev has and the built-in generator does not: embedded guidance, a schedule
+    that depends on the picture's size, a VAE with shift and scale. Random weights, in diffusers' format."""
     torch.manual_seed(0)
     pipe = models.pipeline()
     config = dict(pipe.transformer.config) | {"guidance_embeds": True}

@@ -1,4 +1,4 @@
-"""The gradient that an optimiser step gets: afterwards it is gone."""
+"""The gradients of optimiser steps, recorded before the trainer clears them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,13 +11,13 @@ from customized_grpo.training.trainer import Trainer
 
 @contextmanager
 def gradients_of(trainer: Trainer) -> Iterator[list[Tensor]]:
-    """The gradients of all optimiser steps inside, each in one row; zeros where a weight has none."""
-    found: list[Tensor] = []
+    """The gradient of every optimiser step in the block, flattened; zero for weights without one."""
+    gradients: list[Tensor] = []
 
     def keep(*_: object) -> None:
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in trainer.parameters]
-        found.append(torch.cat([grad.flatten() for grad in grads]))
+        gradients.append(torch.cat([grad.flatten() for grad in grads]))
 
     hook = trainer.optimizer.register_step_pre_hook(keep)
-    yield found
+    yield gradients
     hook.remove()

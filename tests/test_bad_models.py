@@ -160,11 +160,14 @@ def test_every_command_refuses_a_generator_that_is_not_whole(command: str, refus
         ),
         ((f"rewards.identity.model={FOLDER / 'clip'}",), "clip is a 'clip' checkpoint; take one of type dinov2"),
         (("model.height=30",), "pictures of 32x30 pixels; this model needs multiples of 4"),
-        (("adapter.targets=[nope]",), "nope"),
+        (
+            ("adapter.targets=[to_q, nope]",),
+            "adapter.targets: 'nope' matches no layer of this model; name linear layers",
+        ),
         (("rewards.prompt.name=no_such_module:f",), "there is no module 'no_such_module'"),
         (("rewards.prompt.name=none.py:f",), "none.py': no such file"),
         (("rewards.prompt.name=os:nothing",), "os has no function 'nothing'"),
-        (("model.condition_cache=dog.png",), "condition cache dog.png: not a folder"),
+        (("model.condition_cache=dog.png",), "model.condition_cache dog.png: "),
     ],
 )
 def test_models_and_rewards_that_are_not_there(settings: tuple[str, ...], message: str, refused: Refusal):
@@ -246,22 +249,28 @@ ADAPTERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut": (lambda folder: (folder / ADAPTER_FILE).write_bytes(b"\x01"), "cannot be read (Error while deserializing"),
     "NaN": (
         altered(lambda tensors, key: tensors[key].fill_(torch.nan)),
-        "holds NaN or infinities; take an adapter of",
+        "holds NaN or infinities; use an adapter saved",
     ),
     "infinity": (
         altered(lambda tensors, key: tensors[key].fill_(-torch.inf)),
-        "holds NaN or infinities; take an adapter",
+        "holds NaN or infinities; use an adapter saved",
     ),
-    "another model": (altered(of_another_model), "it changes none of its layers, but unet.down.lora_A.weight"),
+    "another model": (
+        altered(of_another_model),
+        "it holds only weights such as unet.down.lora_A.weight, and none for the transformer",
+    ),
     "another size": (
         altered(lambda tensors, key: tensors.update({key: torch.zeros(4, 3072)})),
-        "proj_out is 64 -> 16 here; lora_A is [4, 3072], lora_B [16, 4]; name the model that it was trained on",
+        "proj_out is 64 -> 16, but lora_A is [4, 3072] and lora_B [16, 4]; name the model that it was trained on",
     ),
     "another layer": (
         altered(lambda tensors, key: tensors.update({"transformer.block9.lora_A.weight": tensors.pop(key)})),
-        "it changes block9, which is no layer here",
+        "block9 is not a linear layer of it",
     ),
-    "half": (altered(lambda tensors, key: tensors.pop(key)), "of proj_out it holds only lora_B"),
+    "half": (
+        altered(lambda tensors, key: tensors.pop(key)),
+        "proj_out has lora_B only; lora_A and lora_B go together",
+    ),
     "broken settings": (
         lambda folder: (folder / "sampling.json").write_text('{"num_steps": "many"}'),
         "sampling.json is not what training writes (num_steps: Input should be a valid integer",
@@ -300,7 +309,7 @@ def test_commands_that_take_an_adapter_refuse_one_with_nan(command: str, adapter
 def test_an_adapter_of_another_rank_does_not_take_the_place_of_a_runs(
     adapter: Path, make_policy: Callable[..., FluxKontextPolicy]
 ):
-    with pytest.raises(ModelError, match=r"proj_out.lora_A.weight is \[4, 64\], and \[8, 64\] here"):
+    with pytest.raises(ModelError, match=r"proj_out.lora_A.weight is \[4, 64\], expected \[8, 64\]"):
         make_policy(rank=8).load_adapter(adapter)
 
 

@@ -241,7 +241,7 @@ def test_bad_input_is_an_error_message(
 
 
 def test_a_failure_during_the_run_has_its_own_exit_code(run: Callable[..., Answer], tiny: list[str]):
-    overrides = ["evaluation.every=0", "optimizer.warmup=0", "optimizer.lr=1e30", "objective.updates_per_rollout=2"]
+    overrides = ["evaluation.every=0", "optimizer.warmup=0", "optimizer.lr=1e12", "objective.updates_per_rollout=2"]
     answer = run("train", *tiny, *overrides)
     assert answer.code == 1
     assert answer.error.startswith("error: the loss is not finite at update 1")

@@ -1,6 +1,6 @@
-"""A model family of a few lines: its velocity pulls every pixel towards the mean colour of the first reference.
+"""A model family in a few lines: its velocity pulls every pixel towards the mean colour of the first reference.
 
-The adapter is one number per colour channel. It learns, saves, loads and resumes like the real ones.
+The adapter is one number per colour channel. It learns, saves, loads and resumes like a real one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -51,8 +51,8 @@ class ToyPolicy:
         return sigma_schedule(num_steps, 1.0 if shift == "checkpoint" else float(shift))
 
     def encode(self, samples: Sequence[Sample]) -> OwnCondition:
-        pixels = (torch.tensor(np.asarray(sample.reference_images()[0]) / 255) for sample in samples)
-        return Colours(each.float().mean(dim=(0, 1))[:, None, None] for each in pixels)
+        pictures = (torch.tensor(np.asarray(sample.reference_images()[0]) / 255) for sample in samples)
+        return Colours(pixels.float().mean(dim=(0, 1))[:, None, None] for pixels in pictures)
 
     def noise(self, condition: OwnCondition, seeds: Sequence[int]) -> Tensor:  # noqa: ARG002
         return torch.stack([torch.randn(self.size, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
@@ -80,4 +80,5 @@ class ToyPolicy:
         save_file({"shift": self.shift.detach()}, directory / "pytorch_lora_weights.safetensors")
 
     def load_adapter(self, directory: Path) -> None:
+        self.add_adapter(1, 1.0)
         self.shift.data.copy_(load_file(directory / "pytorch_lora_weights.safetensors")["shift"])

@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 BUILT_IN = "critters"  # names the built-in world as a model, an encoder or a data source
 
 LARGEST = 1_000_000  # limit of counts: more is a slip, and some would fill the memory before any error
+LARGEST_NUMBER = 1e12  # of factors and bounds; in float32, products of much larger ones overflow to infinity and NaN
 LARGEST_SEED = 2**63 - 1  # limit of torch and numpy
 
 
@@ -19,8 +20,10 @@ def _refuse_bool(value: Any) -> Any:
 
 
 Number = BeforeValidator(_refuse_bool)
-Positive = Annotated[float, Number, Field(gt=0)]
-NonNegative = Annotated[float, Number, Field(ge=0)]
+Positive = Annotated[float, Number, Field(gt=0, le=LARGEST_NUMBER)]
+NonNegative = Annotated[float, Number, Field(ge=0, le=LARGEST_NUMBER)]
+NoiseLevel = Annotated[float, Number, Field(ge=0.001, le=100)]  # less is lost in float32 rounding
+Shift = Annotated[float, Number, Field(ge=0.01, le=100)]  # of the sigma grid; beyond, steps become equal by rounding
 Share = Annotated[float, Number, Field(ge=0, le=1)]
 Count = Annotated[int, Number, Field(ge=1, le=LARGEST)]
 Index = Annotated[int, Number, Field(ge=0, le=LARGEST)]

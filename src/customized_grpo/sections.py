@@ -12,12 +12,14 @@ from customized_grpo.fields import (
     Count,
     GroupSize,
     Index,
+    NoiseLevel,
     NonNegative,
     Pixels,
     Positive,
     Rank,
     Section,
     Share,
+    Shift,
     Steps,
     Tokens,
 )
@@ -91,7 +93,7 @@ class Sampling(Section):
 
     num_steps: Steps = 10
     """Number of denoising steps, T."""
-    shift: Positive | Literal["checkpoint"] = 3.0
+    shift: Shift | Literal["checkpoint"] = 3.0
     """Timestep shift of the noise levels. `checkpoint` means the pipeline's own schedule."""
 
 
@@ -100,7 +102,7 @@ class Noise(Section):
 
     dynamics: Literal["dance", "flow", "cps"] = "flow"
     """Formula of a stochastic step: DanceGRPO, Flow-GRPO or Flow-CPS."""
-    level: Positive = 0.8
+    level: NoiseLevel = 0.8
     """Amount of noise: eta of `dance`, a of `flow` and of `cps` (there at most 1)."""
 
 

@@ -25,7 +25,7 @@ ADVANTAGE = torch.tensor([1.0, -1.0, 1.0, -1.0])
 LOSSES = torch.tensor([-1.1, 1.2, -0.8, 0.9])
 
 
-def test_values_by_hand():
+def test_values_worked_by_hand():
     loss, diagnostics = clipped_objective(RATIO.log(), torch.zeros(4), ADVANTAGE, 0.1)
     near(loss, torch.tensor(0.05))  # (-1.1 + 1.2 - .8 + .9) / 4
     found = {name: float(value) for name, value in diagnostics.items()}
@@ -70,13 +70,13 @@ def test_before_the_first_update_the_gradient_is_the_policy_gradient():
     assert (diagnostics["ratio_max_deviation"], diagnostics["clip_fraction"]) == (0, 0)
 
 
-def test_small_deviations_are_measured_to_more_than_the_rounding_of_exp():
+def test_small_deviations_are_measured_more_finely_than_exp_rounds():
     _, diagnostics = clipped_objective(torch.tensor([1e-4]), torch.zeros(1), torch.ones(1), 1e-3)
     # exp(1e-4) - 1 - 1e-4 = 5.0002e-9, a twentieth of the float32 resolution at 1
     assert diagnostics["approx_kl"].item() == pytest.approx(5e-9, rel=0.01)
 
 
-def test_masked_entries_leave_loss_diagnostics_and_gradient():
+def test_masked_entries_do_not_enter_loss_diagnostics_or_gradient():
     new = RATIO.log().requires_grad_()
     advantage = torch.tensor([1.0, NAN, NAN, -1.0])
     loss, diagnostics = clipped_objective(new, torch.zeros(4), advantage, 0.3)
@@ -87,7 +87,7 @@ def test_masked_entries_leave_loss_diagnostics_and_gradient():
     assert diagnostics["ratio_max_deviation"].item() == pytest.approx(0.2)
 
 
-def test_a_batch_masked_throughout_is_a_zero_with_a_graph():
+def test_a_fully_masked_batch_gives_a_zero_with_a_graph():
     new = torch.tensor([0.1, -0.2], requires_grad=True)
     loss, diagnostics = clipped_objective(new, torch.zeros(2), torch.full((2,), NAN), 0.1, weight=2.0)
     loss.backward()
@@ -98,7 +98,7 @@ def test_a_batch_masked_throughout_is_a_zero_with_a_graph():
     assert all(value.isnan() for value in diagnostics.values())
 
 
-def test_clipping_acts_with_four_updates_per_rollout():
+def test_clipping_takes_effect_with_four_updates_per_rollout():
     generator = torch.Generator().manual_seed(0)
     images, dimensions = 32, 24
     latents, noise = torch.randn(2, images, dimensions, generator=generator)
@@ -125,7 +125,7 @@ def test_clipping_acts_with_four_updates_per_rollout():
         optimiser.step()
         fractions.append(float(diagnostics["clip_fraction"]))
         ratio = (new - old).exp()
-        # A clipped entry has gone far enough in the direction that its advantage asks for.
+        # An entry is clipped once it has moved far enough in the direction of its advantage.
         clipped = ((advantage > 0) & (ratio > 1 + 1e-3)) | ((advantage < 0) & (ratio < 1 - 1e-3))
         assert new.grad is not None
         assert torch.equal(new.grad == 0, clipped)
@@ -144,9 +144,9 @@ def test_clipping_acts_with_four_updates_per_rollout():
         ({"normaliser": 0.0}, r"normaliser is 0\.0"),
     ],
 )
-def test_inputs_that_do_not_fit_are_refused(change, message):
+def test_invalid_inputs_are_refused(change, message):
     inputs = {"log_prob": RATIO, "old_log_prob": RATIO, "advantage": ADVANTAGE, "clip_range": 0.1}
-    clipped_objective(**inputs)  # these fit
+    clipped_objective(**inputs)  # valid without the change
     with pytest.raises(ValueError, match=message):
         clipped_objective(**(inputs | change))
 

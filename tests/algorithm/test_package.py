@@ -1,4 +1,4 @@
-"""The algorithm imports torch and nothing else of ours, and keeps the signatures that others call."""
+"""The algorithm imports torch and no other part of the package, and keeps its public signatures."""
 
 import ast
 import inspect
@@ -28,14 +28,14 @@ SIGNATURES = {
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.relative_to(HERE)))
-def test_imports_torch_and_the_standard_library_only(source: Path):
+def test_imports_only_torch_and_the_standard_library(source: Path):
     for node in ast.walk(ast.parse(source.read_text())):
         if isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             modules = [node.module or ""]
         else:
-            # As many dots as folders down to `algorithm` stay inside it; one more would reach the rest of ours.
+            # A relative import stays inside `algorithm` if it has at most as many dots as the file's depth in it.
             assert not isinstance(node, ast.ImportFrom) or node.level <= len(source.relative_to(HERE).parts)
             continue
         for module in modules:
@@ -44,7 +44,7 @@ def test_imports_torch_and_the_standard_library_only(source: Path):
 
 
 @pytest.mark.parametrize("name", SIGNATURES)
-def test_signatures_that_are_called_from_outside(name: str):
+def test_public_signatures(name: str):
     parameters = inspect.signature(getattr(algorithm, name)).parameters.values()
     assert [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD] == SIGNATURES[name].split()
     assert name in algorithm.__all__

@@ -19,7 +19,7 @@ def test_grid_matches_the_reference(reference, num_steps):
 
 
 @pytest.mark.parametrize("shift", [1.43, 1.57])
-def test_grid_starts_at_exactly_one_where_float32_does_not(shift):
+def test_grid_starts_at_exactly_one_for_shifts_where_float32_does_not(shift):
     s = torch.linspace(1, 0, 26, dtype=torch.float32)
     assert (shift * s / (1 + (shift - 1) * s))[0] != 1  # the trap is real
     sigmas = sigma_schedule(25, shift)
@@ -28,8 +28,8 @@ def test_grid_starts_at_exactly_one_where_float32_does_not(shift):
     assert sigmas[-1] == 0
 
 
-def test_grid_goes_down_from_one_to_zero_at_every_shift():
-    for percent in range(5, 1200, 3):  # .05 and others miss 1 in float64 too, unless it is pinned
+def test_grid_falls_from_one_to_zero_at_every_shift():
+    for percent in range(5, 1200, 3):  # .05 and others miss 1 in float64 too, unless the ends are set explicitly
         shift = percent / 100
         sigmas = sigma_schedule(25, shift)
         assert (sigmas[0], sigmas[-1]) == (1, 0), shift
@@ -37,12 +37,12 @@ def test_grid_goes_down_from_one_to_zero_at_every_shift():
 
 
 @pytest.mark.parametrize(("num_steps", "shift"), [(0, 3.0), (25, 0.0), (25, -1.0), (25, float("nan"))])
-def test_grid_refuses_what_is_none(num_steps, shift):
+def test_grid_refuses_invalid_settings(num_steps, shift):
     with pytest.raises(ValueError, match=r"num_steps is 0|shift is"):
         sigma_schedule(num_steps, shift)
 
 
-def test_progress_is_the_share_of_steps_done():
+def test_progress_is_the_fraction_of_steps_done():
     assert progress(6, 25) == 0.24  # 6 / 25
     assert progress(torch.tensor([0, 10, 22]), 25).tolist() == [0.0, 0.4, 0.88]
     assert progress(torch.tensor([-1, 26]), 25).tolist() == [0.0, 1.0]  # clamped
@@ -63,7 +63,7 @@ def test_both_readings_agree_at_shift_3_only(num_steps):
         step_progress(steps, sigma_schedule(num_steps, 3.0), "sigma"), by_step, atol=1e-12, rtol=0
     )
     by_sigma = step_progress(steps, sigma_schedule(num_steps, 1.5), "sigma")
-    assert (by_sigma[1:] > by_step[1:] + 0.01).all()  # a straighter grid is ahead in noise level
+    assert (by_sigma[1:] > by_step[1:] + 0.01).all()  # with smaller shift the noise falls earlier
 
 
 @pytest.mark.parametrize("reading", ["step", "sigma"])
@@ -80,7 +80,7 @@ def test_progress_refuses_steps_that_are_not_trained(steps):
         step_progress(steps, sigma_schedule(25, 3.0))
 
 
-def test_progress_refuses_another_reading():
+def test_progress_refuses_an_unknown_reading():
     with pytest.raises(ValueError, match="use 'step' or 'sigma'"):
         step_progress([0], sigma_schedule(25, 3.0), "time")  # pyright: ignore[reportArgumentType]
 
@@ -125,9 +125,9 @@ def test_fixed_window():
 @pytest.mark.parametrize(
     ("strategy", "options", "message"),
     [
-        ("all", {"last": 9}, "the last step of all is always ODE"),
+        ("all", {"last": 9}, "not within 0..8; the last step is always ODE"),
         ("all", {"first": 5, "last": 4}, "5..4"),
-        ("random", {"size": 3}, "without generator"),
+        ("random", {"size": 3}, "without a generator"),
         ("random", {}, "window size is None"),
         ("sliding", {"size": 10}, "window size is 10; steps 0..8 hold 1 to 9"),
         ("sliding", {"size": 2, "every": 0}, "every 0"),

@@ -38,7 +38,7 @@ def test_steps_match_the_reference(reference, index):
     near(std, torch.tensor(case["std"]))
     near(sample, torch.tensor([case["next"]]))
     near(log_prob(sample, mean, std), torch.tensor([case["logp_full_mean"]]))
-    if dynamics == "cps":  # peers leave out the factor and the normaliser
+    if dynamics == "cps":  # other implementations leave out the factor and the normaliser
         squared_error = torch.tensor(-case["logp_as_peers_write_it_neg_mse"])
         full = -squared_error / (2 * std**2) - std.log() - 0.5 * math.log(2 * math.pi)
         near(log_prob(sample, mean, std)[0], full)
@@ -123,7 +123,7 @@ def test_log_prob_is_the_mean_log_density_of_a_normal(shape):
 
 
 def gaussian_spread(dynamics: Dynamics, num_steps: int, flip: bool = False) -> float:
-    """Spread of the images that a sampler makes of data N(0, .4^2), from the exact velocity; no sampling.
+    """Standard deviation of what a sampler generates for data N(0, .4^2), computed from the exact velocity.
 
     x_sigma is N(0, V) with V = (1 - sigma)^2 s^2 + sigma^2, so v = E[eps - x_0 | x] = k x with
     k = (sigma - (1 - sigma) s^2) / V: the mean of a step is a multiple m x, and var' = m^2 var + std^2.
@@ -144,16 +144,16 @@ def gaussian_spread(dynamics: Dynamics, num_steps: int, flip: bool = False) -> f
 
 
 @pytest.mark.parametrize("dynamics", ["dance", "flow", "ode"])
-def test_a_gaussian_keeps_its_spread(dynamics):
+def test_sampling_keeps_the_spread_of_a_gaussian(dynamics):
     assert abs(gaussian_spread(dynamics, 100) / 0.4 - 1) < 0.04
     # Euler-Maruyama converges with first order here: four times the steps, about a quarter of the error.
-    # ("flow" gains a little more: what stands in for sigma = 1 in its denominator shrinks as well.)
+    # ("flow" gains a little more: the error of using sigma_1 instead of 1 in its denominator shrinks as well.)
     ratio = (gaussian_spread(dynamics, 100) - 0.4) / (gaussian_spread(dynamics, 400) - 0.4)
     assert 3.7 < ratio < 5.2
 
 
 @pytest.mark.parametrize("dynamics", ["dance", "flow"])
-def test_a_flipped_score_sign_does_not_keep_it(dynamics):
+def test_sampling_with_a_flipped_score_sign_does_not(dynamics):
     assert gaussian_spread(dynamics, 100, flip=True) / 0.4 > 1.2
 
 
@@ -179,7 +179,7 @@ def test_gradient_factor_grows_55_fold_for_flow_and_3_5_fold_for_dance():
 
 
 @pytest.mark.parametrize("dynamics", NOISE)
-def test_equal_scales_make_every_step_pull_alike(dynamics):
+def test_equal_scales_make_every_step_pull_equally(dynamics):
     steps = torch.tensor([9, 2, 23, 14])  # true indices, not in order
     scales = step_scales("equal", dynamics, SIGMAS, steps, NOISE[dynamics])
     pull = scales * step_gradient_factor(dynamics, SIGMAS[steps], SIGMAS[steps + 1], NOISE[dynamics], SIGMAS[1])
@@ -188,7 +188,7 @@ def test_equal_scales_make_every_step_pull_alike(dynamics):
     assert step_scales("none", dynamics, SIGMAS, steps, NOISE[dynamics]).tolist() == [1.0] * 4
 
 
-def test_scales_of_windows_are_comparable_when_normalised_over_all_they_visit():
+def test_scales_of_windows_are_comparable_if_normalised_over_all_reachable_steps():
     every = step_scales("equal", "flow", SIGMAS, range(9), 0.7)
     window = step_scales("equal", "flow", SIGMAS, (4, 5), 0.7, over=range(9))
     torch.testing.assert_close(window, every[4:6])
@@ -209,18 +209,18 @@ def step_with(**changes: Any) -> tuple[Tensor, Tensor]:
     [
         ({"dynamics": "sde"}, "dynamics is 'sde'; use one of dance, flow, cps, ode"),
         ({"velocity": torch.zeros(2, 1)}, r"velocity \(2, 1\)"),
-        ({"sigma": 0.4}, "it must go down"),
-        ({"sigma": 1.1}, "within 1 and 0"),
-        ({"sigma_next": -0.1}, "within 1 and 0"),
-        ({"sigma": float("nan")}, "it must go down"),
+        ({"sigma": 0.4}, "sigma must fall"),
+        ({"sigma": 1.1}, "between 1 and 0"),
+        ({"sigma_next": -0.1}, "between 1 and 0"),
+        ({"sigma": float("nan")}, "sigma must fall"),
         ({"sigma": torch.full((3,), 0.5)}, "one sigma per image"),
         ({"noise_level": -0.1}, "noise_level is -0.1"),
         ({"dynamics": "cps", "noise_level": 1.2}, "at most 1 with 'cps'"),
         ({"sigma_max": 1.0}, r"pass schedule\[1\]"),
     ],
 )
-def test_a_step_that_is_none_is_refused(changes, message):
-    step_with()  # the step itself is fine
+def test_an_invalid_step_is_refused(changes, message):
+    step_with()  # valid without the change
     with pytest.raises(ValueError, match=message):
         step_with(**changes)
 
@@ -242,7 +242,7 @@ def test_log_prob_refuses_to_broadcast_a_batch():
         log_prob(torch.zeros(2, 4), torch.zeros(1, 4), 0.5)
 
 
-def test_scales_refuse_untrained_steps_and_other_modes():
+def test_scales_refuse_untrained_steps_and_unknown_modes():
     with pytest.raises(ValueError, match="use true indices, 0 to 23"):
         step_scales("none", "flow", SIGMAS, [24], 0.7)
     with pytest.raises(ValueError, match="use 'none' or 'equal'"):

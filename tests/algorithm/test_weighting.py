@@ -25,14 +25,14 @@ def table(reference) -> torch.Tensor:
 def test_defaults_are_the_authors_table_at_25_steps(table):
     weights = TimeAwareWeights().prompt_weight(progress(torch.arange(25), 25))
     near(weights, table)
-    assert weights[:6].tolist() == [0.7] * 6  # exactly: the held phases are no limit of the sigmoid
+    assert weights[:6].tolist() == [0.7] * 6  # exactly: not the limit of a sigmoid
     assert weights[22:].tolist() == [0.5] * 3
 
 
 @pytest.mark.parametrize("reading", ["step", "sigma"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_weight_belongs_to_the_true_step_of_permuted_steps(table, reading, dtype):
-    # float32 is what a diffusers scheduler hands over; steps 6 and 22 sit on the edge of a phase.
+def test_permuted_steps_keep_the_weights_of_their_true_steps(table, reading, dtype):
+    # A diffusers scheduler gives float32; steps 6 and 22 are on the edge of a phase.
     steps = torch.randperm(24, generator=torch.Generator().manual_seed(0))
     u = step_progress(steps, sigma_schedule(25, 3.0).to(dtype), reading)
     near(TimeAwareWeights().prompt_weight(u), table[steps])
@@ -59,13 +59,13 @@ def test_sigma_reading_keeps_the_noise_levels_at_another_shift():
 
 
 @pytest.mark.parametrize("num_steps", range(2, 33))
-def test_last_phase_is_reached_from_17_steps_on(num_steps):
+def test_the_final_phase_is_reached_with_17_steps_or_more(num_steps):
     # The last trained step is T - 2: 14/16 = .875 < .88 <= 15/17 = .882.
     u = step_progress(range(num_steps - 1), sigma_schedule(num_steps, 3.0))
     assert bool(TimeAwareWeights().in_final_phase(u).any()) == (num_steps >= 17)
 
 
-def test_constants_are_read():
+def test_every_constant_has_an_effect():
     weights = TimeAwareWeights(high=0.9, low=0.1, final=0.2, start=0.1, centre=0.5, end=0.75, rate=4.0)
     u = torch.tensor([0.0, 0.25, 0.5, 0.75], dtype=torch.float64)
     # .1 + .8 sigmoid(-4 (.25 - .5)) = .1 + .8 x .731059 = .684847;  at the centre (.9 + .1) / 2
@@ -92,11 +92,11 @@ def test_weightings_by_name():
         ({"rate": 0.0}, r"rate is 0\.0"),
     ],
 )
-def test_impossible_constants_are_refused(constants, message):
+def test_invalid_constants_are_refused(constants, message):
     with pytest.raises(ValueError, match=message):
         TimeAwareWeights(**constants)
 
 
-def test_impossible_constant_weight_is_refused():
+def test_an_invalid_constant_weight_is_refused():
     with pytest.raises(ValueError, match=r"prompt is 1\.5"):
         ConstantWeights(1.5)

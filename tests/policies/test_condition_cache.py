@@ -1,5 +1,6 @@
-"""Encoded conditions on disk: keys by content, damage that is noticed, and a policy that need not encode."""
+"""Encoded conditions on disk: keys by content, damaged files, and a policy that reads instead of encoding."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,9 @@ from torch import Tensor, nn
 
 from customized_grpo.critters.weights import FOLDER
 from customized_grpo.data import Sample
+from customized_grpo.errors import UsageError
+from customized_grpo.files.durable import SavingError
+from customized_grpo.policies import flux_encoder
 from customized_grpo.policies.condition_cache import ConditionCache, content_key, model_identity
 from customized_grpo.policies.flux_condition import FluxCondition
 from customized_grpo.policies.flux_encoder import TEXT_ENCODERS
@@ -31,7 +36,7 @@ TENSORS = {
 
 
 def never() -> dict[str, Tensor]:
-    return pytest.fail("computed")
+    return pytest.fail("computed again")
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -43,14 +48,14 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 # --- the files -------------------------------------------------------------------------------------------------------
 
 
-def test_what_was_written_is_read_by_another_cache_of_the_folder(tmp_path: Path):
+def test_a_second_cache_of_the_folder_reads_what_the_first_wrote(tmp_path: Path):
     folder = tmp_path / "new" / "folder"
     assert same(ConditionCache(folder).get(KEY, lambda: TENSORS), TENSORS)
     assert [file.name for file in folder.iterdir()] == [f"{KEY}.safetensors"]
     assert same(ConditionCache(folder).get(KEY, never), TENSORS)
 
 
-def test_a_file_that_was_damaged_anywhere_is_computed_and_written_again(tmp_path: Path):
+def test_a_damaged_file_is_computed_and_written_again(tmp_path: Path):
     cache = ConditionCache(tmp_path)
     cache.get(KEY, lambda: TENSORS)
     (file,) = tmp_path.iterdir()
@@ -76,36 +81,46 @@ def test_a_file_under_another_key_is_not_trusted(tmp_path: Path):
     assert same(cache.get(other, never), {"new": torch.ones(1)})
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_write_is_reported_and_leaves_only_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     cache = ConditionCache(tmp_path)
     cache.get(KEY, lambda: TENSORS)
     (file,) = tmp_path.iterdir()
     file.write_bytes(b"damaged")
 
     def full(*_) -> None:
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(SavingError, match=r"could not write .*\.safetensors: No space left on device"):
         cache.get(KEY, lambda: TENSORS)
     assert [f.name for f in tmp_path.iterdir()] == [file.name]
     assert file.read_bytes() == b"damaged"
 
 
-def test_a_cache_in_a_file_is_refused(tmp_path: Path, make_policy: MakePolicy):
-    file = tmp_path / "file"
-    file.touch()
-    with pytest.raises(ValueError, match=r"condition cache .*file: not a folder"):
-        make_policy(condition_cache=file)
+@pytest.mark.parametrize("folder", ["file", "file/folder"])
+def test_a_cache_where_no_folder_can_be_made_is_refused(folder: str, tmp_path: Path, make_policy: MakePolicy):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=rf"model\.condition_cache .*{folder}: .*file is a file; name a folder"):
+        make_policy(condition_cache=tmp_path / folder)
 
 
-def test_keys_tell_parts_apart():
+def test_a_file_without_permission_to_read_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    ConditionCache(tmp_path).get(KEY, lambda: {"old": torch.ones(1)})
+
+    def denied(*_: object) -> bytes:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    assert same(ConditionCache(tmp_path).get(KEY, lambda: TENSORS), TENSORS)
+
+
+def test_keys_depend_on_types_and_boundaries_of_their_parts():
     parts = [("a", "b"), ("ab",), ("a", "b", ""), ("b", "a"), ("a", b"b"), (1, 2), ("1", 2), (12,), ("a' 1 'b",)]
     assert len({content_key(*each) for each in parts}) == len(parts)
     assert content_key("a", 1, b"x") == content_key("a", 1, b"x")
 
 
-def test_a_models_identity_is_its_weights_and_settings_and_nothing_else():
+def test_a_models_identity_depends_on_exactly_its_weights_and_settings():
     torch.manual_seed(0)
     model, other = nn.Linear(3, 3).bfloat16(), nn.Linear(3, 3).bfloat16()
     before = model_identity({"a": model}, {"act": "silu"})
@@ -129,7 +144,7 @@ def with_second(sample: Sample) -> Sample:
 
 
 def must_not_encode(policy: FluxKontextPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No encoder may be called or moved."""
+    """Fail if an encoder is called or moved."""
     for name in TEXT_ENCODERS:
         monkeypatch.setattr(getattr(policy.pipe, name), "forward", lambda *_, **__: pytest.fail("a prompt"))
         monkeypatch.setattr(getattr(policy.pipe, name), "to", lambda *_, **__: pytest.fail("moved"))
@@ -152,12 +167,32 @@ def test_a_second_policy_reads_what_the_first_encoded_bit_for_bit(
     mixed = [samples[0], with_second(samples[1]), samples[2]]
     plain = make_policy(dtype=dtype).encode(mixed)
     assert equal(make_policy(dtype=dtype, condition_cache=tmp_path).encode(mixed), plain)
-    assert len(list(tmp_path.iterdir())) == 3 + 4  # prompts and pictures, each by itself
+    assert len(list(tmp_path.iterdir())) == 3 + 4  # prompts and pictures have files of their own
     second = make_policy(dtype=dtype, condition_cache=tmp_path, offload_text_encoders=True)
     must_not_encode(second, monkeypatch)
     assert equal(second.encode(mixed), plain)
 
 
+def test_keys_hold_only_values_that_are_the_same_in_every_process(
+    tmp_path: Path, samples: list[Sample], make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
+):
+    """A set or an object would be written in another order, or with its address."""
+    recorded: list[Any] = []
+
+    def recording(modules: dict[str, nn.Module], settings: dict[str, Any]) -> str:
+        recorded.append(settings)
+        return model_identity(modules, settings)
+
+    monkeypatch.setattr(flux_encoder, "model_identity", recording)
+    make_policy(condition_cache=tmp_path).encode(samples[:1])
+    assert len(recorded) == 2  # of the text encoders and of the VAE
+    while recorded:
+        value = recorded.pop()
+        assert isinstance(value, dict | list | tuple | str | int | float | torch.dtype | None), value
+        recorded += value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+
+
+@pytest.mark.slow  # most of it is the start of Python; the test above covers the keys, and those before it the files
 def test_another_process_reads_what_this_one_encoded(tmp_path: Path, samples: list[Sample], make_policy: MakePolicy):
     picture = tmp_path / "reference.png"
     samples[0].reference_images()[0].save(picture)
@@ -193,12 +228,12 @@ def test_a_damaged_condition_is_encoded_again(
         file.write_bytes(content[: len(content) // 2])
     assert equal(make_policy(condition_cache=tmp_path).encode(samples[:1]), plain)
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == whole
-    third = make_policy(condition_cache=tmp_path)
-    must_not_encode(third, monkeypatch)
-    assert equal(third.encode(samples[:1]), plain)
+    later = make_policy(condition_cache=tmp_path)
+    must_not_encode(later, monkeypatch)
+    assert equal(later.encode(samples[:1]), plain)
 
 
-def test_new_prompts_leave_the_vae_alone_and_new_pictures_the_text_encoders(
+def test_prompts_and_pictures_are_encoded_independently(
     tmp_path: Path, samples: list[Sample], make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
 ):
     make_policy(condition_cache=tmp_path).encode(samples[:2])
@@ -212,8 +247,8 @@ def test_new_prompts_leave_the_vae_alone_and_new_pictures_the_text_encoders(
         policy.encode([replace(crossed, id="new prompt", prompt="a critter reading")])
 
 
-def test_what_the_bits_follow_from_is_in_the_key(tmp_path: Path, samples: list[Sample], make_policy: MakePolicy):
-    """A text and a picture: which of the two are encoded anew under another setting."""
+def test_settings_that_change_the_bits_are_in_the_key(tmp_path: Path, samples: list[Sample], make_policy: MakePolicy):
+    """One prompt and one picture: how many files there are after each change of a setting."""
     white = replace(samples[0], references=(Image.new("RGB", (64, 64), "white"),))  # the same bytes in every shape
 
     def files(**settings: object) -> int:
@@ -229,14 +264,14 @@ def test_what_the_bits_follow_from_is_in_the_key(tmp_path: Path, samples: list[S
     assert files(guidance=5.0, rank=4) == 7  # read by the transformer alone
 
 
-def test_two_models_share_nothing_that_they_do_not_have_in_common(
+def test_models_share_files_only_if_the_encoder_is_the_same(
     tmp_path: Path, samples: list[Sample], make_policy: MakePolicy
 ):
     def copy_of_built_in(name: str) -> Path:
         return Path(shutil.copytree(FOLDER / "generator", tmp_path / name))
 
     def retrained(folder: Path, part: str) -> Path:
-        """One weight of a hundred thousand is another."""
+        """Change one weight of a hundred thousand."""
         (file,) = (folder / part).glob("*.safetensors")
         weights = load_file(file)
         weights[max(weights, key=lambda name: weights[name].numel())].view(-1)[3] += 1e-3

@@ -1,4 +1,4 @@
-"""The seam for model families: whoever adds one writes a file and a line, and every command takes it."""
+"""Model families: with one file and one entry in `FAMILIES`, a new family works in every command."""
 
 import ast
 import json
@@ -21,7 +21,7 @@ PACKAGE = Path(customized_grpo.__file__).parent
 
 @pytest.fixture
 def toy(tmp_path: Path, make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> RunConfig:
-    """Settings for a checkpoint of a family that is registered here, by the one line that CONTRIBUTING asks for."""
+    """Settings for a checkpoint of a toy family, registered as CONTRIBUTING describes: by an entry in `FAMILIES`."""
     monkeypatch.setitem(FAMILIES, "Toy", ToyPolicy)
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "model_index.json").write_text(json.dumps({"_class_name": "ToyPipeline"}))
@@ -29,19 +29,19 @@ def toy(tmp_path: Path, make_config: Callable[..., RunConfig], monkeypatch: pyte
     return make_config(f"model.path={tmp_path / 'toy'}", *size, "device=cpu", "updates=3", "evaluation.every=3")
 
 
-def test_a_family_is_chosen_by_what_the_checkpoint_says(toy: RunConfig, make_config: Callable[..., RunConfig]):
+def test_the_pipeline_class_of_a_checkpoint_chooses_the_family(toy: RunConfig, make_config: Callable[..., RunConfig]):
     assert isinstance(load_policy(toy.model, "cpu"), ToyPolicy)
     assert type(load_policy(make_config().model, "cpu")).__name__ == "FluxKontextPolicy"
 
 
-def test_a_registered_family_trains_resumes_and_generates(
+def test_a_registered_family_trains_resumes_generates_and_is_probed(
     toy: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    whole = assemble(toy)
-    whole.train()
-    weights = whole.policy.trainable_parameters()["shift"].detach()
+    trainer = assemble(toy)
+    trainer.train()
+    weights = trainer.policy.trainable_parameters()["shift"].detach()
     assert weights.abs().max() > 0
-    assert [row["ratio_mean"] for row in whole.directory.logs()[0]] == [1.0] * toy.updates
+    assert [row["ratio_mean"] for row in trainer.directory.logs()[0]] == [1.0] * toy.updates
     again = assemble(toy.model_copy(update={"output": str(tmp_path / "again"), "updates": 2}))
     again.train()
     longer = assemble(load_config(str(tmp_path / "again"), [f"updates={toy.updates}"]), resume=True)
@@ -52,18 +52,19 @@ def test_a_registered_family_trains_resumes_and_generates(
     options = ("--reference", reference, "--prompt", "a critter", "--output", folder, "--device", "cpu")
     answer = start(("generate", "--adapter", toy.output, *options), monkeypatch, capsys)
     assert (answer.code, len(list(folder.glob("*.png")))) == (0, 1), answer.error
+    few = ("--prompts", 2, "--draws", 2, "--output", tmp_path / "probe")
+    answer = start(("probe", toy.output, "--adapter", toy.output, *few), monkeypatch, capsys)
+    assert answer.code == 0, answer.error
 
 
-def test_a_checkpoint_of_no_family_is_refused_with_what_is_supported(
-    make_config: Callable[..., RunConfig], tmp_path: Path
-):
+def test_a_checkpoint_of_an_unknown_family_is_refused(make_config: Callable[..., RunConfig], tmp_path: Path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusion3Pipeline"}))
     with pytest.raises(ModelError, match=r"is a StableDiffusion3Pipeline.*supported: FluxKontextPipeline"):
         load_policy(make_config(f"model.path={tmp_path}").model, "cpu")
 
 
-def test_nobody_outside_the_room_names_a_family():
-    """No import of a family's module, no name of one in code; `critters/build` trains one, so it has to name it."""
+def test_no_code_outside_policies_names_a_family():
+    """Neither by import nor by name. Only `critters/build`, which trains the built-in model, may."""
     families = {path.stem for path in (PACKAGE / "policies").glob("flux*.py")}
     for file in PACKAGE.rglob("*.py"):
         if file.parent.name in ("policies", "build"):

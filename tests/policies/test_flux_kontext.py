@@ -1,14 +1,20 @@
+import errno
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxKontextPipeline
-from safetensors.torch import load_file
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, FluxKontextPipeline
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from customized_grpo.critters.weights import resolve
 from customized_grpo.data import Sample, fit
+from customized_grpo.errors import UsageError
+from customized_grpo.files.pretrained import ModelError
+from customized_grpo.policies import adapter_file
 from customized_grpo.policies.flux_kontext import ADAPTER_FILE, FluxKontextPolicy
 from customized_grpo.training.rollout import Sampler, generate
 
@@ -17,13 +23,13 @@ SEED = 7
 
 
 def resized(sample: Sample, width: int, height: int) -> Sample:
-    """The sample with a reference in the model's size: a plain pipeline does not crop."""
+    """The sample with its reference already in the model's size, because a plain pipeline does not crop."""
     picture = fit(sample.reference_images()[0], width, height)
     return Sample(f"{sample.id}-{width}x{height}", sample.subject, sample.prompt, (picture,))
 
 
 def through_diffusers(pipe: FluxKontextPipeline, sample: Sample, policy: FluxKontextPolicy, steps: int) -> Tensor:
-    """The image that plain diffusers makes."""
+    """The image from the plain diffusers pipeline."""
     pipe.set_progress_bar_config(disable=True)
     images = pipe(
         image=sample.reference_images()[0],
@@ -55,7 +61,7 @@ def ours(policy: FluxKontextPolicy, sample: Sample, steps: int) -> Tensor:
         ("guided", 32, 64, 4),  # the shift depends on the size
     ],
 )
-def test_our_loop_is_the_pipeline_bit_for_bit(
+def test_images_equal_those_of_the_pipeline_bit_for_bit(
     path: str,
     width: int,
     height: int,
@@ -74,10 +80,10 @@ def test_our_loop_is_the_pipeline_bit_for_bit(
 
 
 @pytest.mark.parametrize("dynamics", ["dance", "flow"])
-def test_stochastic_steps_without_noise_are_the_pipeline_bit_for_bit(
+def test_stochastic_steps_at_noise_level_zero_equal_the_pipeline_bit_for_bit(
     dynamics: str, samples: list[Sample], make_policy: MakePolicy
 ):
-    """The function that samples and replays, at noise level 0 on every step."""
+    """With the function that samples and replays, on every step."""
     policy, sample, steps = make_policy(), samples[0], 6
     condition, sigmas = policy.encode([sample]), policy.sigmas(steps, "checkpoint")
     sampler = Sampler(sigmas, dynamics, 0.0, batch=1)  # pyright: ignore[reportArgumentType]
@@ -90,7 +96,9 @@ def test_stochastic_steps_without_noise_are_the_pipeline_bit_for_bit(
     assert torch.equal(policy.decode(latents, condition), expected)
 
 
-def test_guidance_reaches_a_model_that_has_it(samples: list[Sample], make_policy: MakePolicy, guided_checkpoint: Path):
+def test_guidance_changes_the_images_of_a_guided_model(
+    samples: list[Sample], make_policy: MakePolicy, guided_checkpoint: Path
+):
     low, high = (ours(make_policy(guided_checkpoint, guidance=g), samples[0], 3) for g in (1.0, 5.0))
     assert not torch.equal(low, high)
 
@@ -106,7 +114,7 @@ def test_an_image_depends_on_its_seed_and_not_on_its_batch(samples: list[Sample]
     assert (together[0] - other).abs().max() > 0.01
 
 
-def test_noise_wants_one_seed_per_image(samples: list[Sample], make_policy: MakePolicy):
+def test_noise_needs_one_seed_per_image(samples: list[Sample], make_policy: MakePolicy):
     policy = make_policy()
     with pytest.raises(ValueError, match="2 seeds for 3 images"):
         policy.noise(policy.encode(samples[:3]), [1, 2])
@@ -115,21 +123,21 @@ def test_noise_wants_one_seed_per_image(samples: list[Sample], make_policy: Make
 def test_an_encoded_entry_does_not_depend_on_its_neighbours(samples: list[Sample], make_policy: MakePolicy):
     before = torch.get_rng_state()
     together = make_policy().encode(samples[:3])
-    assert torch.equal(torch.get_rng_state(), before)  # or a resumed run would draw other numbers than a whole one
+    assert torch.equal(torch.get_rng_state(), before)  # or a resumed run would draw different numbers
     alone = make_policy().encode(samples[1:2])
     for name in ("text", "pooled", "reference"):
         assert torch.equal(getattr(together.entries[1], name), getattr(alone.entries[0], name))
 
 
 def test_half_precision_does_not_round_the_time(samples: list[Sample], make_policy: MakePolicy):
-    """Left alone diffusers rounds it with the activations: 612.87, 612 and 613.75 thousandths become one bfloat16."""
+    """diffusers alone would round it to bfloat16, where 612.87, 612 and 613.75 thousandths are equal."""
     policy = make_policy(dtype=torch.bfloat16)
     condition = policy.encode(samples[:1])
-    latents, told = policy.noise(condition, [1]), []
-    policy.module.time_text_embed.register_forward_hook(lambda _module, given, _found: told.append(given[0]))
+    latents, times = policy.noise(condition, [1]), []
+    policy.module.time_text_embed.register_forward_hook(lambda _module, inputs, _output: times.append(inputs[0]))
     with torch.no_grad():
         first, second = (policy.velocity(latents, sigma, condition) for sigma in (0.61287, 0.612))
-    assert torch.equal(torch.cat(told), torch.tensor([0.61287, 0.612]) * 1000 / 1000 * 1000)
+    assert torch.equal(torch.cat(times), torch.tensor([0.61287, 0.612]) * 1000 / 1000 * 1000)
     assert not torch.equal(first, second)
     assert not policy.module.time_text_embed._forward_pre_hooks
 
@@ -148,9 +156,42 @@ def test_time_is_exact_and_may_differ_within_a_batch(samples: list[Sample], make
     torch.testing.assert_close(mixed[1], truncated[1], atol=1e-5, rtol=0)
 
 
-def test_size_must_fit_the_patches(make_policy: MakePolicy):
-    with pytest.raises(ValueError, match="32x30 pixels; this model needs multiples of 4"):
+def test_the_size_must_be_a_multiple_of_the_patches(make_policy: MakePolicy):
+    with pytest.raises(UsageError, match="32x30 pixels; this model needs multiples of 4"):
         make_policy(height=30)
+
+
+def checkpoint_grid(policy: FluxKontextPolicy, num_steps: int, scheduler: object) -> Tensor:
+    policy.pipe.scheduler = scheduler
+    return policy.sigmas(num_steps, "checkpoint")
+
+
+def test_a_checkpoints_grid_starts_at_one_for_shifts_where_diffusers_exceeds_it(make_policy: MakePolicy):
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=0.09)
+    scheduler.set_timesteps(25)
+    assert torch.as_tensor(scheduler.sigmas)[0] > 1  # by rounding; no step may start there
+    sigmas = checkpoint_grid(make_policy(), 25, scheduler)
+    assert (sigmas[0], sigmas[-1], len(sigmas)) == (1, 0, 26)
+    assert (sigmas.diff() < 0).all()
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        (
+            FlowMatchHeunDiscreteScheduler(),
+            "scheduler is FlowMatchHeunDiscreteScheduler, which is not supported",
+        ),
+        (FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "schedule does not fall from 1 to 0 in 25 steps"),
+        (
+            FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=80.0, max_shift=80.0),
+            "schedule does not fall from 1 to 0 in 25 steps",
+        ),
+    ],
+)
+def test_a_checkpoint_without_a_usable_schedule_is_refused(scheduler: object, message: str, make_policy: MakePolicy):
+    with pytest.raises(UsageError, match=f"{message}; set sampling.shift to a number, for instance 3"):
+        checkpoint_grid(make_policy(), 25, scheduler)
 
 
 # --- the adapter -----------------------------------------------------------------------------------------------------
@@ -176,12 +217,12 @@ def test_half_precision_still_steps_in_float32(samples: list[Sample], make_polic
     assert 0 < (rounded - exact).abs().mean() < 0.05  # velocities are of size 1
 
 
-def test_a_fresh_adapter_changes_nothing_and_follows_its_seed(
+def test_a_new_adapter_changes_nothing_and_depends_on_its_seed(
     samples: list[Sample], make_policy: MakePolicy, adapter_of: Callable[..., Tensor]
 ):
     before = torch.get_rng_state()
     one, same, other = (make_policy(rank=4, seed=seed) for seed in (1, 1, 2))
-    assert torch.equal(torch.get_rng_state(), before)  # the run's own randomness is left alone
+    assert torch.equal(torch.get_rng_state(), before)  # the global random state is not used
     assert torch.equal(adapter_of(one), adapter_of(same))
     assert not torch.equal(adapter_of(one), adapter_of(other))
     assert torch.equal(ours(one, samples[0], 3), ours(make_policy(), samples[0], 3))
@@ -222,7 +263,7 @@ def test_the_gradient_reaches_every_weight_of_the_adapter_and_no_other(
 
 
 @pytest.mark.parametrize("alpha", [2.0, 8.0])  # rank 4: diffusers forgets an alpha that is not saved with it
-def test_plain_diffusers_reads_the_adapter_as_it_is(
+def test_plain_diffusers_loads_the_adapter(
     alpha: float, tmp_path: Path, samples: list[Sample], make_policy: MakePolicy, excite: Callable[..., None]
 ):
     policy = make_policy(rank=4, alpha=alpha)
@@ -236,7 +277,7 @@ def test_plain_diffusers_reads_the_adapter_as_it_is(
     assert (tuned - untuned).abs().max() > 0.05
 
 
-def test_an_adapter_comes_back_as_it_was_saved(
+def test_a_saved_adapter_is_loaded_unchanged(
     tmp_path: Path,
     samples: list[Sample],
     make_policy: MakePolicy,
@@ -260,8 +301,68 @@ def test_an_adapter_comes_back_as_it_was_saved(
 
 def test_an_adapter_that_is_missing_or_does_not_fit_is_refused(tmp_path: Path, make_policy: MakePolicy):
     policy = make_policy(rank=4, targets=("to_q",))
-    with pytest.raises(ValueError, match=f"{ADAPTER_FILE} is missing"):
+    with pytest.raises(ModelError, match=f"{ADAPTER_FILE} is missing"):
         policy.load_adapter(tmp_path)
     make_policy(rank=4, targets=("to_q", "to_k")).save_adapter(tmp_path)
-    with pytest.raises(ValueError, match=r"does not fit this model: it holds .*to_k"):
+    with pytest.raises(ModelError, match=r"does not fit this model: .*to_k.lora_A.weight is not part of this adapter"):
         policy.load_adapter(tmp_path)
+    make_policy(rank=4, targets=("to_k",)).save_adapter(tmp_path)
+    with pytest.raises(ModelError, match=r"does not fit this model: .*to_q.lora_A.weight is missing"):
+        policy.load_adapter(tmp_path)
+
+
+def test_an_adapter_that_cannot_be_opened_is_refused(
+    tmp_path: Path, make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
+):
+    def denied(_: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / ADAPTER_FILE).touch()
+    monkeypatch.setattr(adapter_file, "load_file", denied)
+    with pytest.raises(ModelError, match=r"cannot be read .*Permission denied.*; copy it again, or use an older"):
+        make_policy().load_adapter(tmp_path)
+
+
+KOHYA = "lora_unet_double_blocks_0_img_attn_qkv"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "message"),
+    [
+        ({f"{KOHYA}.lora_down.weight": torch.zeros(4, 64)}, {}, "KeyError: .*lora_up.weight"),  # no lora_up
+        ({}, {"transformer.r": 4, "transformer.nope": 1}, "TypeError: .LoraConfig. class could not be instantiated"),
+        ({}, {"transformer.r": "four", "transformer.target_modules": ["to_q"]}, "TypeError: "),
+    ],
+)
+def test_an_adapter_that_diffusers_cannot_read_is_refused(
+    tensors: dict[str, Tensor], metadata: dict[str, Any], message: str, tmp_path: Path, make_policy: MakePolicy
+):
+    make_policy(rank=4, targets=("to_q",)).save_adapter(tmp_path)
+    notes = {"format": "pt", "lora_adapter_metadata": json.dumps(metadata)} if metadata else None
+    save_file(tensors or load_file(tmp_path / ADAPTER_FILE), tmp_path / ADAPTER_FILE, notes)
+    with pytest.raises(ModelError, match=rf"diffusers cannot read the adapter in .* \({message}.*\); save it again"):
+        make_policy().load_adapter(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (("nope",), "'nope' matches no layer of this model"),
+        (("to_q", "o_q"), "'o_q' matches no layer of this model"),  # peft would train to_q alone
+        (("",), "'' matches no layer of this model"),
+        (("norm1",), "'norm1' matches AdaLayerNormZero, which cannot be adapted"),
+        ((), "adapter.targets is empty"),
+    ],
+)
+def test_targets_that_name_no_linear_layer_are_refused(
+    targets: tuple[str, ...], message: str, make_policy: MakePolicy
+):
+    with pytest.raises(UsageError, match=rf"{message}; name linear layers such as to_q, or set null for the usual"):
+        make_policy(rank=4, targets=targets)
+
+
+def test_a_target_may_be_the_full_name_of_a_layer(make_policy: MakePolicy):
+    policy = make_policy(rank=4, targets=("transformer_blocks.0.attn.to_q", "norm.linear"))
+    layers = {name.split(".lora_")[0] for name in policy.trainable_parameters()}
+    assert "transformer_blocks.0.attn.to_q" in layers
+    assert not any(name.startswith("single") and name.endswith("to_q") for name in layers)

@@ -1,4 +1,4 @@
-"""What a policy keeps in memory, and where: checkpointed activations, text encoders on the CPU, half precision."""
+"""What a policy keeps in memory, and where: activation checkpointing, offloaded text encoders, half precision."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,19 +25,19 @@ AdapterOf = Callable[..., Tensor]
 
 @contextmanager
 def counted_blocks(module: nn.Module) -> Iterator[list[str]]:
-    """The transformer's blocks as they are begun, in order."""
-    begun, hooks = [], []
+    """The names of the transformer's blocks, in the order of their forward passes."""
+    calls, hooks = [], []
     for name, block in module.named_modules():
         if name.rsplit(".", 1)[0] in ("transformer_blocks", "single_transformer_blocks"):
-            hooks.append(block.register_forward_pre_hook(lambda *_, name=name: begun.append(name)))
-    yield begun
+            hooks.append(block.register_forward_pre_hook(lambda *_, name=name: calls.append(name)))
+    yield calls
     for hook in hooks:
         hook.remove()
 
 
 @pytest.fixture
 def gradient(samples: list[Sample], excite: Callable[[FluxKontextPolicy], None]) -> Callable[..., Tensor]:
-    """The gradient of a loss on two samples, by a policy with an adapter that does something."""
+    """The gradient of a loss on two samples, for a policy with a non-zero adapter."""
 
     def of(policy: FluxKontextPolicy) -> Tensor:
         excite(policy)
@@ -61,25 +61,25 @@ def test_checkpointing_gives_the_same_gradient(
     torch.testing.assert_close(checkpointed, plain, atol=1e-6, rtol=1e-6)
 
 
-def test_checkpointing_computes_every_block_again_in_the_update_and_in_the_update_alone(
+def test_checkpointing_recomputes_every_block_in_the_update_and_only_there(
     samples: list[Sample], make_policy: MakePolicy, gradient: Callable[..., Tensor]
 ):
     for on, times in ((False, 1), (True, 2)):
         policy = make_policy(rank=2, gradient_checkpointing=on)
-        assert not policy.module.training  # diffusers' switch does not ask for train()
-        with counted_blocks(policy.module) as begun:
+        assert not policy.module.training  # diffusers checkpoints in eval mode too
+        with counted_blocks(policy.module) as calls:
             gradient(policy)
-        blocks = set(begun)
+        blocks = set(calls)
         assert len(blocks) == policy.module.config.num_layers + policy.module.config.num_single_layers
-        assert all(begun.count(name) == times for name in blocks)
-        with counted_blocks(policy.module) as begun:
+        assert all(calls.count(name) == times for name in blocks)
+        with counted_blocks(policy.module) as calls:
             condition = policy.encode(samples[:2])
             Sampler(policy.sigmas(3, 3.0), "flow", 0.8, 4).rollout(policy, condition, 2, (1,), lambda *_: 0)
-        assert len(begun) == 3 * len(blocks)
+        assert len(calls) == 3 * len(blocks)
 
 
 def held(policy: FluxKontextPolicy, samples: list[Sample]) -> int:
-    """Bytes that the graph of two samples keeps outside of what it computes again, weights left out."""
+    """Bytes of activations that the graph of two samples holds for the backward pass, without weights."""
     weights = {weight.data_ptr() for weight in policy.module.parameters()}
     kept: dict[int, int] = {}
 
@@ -95,7 +95,7 @@ def held(policy: FluxKontextPolicy, samples: list[Sample]) -> int:
     return sum(kept.values())
 
 
-def test_checkpointing_holds_fewer_activations_for_the_backward_pass(samples: list[Sample], make_policy: MakePolicy):
+def test_checkpointing_holds_fewer_activations(samples: list[Sample], make_policy: MakePolicy):
     plain, checkpointed = (held(make_policy(rank=2, gradient_checkpointing=on), samples) for on in (False, True))
     assert 0 < checkpointed < plain / 4
 
@@ -103,12 +103,13 @@ def test_checkpointing_holds_fewer_activations_for_the_backward_pass(samples: li
 def test_a_checkpointed_run_learns_what_a_plain_one_learns(
     tmp_path: Path, make_trainer: MakeTrainer, adapter_of: AdapterOf
 ):
-    """With the base policy between forward and backward: what is computed again must have its adapter back."""
+    """With KL the base policy runs between forward and backward: blocks must be recomputed with the adapter on."""
     learnt = []
     for on in ("false", "true"):
         trainer = make_trainer(
             *(f"model.gradient_checkpointing={on}", f"output={tmp_path / on}", "objective.kl=1"),
-            *("objective.updates_per_rollout=2", "optimizer.lr=1e-2"),
+            *("objective.updates_per_rollout=2", "optimizer.lr=1e-2", "sampling.num_steps=2", "window.size=1"),
+            *("window.last=0", "groups.prompts=1", "groups.size=2", "adapter.rank=2"),
         )
         assert trainer.policy.module.is_gradient_checkpointing is (on == "true")  # pyright: ignore[reportCallIssue]
         trainer.step()
@@ -120,7 +121,7 @@ def test_a_checkpointed_run_learns_what_a_plain_one_learns(
 
 
 def recorded(policy: FluxKontextPolicy, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Moves and forward passes of the text encoders, as they come."""
+    """Moves and forward passes of the text encoders, in order."""
     events = []
     for name in TEXT_ENCODERS:
         encoder = getattr(policy.pipe, name)
@@ -146,7 +147,7 @@ def devices(policy: FluxKontextPolicy) -> dict[str, str]:
     }
 
 
-def test_offloaded_text_encoders_never_come_to_the_device_with_the_rest(
+def test_offloaded_text_encoders_stay_on_the_cpu_when_the_model_is_loaded(
     make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("customized_grpo.policies.flux_kontext.usable_device", torch.device)  # it refuses "meta"
@@ -157,23 +158,23 @@ def test_offloaded_text_encoders_never_come_to_the_device_with_the_rest(
     assert devices(offloaded) == rest | dict.fromkeys(TEXT_ENCODERS, "cpu")
 
 
-def test_offloaded_text_encoders_are_on_the_device_while_prompts_are_encoded_and_at_no_other_time(
+def test_offloaded_text_encoders_are_on_the_device_only_while_prompts_are_encoded(
     samples: list[Sample], make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
 ):
-    # "cpu:0" is the CPU under another name, so that moves there and back can be told apart without a GPU.
+    # "cpu:0" is another name of the CPU, so that moves in both directions can be recorded without a GPU.
     policy = make_policy(device="cpu:0", offload_text_encoders=True)
     events = recorded(policy, monkeypatch)
     one, two = TEXT_ENCODERS
-    come, encode, leave = ([f"{one} {does}", f"{two} {does}"] for does in ("to cpu:0", "encodes", "to cpu"))
+    to_device, encode, to_cpu = ([f"{one} {does}", f"{two} {does}"] for does in ("to cpu:0", "encodes", "to cpu"))
     condition = policy.encode(samples[:3])
-    assert events == come + 3 * encode + leave  # moved once for the batch
+    assert events == to_device + 3 * encode + to_cpu  # moved once for the batch
     events.clear()
     policy.encode(samples[:3])
-    assert events == []  # remembered: nothing to encode
+    assert events == []  # in memory: nothing to encode
     monkeypatch.setattr(policy.pipe.text_encoder_2, "forward", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         policy.encode(samples[3:4])
-    assert events == [*come, encode[0], *leave]  # even then
+    assert events == [*to_device, encode[0], *to_cpu]  # also after an error
     plain = make_policy()
     expected = recorded(plain, monkeypatch)
     for ours, theirs in zip(condition.entries, plain.encode(samples[:3]).entries, strict=True):
@@ -185,10 +186,10 @@ def test_offloaded_text_encoders_are_on_the_device_while_prompts_are_encoded_and
 # --- half precision --------------------------------------------------------------------------------------------------
 
 
-def test_the_adapter_reads_what_its_layers_read(
+def test_the_adapter_shares_the_inputs_of_its_layers(
     samples: list[Sample], make_policy: MakePolicy, gradient: Callable[..., Tensor], tmp_path: Path
 ):
-    """peft would copy every input to float32, which autocast rounds again: the same bits, and more memory."""
+    """peft would copy every input to float32, which autocast rounds back: the same bits, but more memory."""
     policy, saved = make_policy(rank=2, dtype=torch.bfloat16), tmp_path / "adapter"
     policy.save_adapter(saved)
     loaded = make_policy(dtype=torch.bfloat16)

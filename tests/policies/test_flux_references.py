@@ -1,4 +1,4 @@
-"""Several references per sample: positions, batches of several geometries, and training on them."""
+"""Several references per sample: positions, mixed batches, and training on them."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,7 +25,7 @@ def with_second(sample: Sample) -> Sample:
 
 @pytest.fixture
 def mixed(samples: list[Sample]) -> list[Sample]:
-    """One, two, one, three and two references."""
+    """Samples with one, two, one, three and two references."""
     one, two, three, four, five = samples[:5]
     many = with_second(four)
     many = replace(many, id="three", references=(*many.references, *five.references))
@@ -37,7 +37,7 @@ def velocity_of(policy: FluxKontextPolicy, latents: Tensor, condition: FluxCondi
         return policy.velocity(latents, 0.6, condition)
 
 
-def test_references_stand_on_images_one_two_three_each_with_its_own_rows_and_columns(
+def test_references_are_images_one_two_three_each_with_its_own_rows_and_columns(
     mixed: list[Sample], make_policy: MakePolicy
 ):
     policy = make_policy()
@@ -52,7 +52,7 @@ def test_references_stand_on_images_one_two_three_each_with_its_own_rows_and_col
     assert torch.equal(three[0], ids[0])
 
 
-def test_a_references_tokens_are_those_it_has_alone(mixed: list[Sample], make_policy: MakePolicy):
+def test_the_tokens_of_a_reference_do_not_depend_on_the_others(mixed: list[Sample], make_policy: MakePolicy):
     policy = make_policy()
     sample = mixed[3]
     (entry,) = policy.encode([sample]).entries
@@ -60,7 +60,7 @@ def test_a_references_tokens_are_those_it_has_alone(mixed: list[Sample], make_po
     assert torch.equal(entry.reference, torch.cat([e.reference for e in policy.encode(alone).entries]))
 
 
-def test_a_mixed_batch_gives_each_sample_what_it_gets_alone_and_in_order(
+def test_each_sample_of_a_mixed_batch_gets_what_it_gets_alone(
     mixed: list[Sample], make_policy: MakePolicy, guided_checkpoint: str
 ):
     for policy in (make_policy(), make_policy(guided_checkpoint)):
@@ -75,7 +75,7 @@ def test_a_mixed_batch_gives_each_sample_what_it_gets_alone_and_in_order(
                 torch.testing.assert_close(together[row : row + 1], alone, atol=1e-4, rtol=0)
 
 
-def test_there_is_one_forward_pass_per_geometry(
+def test_there_is_one_forward_pass_per_number_of_references(
     mixed: list[Sample], make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
 ):
     policy, seen = make_policy(), []
@@ -96,9 +96,7 @@ def test_there_is_one_forward_pass_per_geometry(
     assert seen == [(2, 2 * tokens)]
 
 
-def test_the_second_reference_and_the_order_of_references_reach_the_picture(
-    samples: list[Sample], make_policy: MakePolicy
-):
+def test_the_second_reference_and_the_order_of_references_matter(samples: list[Sample], make_policy: MakePolicy):
     policy, two = make_policy(), with_second(samples[0])
     swapped = replace(two, id="swapped", references=two.references[::-1])
     other = replace(two, id="other", references=(two.references[0], samples[1].references[0]))
@@ -108,9 +106,7 @@ def test_the_second_reference_and_the_order_of_references_reach_the_picture(
         assert (velocity - first).abs().max() > 0.01
 
 
-def test_a_condition_is_repeated_and_indexed_like_a_tensor_and_holds_no_copies(
-    mixed: list[Sample], make_policy: MakePolicy
-):
+def test_a_condition_is_indexed_like_a_tensor_and_repeats_without_copies(mixed: list[Sample], make_policy: MakePolicy):
     condition = make_policy().encode(mixed)
     assert len(condition) == 5
     groups = condition.repeat(3)
@@ -131,9 +127,9 @@ def test_a_condition_is_repeated_and_indexed_like_a_tensor_and_holds_no_copies(
 # --- rollout and update ----------------------------------------------------------------------------------------------
 
 
-def test_a_mixed_rollout_gives_each_group_what_it_gets_alone(mixed: list[Sample], make_policy: MakePolicy):
+def test_each_group_of_a_mixed_rollout_gets_what_it_gets_alone(mixed: list[Sample], make_policy: MakePolicy):
     policy = make_policy()
-    sampler = Sampler(policy.sigmas(4, 3.0), "flow", 0.8, batch=4)  # parts of 4 images cut across groups
+    sampler = Sampler(policy.sigmas(4, 3.0), "flow", 0.8, batch=4)  # batches of 4 images cross the borders of groups
 
     def images(samples: list[Sample], first: int = 0) -> Tensor:
         seed = lambda group, member: 100 * (first + group) + (-1 if member is None else member) + 1  # noqa: E731
@@ -144,7 +140,7 @@ def test_a_mixed_rollout_gives_each_group_what_it_gets_alone(mixed: list[Sample]
         torch.testing.assert_close(together[number], images([sample], number), atol=5e-5, rtol=0)
 
 
-def test_a_mixed_batch_of_critters_trains(
+def test_a_mixed_batch_trains(
     make_trainer: Callable[..., Trainer],
     adapter_of: Callable[[FluxKontextPolicy], Tensor],
     monkeypatch: pytest.MonkeyPatch,
@@ -162,7 +158,7 @@ def test_a_mixed_batch_of_critters_trains(
     )
     assert {len(sample.references) for sample in trainer.plan.batch(0)} == {1, 2}
     before = adapter_of(trainer.policy)  # pyright: ignore[reportArgumentType]
-    row = trainer.step()  # would raise where the ratio is not 1
+    row = trainer.step()  # would raise if the ratio were not 1
     assert trainer.ratio_checked
     assert row["ratio_mean"] == pytest.approx(1, abs=1e-5)
     assert (row["clip_fraction"], row["gradient_norm"] > 0) == (0, True)

@@ -123,8 +123,11 @@ def test_sharded_weights_train_as_whole_ones(further: tuple[str, ...], make_conf
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (("groups.prompts=3",), "groups.prompts=3 is no multiple of 2 processes"),
-        (("groups.prompts=2", "evaluation.every=1", "data.held_out_samples=3"), "3 cases on 2 processes"),
+        (("groups.prompts=3",), "groups.prompts=3 is not a multiple of 2 processes"),
+        (
+            ("groups.prompts=2", "evaluation.every=1", "data.held_out_samples=3"),
+            "3 cases are not a multiple of 2 processes",
+        ),
     ],
 )
 def test_sharded_weights_need_equal_shares(
@@ -138,7 +141,7 @@ def test_sharded_weights_need_equal_shares(
 
 
 def test_sharding_needs_several_processes(make_config: MakeConfig):
-    with pytest.raises(ConfigError, match="there is one; start several with torchrun"):
+    with pytest.raises(ConfigError, match="there is one; start them with torchrun"):
         assemble(make_config("model.shard=true"))
 
 
@@ -314,7 +317,7 @@ def test_processes_that_see_different_folders_do_not_train_together(make_config:
 
 def test_every_process_needs_a_group(make_config: MakeConfig, tmp_path: Path):
     def work() -> None:
-        with pytest.raises(ConfigError, match=r"groups\.prompts=1 leaves some of 2 processes without a group"):
+        with pytest.raises(ConfigError, match=r"groups\.prompts=1 leaves some of the 2 processes without a group"):
             assemble(make_config("groups.prompts=1", f"output={tmp_path / 'run'}"))
 
     in_processes(2, work, tmp_path)

@@ -1,16 +1,19 @@
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler
 from PIL import Image
 from torch import Tensor
 
 from customized_grpo.config import ConfigError, RunConfig
 from customized_grpo.critters.weights import FOLDER
 from customized_grpo.data import Sample
+from customized_grpo.errors import InputError, UsageError
 from customized_grpo.policies import FAMILIES, load_policy
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.run.access import RunDirectoryError
@@ -40,7 +43,7 @@ def listed(tmp_path: Path) -> Path:
     return file
 
 
-def test_critters_are_new_ones_and_the_held_out_cases_the_same_for_every_seed(make_config: MakeConfig):
+def test_critters_differ_by_seed_and_held_out_cases_do_not(make_config: MakeConfig):
     def ids(samples: list[Sample]) -> list[str]:
         return [f"{sample.subject}/{sample.prompt}" for sample in samples]
 
@@ -63,7 +66,7 @@ def test_a_list_is_divided_by_subject(make_config: MakeConfig, listed: Path):
     assert [sample.id for sample in few] == [sample.id for sample in train[::5]]  # of both subjects
 
 
-def test_nothing_to_train_on_or_to_evaluate_is_said_before_a_model_is_loaded(
+def test_missing_samples_and_an_existing_folder_are_refused_before_a_model_is_loaded(
     make_config: MakeConfig, listed: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(assembling, "load_policy", lambda *_, **__: pytest.fail("a model was loaded"))
@@ -85,7 +88,7 @@ def test_nothing_to_train_on_or_to_evaluate_is_said_before_a_model_is_loaded(
         ("rewards.identity.region=mask", "mask of the subject", "region=frame"),
     ],
 )
-def test_what_a_reward_needs_and_the_data_lack_is_said_before_a_model_is_loaded(
+def test_data_that_a_reward_cannot_use_are_refused_before_a_model_is_loaded(
     make_config: MakeConfig, listed: Path, monkeypatch: pytest.MonkeyPatch, setting: str, lacking: str, instead: str
 ):
     monkeypatch.setattr(assembling, "load_policy", lambda *_, **__: pytest.fail("a model was loaded"))
@@ -95,7 +98,7 @@ def test_what_a_reward_needs_and_the_data_lack_is_said_before_a_model_is_loaded(
     assert not Path(config.output).exists()
 
 
-def test_a_few_samples_that_a_reward_cannot_score_are_no_obstacle(
+def test_a_few_samples_that_a_reward_cannot_score_are_allowed(
     make_config: MakeConfig, listed: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """As many as `max_unscored` allows."""
@@ -111,13 +114,13 @@ def test_a_few_samples_that_a_reward_cannot_score_are_no_obstacle(
         assemble(make_config(*settings, views, "max_unscored=.3", f"output={listed.parent / 'other'}"))
 
 
-def test_without_held_out_samples_training_goes_without_evaluation(make_config: MakeConfig, listed: Path):
+def test_training_without_held_out_samples_and_without_evaluation(make_config: MakeConfig, listed: Path):
     trainer = assemble(make_config(f"data.source={listed}", "data.held_out_share=0"))
     trainer.train()
     assert not (trainer.directory.path / "evaluations.jsonl").exists()
 
 
-def test_metrics_are_scored_by_the_encoder_of_their_kind(make_config: MakeConfig):
+def test_metrics_use_the_encoder_of_the_reward_of_their_kind(make_config: MakeConfig):
     config = make_config(
         f"rewards.identity.model={FOLDER / 'dino'}",
         f"rewards.prompt.model={FOLDER / 'clip'}",
@@ -130,8 +133,8 @@ def test_metrics_are_scored_by_the_encoder_of_their_kind(make_config: MakeConfig
     assert torch.equal(metrics["clip_t"](images, samples), metrics["prompt_reward"](images, samples))
 
 
-def test_a_metric_that_is_a_trained_reward_is_not_made_again(make_config: MakeConfig):
-    """Two of HPSv3 would take twice 17 GB. What a server could not score is counted, and training counts its own."""
+def test_a_metric_equal_to_a_trained_reward_shares_its_model(make_config: MakeConfig):
+    """HPSv3 takes 17 GB. Remote rewards are not shared: each counts the images that it could not score."""
     remote = "rewards.taste={name: http, url: 'http://localhost:9/score', role: quality, weight: 0.2}"
     metrics = "[dino, clip_t batch=2, dino against=other_view, http url=http://localhost:9/score]"
     config = make_config(remote, "rewards.prompt.batch=2", f"evaluation.metrics={metrics}")
@@ -161,8 +164,8 @@ def test_identity_may_be_compared_with_another_view(make_config: MakeConfig):
     assert (view(copies, samples) < 0.99).all()
 
 
-def test_only_a_run_waits_for_its_weights_to_be_divided(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch):
-    """`evaluate` and `probe` on a sharded run's settings: nobody divides there, and it would stay on the CPU."""
+def test_only_training_leaves_the_weights_to_be_sharded(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch):
+    """`evaluate` and `probe` with a sharded run's settings do not shard, so the model must not stay on the CPU."""
     waits: list[bool] = []
 
     class Recorder(FluxKontextPolicy):
@@ -176,7 +179,7 @@ def test_only_a_run_waits_for_its_weights_to_be_divided(make_config: MakeConfig,
     assert waits == [False, True]
 
 
-def test_what_an_adapter_is_used_with_is_what_it_was_trained_with(make_config: MakeConfig):
+def test_sampling_settings_are_those_of_training(make_config: MakeConfig):
     config = make_config("sampling.shift=checkpoint", "model.guidance=3.5", "model.width=48")
     assert asdict(SamplingSettings.of(config)) == {
         "num_steps": 4,
@@ -196,19 +199,48 @@ def test_what_an_adapter_is_used_with_is_what_it_was_trained_with(make_config: M
         ("model.path=./not/here", r"no model in \./not/here"),
         ("model.height=30", "32x30 pixels"),
         ("rewards.identity.model=/not/here", "no model in /not/here"),
-        ("adapter.targets=[to_nothing]", "to_nothing"),
+        ("adapter.targets=[to_nothing]", "adapter.targets: 'to_nothing' matches no layer of this model; name linear"),
+        ("model.condition_cache=tests/conftest.py/x", "model.condition_cache .*conftest.py is a file; name a folder"),
     ],
 )
-def test_what_does_not_exist_is_refused_before_a_folder_is_made(
-    override: str, complaint: str, make_config: MakeConfig
-):
+def test_unusable_settings_are_refused_before_a_folder_is_made(override: str, complaint: str, make_config: MakeConfig):
     config = make_config(override)
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(InputError, match=complaint):
         assemble(config)
     assert not Path(config.output).exists()
 
 
+def test_a_model_without_a_usable_schedule_is_refused_before_a_folder_is_made(make_config: MakeConfig, tmp_path: Path):
+    shutil.copytree(FOLDER / "generator", tmp_path / "model")
+    EulerDiscreteScheduler().save_pretrained(tmp_path / "model" / "scheduler")
+    index = tmp_path / "model" / "model_index.json"
+    index.write_text(index.read_text().replace("FlowMatchEulerDiscreteScheduler", "EulerDiscreteScheduler"))
+    settings = (f"model.path={tmp_path / 'model'}", "model.dtype=float32", "model.height=32", "model.width=32")
+    config = make_config(*settings, "sampling.shift=checkpoint")
+    with pytest.raises(UsageError, match=r"scheduler is EulerDiscreteScheduler, .*; set sampling\.shift to a number"):
+        assemble(config)
+    assert not Path(config.output).exists()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "sampling.shift=1e30",  # in rounding, every sigma would be 1
+        "sampling.shift=1e-300",
+        "noise.level=1e-300",  # std 0 has no density
+        "noise.level=1e300",
+        "shaping.gamma=1e39",  # infinity times 0 would mask images as unscored
+        "shaping.scale=1e39",
+        "objective.clip_range=1e300",
+        "rewards.look={name: clip_t, role: quality, weight: 1e39}",
+    ],
+)
+def test_numbers_that_overflow_or_vanish_in_float32_are_refused(override: str, make_config: MakeConfig):
+    with pytest.raises(ConfigError, match=r"input should be (less|greater) than or equal to"):
+        make_config(override)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
-def test_a_gpu_that_is_not_there_is_refused_with_the_way_out(make_config: MakeConfig):
+def test_a_missing_gpu_is_refused_with_the_way_out(make_config: MakeConfig):
     with pytest.raises(ValueError, match=r"device cuda: .* finds no CUDA device; .*device=cpu"):
         load_policy(make_config().model, "cuda")

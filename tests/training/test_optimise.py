@@ -1,4 +1,4 @@
-"""The gradient of an update: what counts in it, what does not, and what clipping and KL do to it."""
+"""The gradient of an update: which images enter it, and what clipping and KL do to it."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,13 +18,13 @@ from customized_grpo.training.watch import TrainingError
 from gradients import gradients_of
 
 MakeTrainer = Callable[..., Trainer]
-# Nothing is clipped, so that the step gets the gradient of the loss; and it does nothing with it.
+# No clipping, so that the optimiser gets the gradient of the loss; and a learning rate that changes no weight.
 STILL = ("optimizer.lr=1e-30", "optimizer.max_grad_norm=1e9")
 
 
 @pytest.fixture
 def trainer(make_trainer: MakeTrainer, excite: Callable[[Policy], None]) -> Trainer:
-    """Two groups of six images, and an adapter whose every weight has a gradient."""
+    """Two groups of six images, and an adapter with a gradient in every weight."""
     trainer = make_trainer("groups.size=6", *STILL)
     excite(trainer.policy)
     return trainer
@@ -56,7 +56,7 @@ def gradient(trainer: Trainer, rollout: Rollout, advantages: Tensor) -> Tensor:
 
 
 def only(rollout: Rollout, images: Sequence[int]) -> Rollout:
-    """The same rollout as if it had only these images."""
+    """The rollout reduced to these images."""
     chosen = torch.tensor(images)
     points = [
         replace(p, latents=p.latents[chosen], next_latents=p.next_latents[chosen], log_prob=p.log_prob[chosen])
@@ -66,7 +66,7 @@ def only(rollout: Rollout, images: Sequence[int]) -> Rollout:
 
 
 def assert_same(one: Tensor, other: Tensor):
-    """To 1e-4 of the largest entry: float32 sums of other lengths differ by 1e-5 of it on some processors."""
+    """Within 1e-4 of the largest entry: float32 sums of different lengths differ by 1e-5 of it on some processors."""
     assert other.abs().max() > 0
     torch.testing.assert_close(one, other, rtol=0, atol=1e-4 * other.abs().max().item())
 
@@ -92,7 +92,7 @@ def test_accumulation_drops_nothing(size: int, trainer: Trainer):
 
 
 def test_at_ratio_one_the_gradient_is_the_policy_gradient(trainer: Trainer):
-    """Minus the mean over images and steps of scale times advantage times d log-prob: written out, no clipping."""
+    """Minus the mean over images and steps of scale x advantage x d log-prob, written out without clipping."""
     rollout, advantages = rolled(trainer), drawn_advantages()
     found = gradient(trainer, rollout, advantages)
     total = torch.tensor(0.0)
@@ -112,17 +112,19 @@ def test_a_group_without_signal_still_counts_in_the_mean(trainer: Trainer):
     assert_same(gradient(trainer, rollout, advantages), half)
 
 
-def test_an_unscored_image_is_as_if_it_were_not_there(trainer: Trainer):
+def test_an_unscored_image_has_no_influence(trainer: Trainer):
     rollout, advantages = rolled(trainer), drawn_advantages()
     advantages[3] = math.nan
     others = [image for image in range(12) if image != 3]
     without = gradient(trainer, only(rollout, others), advantages[others])
     for point in rollout.trajectory:
-        point.latents[3] = math.nan  # nothing of it may be touched
+        point.latents[3] = math.nan  # must not be read
     assert_same(gradient(trainer, rollout, advantages), without)
 
 
-def test_the_gradient_norm_is_clipped_and_reported_unclipped(trainer: Trainer, make_config: Callable[..., RunConfig]):
+def test_the_gradient_is_clipped_and_its_norm_reported_before_clipping(
+    trainer: Trainer, make_config: Callable[..., RunConfig]
+):
     rollout, advantages = rolled(trainer), drawn_advantages()
     free = gradient(trainer, rollout, advantages)
     limit = free.norm().item() / 10
@@ -133,8 +135,8 @@ def test_the_gradient_norm_is_clipped_and_reported_unclipped(trainer: Trainer, m
     assert clipped.norm().item() == pytest.approx(limit, rel=1e-3)
 
 
-def test_a_gradient_that_is_not_finite_changes_nothing(trainer: Trainer, adapter_of: Callable[[Policy], Tensor]):
-    """A finite loss may overflow on the way back; clipped by an infinite norm every weight would become NaN."""
+def test_a_gradient_that_is_not_finite_changes_no_weight(trainer: Trainer, adapter_of: Callable[[Policy], Tensor]):
+    """A finite loss may overflow in the backward pass; clipping by an infinite norm would make every weight NaN."""
     weight = next(iter(trainer.policy.trainable_parameters().values()))
     weight.register_hook(lambda gradient: gradient * math.inf)
     before = adapter_of(trainer.policy)
@@ -144,7 +146,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(trainer: Trainer, adapter
 
 
 def test_no_gradient_outlives_its_step(trainer: Trainer, monkeypatch: pytest.MonkeyPatch):
-    """It would lie beside the next rollout; and what a failed attempt has summed up is of no use to the next one."""
+    """It would need memory during the next rollout, and a repeated attempt would add to it."""
     rollout, advantages = rolled(trainer), drawn_advantages()
     assert gradient(trainer, rollout, advantages).abs().max() > 0
     assert all(weight.grad is None for weight in trainer.parameters)
@@ -159,12 +161,12 @@ def test_no_gradient_outlives_its_step(trainer: Trainer, monkeypatch: pytest.Mon
     assert all(weight.grad is None for weight in trainer.parameters)
 
 
-def test_figures_of_an_update_are_means_over_what_was_scored(trainer: Trainer, monkeypatch: pytest.MonkeyPatch):
-    """Sharded processes keep step with each other, and compute images that could not be scored as well."""
+def test_figures_of_an_update_are_means_over_scored_images(trainer: Trainer, monkeypatch: pytest.MonkeyPatch):
+    """Also if the model is sharded, when processes compute unscored images too, to run equally many passes."""
     rollout, advantages = rolled(trainer), drawn_advantages()
     advantages[3] = math.nan
     for point in rollout.trajectory:
-        point.log_prob.sub_(torch.arange(12) * 1e-3)  # another ratio for each image
+        point.log_prob.sub_(torch.arange(12) * 1e-3)  # a different ratio for each image
     want = trainer.optimise(rollout, advantages, trainer.plan.batch(0))
     monkeypatch.setattr(trainer, "config", trainer.config.model_copy(update={"model": sharded(trainer)}))
     trainer.batches.update = 5
@@ -183,7 +185,7 @@ def test_one_update_per_rollout_keeps_the_ratio_at_one(make_trainer: MakeTrainer
     assert trainer.optimizer_steps == 2
 
 
-def test_clipping_acts_from_the_second_update_on(make_trainer: MakeTrainer):
+def test_clipping_acts_from_the_second_optimiser_step_on(make_trainer: MakeTrainer):
     trainer = make_trainer("optimizer.lr=1e-2", "objective.updates_per_rollout=4")
     row = trainer.step()
     assert trainer.optimizer_steps == 4
@@ -193,8 +195,8 @@ def test_clipping_acts_from_the_second_update_on(make_trainer: MakeTrainer):
 
 
 def test_a_clipped_image_has_no_gradient(trainer: Trainer):
-    """The old log-probability lies so low that the ratio is far above the clip range. Good images would still be
-    pushed up without clipping; bad ones must be pushed down with it."""
+    """The old log-probability is so low that the ratio is far above the clip range: good images are not pushed further
+    up, bad ones are still pushed down."""
     rollout = rolled(trainer)
     for point in rollout.trajectory:
         point.log_prob.sub_(0.1)
@@ -207,7 +209,7 @@ def test_a_clipped_image_has_no_gradient(trainer: Trainer):
 # --- KL to the base policy -------------------------------------------------------------------------------------------
 
 
-def test_kl_has_a_gradient_of_its_own_and_is_half_the_squared_distance_of_the_means(
+def test_kl_is_half_the_squared_distance_of_the_means_and_has_a_gradient(
     make_trainer: MakeTrainer, excite: Callable[[Policy], None]
 ):
     trainer = make_trainer("objective.kl=.5", *STILL)
@@ -235,8 +237,8 @@ def test_kl_alone_leads_back_to_the_base_policy(make_trainer: MakeTrainer, excit
     assert distances[-1] < 0.5 * distances[0]
 
 
-def test_kl_changes_what_is_learnt(make_trainer: MakeTrainer, adapter_of: Callable[[Policy], Tensor], tmp_path):
-    """From the second step on: at the first the policy is the base, where KL is flat."""
+def test_kl_changes_the_learnt_weights(make_trainer: MakeTrainer, adapter_of: Callable[[Policy], Tensor], tmp_path):
+    """From the second optimiser step on: at the first the policy equals the base, where the gradient of KL is zero."""
     adapters, kls = [], []
     for kl in (0, 10):
         settings = ("optimizer.lr=1e-2", "objective.updates_per_rollout=2", f"output={tmp_path / str(kl)}")

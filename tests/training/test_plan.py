@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from customized_grpo.algorithm import sigma_schedule, step_gradient_factor
-from customized_grpo.config import RunConfig
+from customized_grpo.algorithm import SHAPING_RULES, sigma_schedule, step_gradient_factor
+from customized_grpo.config import ConfigError, RunConfig
 from customized_grpo.data import Sample
 from customized_grpo.training.plan import Plan
 
@@ -41,7 +41,7 @@ def test_every_epoch_shows_every_sample_once_in_another_order(prompts: int, plan
     assert first != second
 
 
-def test_a_batch_follows_from_its_number_alone(plan_of: Callable[..., Plan]):
+def test_a_batch_depends_only_on_its_number_and_the_seed(plan_of: Callable[..., Plan]):
     plan, again, other = plan_of(), plan_of(), plan_of("seed=1")
     later = [s.id for s in plan.batch(7)]
     assert later == [s.id for s in again.batch(7)]
@@ -49,7 +49,7 @@ def test_a_batch_follows_from_its_number_alone(plan_of: Callable[..., Plan]):
 
 
 def test_every_image_and_every_group_has_its_own_seed(plan_of: Callable[..., Plan]):
-    """Also where a small list shows a sample several times in one update: twins would teach nothing."""
+    """Also if a short list shows a sample several times in one update: equal images would teach nothing."""
     plan, other = plan_of("groups.prompts=5", count=2), plan_of("groups.prompts=5", "seed=1", count=2)
     members = (None, 0, 1, 2)
     seeds = [plan.seed(update, group, member) for update in range(4) for group in range(5) for member in members]
@@ -67,7 +67,7 @@ def test_a_seed_belongs_to_the_sample_and_its_epoch_not_to_the_batch(plan_of: Ca
 # --- steps -----------------------------------------------------------------------------------------------------------
 
 
-def test_random_windows_cover_their_range_and_nothing_else(plan_of: Callable[..., Plan]):
+def test_random_windows_cover_exactly_their_range(plan_of: Callable[..., Plan]):
     settings = ("sampling.num_steps=10", "window.size=2", "window.first=1", "window.last=5")
     plan, other = plan_of(*settings), plan_of(*settings, "seed=1")
     windows = [plan.window(update) for update in range(60)]
@@ -98,14 +98,14 @@ def test_windows_by_strategy(
 
 
 @pytest.mark.parametrize("reading", ["step", "sigma"])
-def test_weights_are_the_published_ones_by_true_step(reading: str, plan_of: Callable[..., Plan]):
+def test_weights_of_true_steps_are_the_published_ones(reading: str, plan_of: Callable[..., Plan]):
     plan = plan_of("sampling.num_steps=25", "window.last=23", f"weighting.progress={reading}")
     steps = [23, 3, 10, 11, 22, 6]  # any order, any gaps
     expected = torch.tensor([PUBLISHED[step] for step in steps], dtype=torch.float64)
     torch.testing.assert_close(plan.prompt_weight(steps), expected, atol=1e-5, rtol=0)
 
 
-def test_by_sigma_weights_follow_the_noise_level(plan_of: Callable[..., Plan]):
+def test_weights_by_sigma_follow_the_noise_level(plan_of: Callable[..., Plan]):
     """At shift 1 step 5 of 10 has sigma .5, so u = 1 - .5 / 2 = .75: late, though only half the steps are done."""
     plan = plan_of("sampling.num_steps=10", "sampling.shift=1", "weighting.progress=sigma", "window.last=8")
     by_hand = 0.3 + 0.4 / (1 + math.exp(20 * (0.75 - 0.4)))
@@ -138,10 +138,22 @@ def _pull(plan: Plan, step: int) -> Tensor:
     return step_gradient_factor(noise.dynamics, sigmas[step], sigmas[step + 1], noise.level, sigmas[1])
 
 
-def test_scales_of_a_fixed_window_average_one_and_none_are_one(plan_of: Callable[..., Plan]):
+def test_scales_of_a_fixed_window_have_mean_one_and_without_scaling_are_one(plan_of: Callable[..., Plan]):
     fixed = plan_of("window.strategy=fixed", "window.start=1")
     assert fixed.scales([1, 2]).mean().item() == pytest.approx(1)
     assert plan_of("objective.step_scale=none").scales([1, 2]).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("rule", SHAPING_RULES)
+def test_a_configuration_refuses_changing_weights_for_exactly_the_rules_that_need_static_ones(
+    rule: str, make_config: Callable[..., RunConfig]
+):
+    make_config(f"shaping.rule={rule}", "weighting.kind=constant")
+    if not SHAPING_RULES[rule].static_weights:
+        make_config(f"shaping.rule={rule}", "weighting.kind=tdw")
+        return
+    with pytest.raises(ConfigError, match=r"add weighting\.kind=constant"):
+        make_config(f"shaping.rule={rule}", "weighting.kind=tdw")
 
 
 # --- the learning rate -----------------------------------------------------------------------------------------------
@@ -156,7 +168,7 @@ def test_warm_up_counts_updates(per_rollout: int, expected: list[float], plan_of
     assert plan_of("optimizer.lr=4", "optimizer.warmup=0").lr(0) == 4
 
 
-def test_rows_of_a_rule_without_weights_claim_none(plan_of: Callable[..., Plan]):
+def test_rows_of_a_rule_without_weights_have_no_weight(plan_of: Callable[..., Plan]):
     plan = plan_of("shaping.rule=min")
     (row,) = plan.step_rows([1])
     assert row == {"step": 1, "pull": pytest.approx(plan.pull([1]).item())}
@@ -172,12 +184,12 @@ def test_notices(plan_of: Callable[..., Plan]):
     assert plan_of("sampling.num_steps=17", every).notices() == []  # step 15 of 17 is at .882
     (early,) = plan_of("sampling.num_steps=25", "window.last=10").notices()
     assert "with 25 steps no trained step reaches the final phase" in early
-    assert "the last is step 10;" in early
+    assert "the last is step 10. " in early
     assert plan_of("sampling.num_steps=16", "weighting.kind=constant").notices() == []
     assert plan_of("shaping.rule=min", "shaping.gamma=.6", "shaping.recentre=true").notices() == [
-        'the rule "min" has no weights: the section `weighting` changes nothing',
-        'the rule "min" has no bonus: shaping.gamma changes nothing',
-        'the rule "min" has no bonus: shaping.recentre changes nothing',
+        'the rule "min" has no weights: the section `weighting` has no effect',
+        'the rule "min" has no bonus: shaping.gamma has no effect',
+        'the rule "min" has no bonus: shaping.recentre has no effect',
     ]
     assert plan_of("shaping.rule=linear", "weighting.kind=constant", "weighting.prompt=.6").notices() == []
     assert "one subject" in plan_of("sampling.num_steps=17", every, count=1).notices()[0]

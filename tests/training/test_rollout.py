@@ -38,7 +38,7 @@ def roll(
 
 
 def member_by_member(policy: FluxKontextPolicy, samples: Sequence[Sample], steps: Sequence[int]) -> list[list[Tensor]]:
-    """Every image on its own from the first step on, "flow" noise: [image][0] = picture, then the latents by step."""
+    """Every image sampled alone with "flow" noise: its picture, then its latents before and after each step."""
     results = []
     for group in range(GROUPS):
         condition = policy.encode([samples[group]])
@@ -61,7 +61,7 @@ def member_by_member(policy: FluxKontextPolicy, samples: Sequence[Sample], steps
 
 
 @pytest.mark.parametrize("steps", [(0, 1, 2, 3), (2, 3), (1, 3), (3,)])
-def test_a_shared_prefix_and_batches_give_what_each_member_gives_alone(
+def test_members_of_a_batch_with_a_shared_prefix_equal_members_sampled_alone(
     steps: tuple[int, ...], policy: FluxKontextPolicy, samples: list[Sample]
 ):
     expected = member_by_member(policy, samples, steps)
@@ -75,12 +75,10 @@ def test_a_shared_prefix_and_batches_give_what_each_member_gives_alone(
 
 
 @pytest.mark.parametrize("batch", [1, 4, 5])  # 6 images: remainders of 0, 2 and 1
-def test_nothing_depends_on_the_rollout_batch_and_no_remainder_is_dropped(
-    batch: int, policy: FluxKontextPolicy, samples: list[Sample]
-):
+def test_a_rollout_does_not_depend_on_the_batch_size(batch: int, policy: FluxKontextPolicy, samples: list[Sample]):
     whole, parts = roll(policy, samples, (1, 2)), roll(policy, samples, (1, 2), batch=batch)
     assert parts.images.shape == (GROUPS * SIZE, 3, 32, 32)
-    # Kernels round by batch size, and the steps carry that on to the pixels.
+    # Kernels round differently by batch size, and later steps amplify it.
     torch.testing.assert_close(parts.images, whole.images, atol=5e-5, rtol=0)
     for one, other in zip(parts.trajectory, whole.trajectory, strict=True):
         for name in ("latents", "next_latents", "log_prob"):
@@ -101,7 +99,7 @@ def test_the_prefix_is_computed_once_per_group(
     assert seen == [GROUPS] * 2 + [GROUPS * SIZE] * (STEPS - 2)
 
 
-def test_members_share_the_noise_they_start_from_and_nothing_else(policy: FluxKontextPolicy, samples: list[Sample]):
+def test_members_share_only_the_initial_noise(policy: FluxKontextPolicy, samples: list[Sample]):
     (first,) = roll(policy, samples, (0,)).trajectory
     starts, ends = (x.reshape(GROUPS, SIZE, -1) for x in (first.latents, first.next_latents))
     assert torch.equal(starts, starts[:, :1].expand_as(starts))
@@ -111,8 +109,8 @@ def test_members_share_the_noise_they_start_from_and_nothing_else(policy: FluxKo
     assert distances.min() > 1
 
 
-def test_points_hold_what_replaying_them_needs(policy: FluxKontextPolicy, samples: list[Sample]):
-    """True step and sigmas, latents that follow one another, and the full Gaussian's log-density, averaged."""
+def test_points_hold_what_is_needed_to_replay_them(policy: FluxKontextPolicy, samples: list[Sample]):
+    """True step and sigmas, consecutive latents, and the mean log-density of the full Gaussian."""
     rollout = roll(policy, samples, (1, 2))
     first, second = rollout.trajectory
     assert (first.step, second.step) == (1, 2)
@@ -144,8 +142,8 @@ def test_only_trained_points_are_stored(policy: FluxKontextPolicy, samples: list
     assert all(not getattr(rollout.trajectory[0], name).requires_grad for name in tensors)
 
 
-def test_an_image_follows_from_its_own_seeds(policy: FluxKontextPolicy, samples: list[Sample]):
-    """Another seed for one member changes that member alone; another start changes its group alone."""
+def test_an_image_depends_only_on_its_own_seeds(policy: FluxKontextPolicy, samples: list[Sample]):
+    """A different seed for a member changes only that member; a different initial noise changes only its group."""
     before = roll(policy, samples, (1,)).images
 
     def changed(group: int, member: int | None) -> list[bool]:
@@ -165,7 +163,7 @@ def test_generating_is_a_rollout_without_noise(policy: FluxKontextPolicy, sample
     torch.testing.assert_close(rollout.images, images, atol=1e-4, rtol=0)
 
 
-def test_seeds_follow_from_their_parts():
+def test_seeds_depend_on_all_their_parts():
     assert derive_seed(0, 1, "a", None) == derive_seed(0, 1, "a", None)
     seeds = {derive_seed(*parts) for parts in [(0, 1), (1, 0), (0, 1, None), ("0", "1x"), (0, 11), (0, 1, 1)]}
     assert len(seeds) == 6

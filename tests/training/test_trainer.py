@@ -1,4 +1,4 @@
-"""The trainer's one update, its check before the first, and what it writes down. Gradients: test_optimise.py."""
+"""An update of the trainer, the ratio check before the first, and the figures. Gradients: test_optimise.py."""
 
 import json
 import math
@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from customized_grpo.algorithm import SHAPING_RULES
 from customized_grpo.data import Sample
 from customized_grpo.policies.base import Policy
 from customized_grpo.rewards import Reward
@@ -18,7 +19,6 @@ from customized_grpo.training.watch import TrainingError
 
 MakeTrainer = Callable[..., Trainer]
 AdapterOf = Callable[[Policy], Tensor]
-RULES = ("sars", "linear", "raw_sum", "min", "max", "harmonic", "geometric", "gdpo")
 
 
 def rolled(trainer: Trainer, steps: Sequence[int] | None = None) -> Rollout:
@@ -34,7 +34,7 @@ def rolled(trainer: Trainer, steps: Sequence[int] | None = None) -> Rollout:
 
 
 def scoring(values: list[list[float]]) -> Reward:
-    """A reward that gives these scores to the images of the groups, whatever they show."""
+    """A reward that returns these scores, group by group, for any images."""
 
     def score(images: Tensor, samples: Sequence[Sample]) -> Tensor:  # noqa: ARG001
         return torch.tensor(values).flatten()
@@ -43,7 +43,7 @@ def scoring(values: list[list[float]]) -> Reward:
 
 
 def optimised(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Rollout, Tensor, list[Sample], int]]:
-    """What `optimise` was called with, as it goes on."""
+    """The arguments of every call of `optimise`, which still runs."""
     calls, optimise = [], trainer.optimise
 
     def recording(*args):
@@ -58,9 +58,13 @@ def optimised(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[tuple[R
 
 
 @pytest.mark.parametrize(
-    ("rule", "kind"), [(r, k) for r in RULES for k in ("constant", "tdw") if (r, k) != ("gdpo", "tdw")]
+    ("rule", "kind"),
+    [
+        *((rule, "constant") for rule in SHAPING_RULES),
+        *((name, "tdw") for name, rule in SHAPING_RULES.items() if rule.uses_weights and not rule.static_weights),
+    ],
 )
-def test_every_rule_trains_through_the_same_lines(
+def test_every_rule_trains_through_the_same_code(
     rule: str, kind: str, make_trainer: MakeTrainer, adapter_of: AdapterOf, monkeypatch: pytest.MonkeyPatch
 ):
     weight = ["weighting.prompt=.6"] if kind == "constant" else []
@@ -75,7 +79,7 @@ def test_every_rule_trains_through_the_same_lines(
     assert not torch.equal(after, before)
 
 
-def test_advantages_are_the_papers_at_the_true_steps(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch):
+def test_advantages_at_true_steps_are_those_of_the_paper(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch):
     """By hand: A_t = w_t A_p + (1 - w_t) A_i + b, w_t of steps 6 and 7 of 10, where TDW has fallen to .307 and .301.
 
     Prompt scores 0 1 2: A_p = -1 0 1. Identity 5 4 0: mean 3, deviations 2 1 -3, std sqrt(7).
@@ -99,7 +103,7 @@ def test_advantages_are_the_papers_at_the_true_steps(make_trainer: MakeTrainer, 
             assert advantages[g, t].item() == pytest.approx(w * p + (1 - w) * i + bonus, abs=1e-5)
 
 
-def test_rows_carry_the_weights_of_their_windows_steps(make_trainer: MakeTrainer):
+def test_rows_hold_the_weights_of_the_steps_in_the_window(make_trainer: MakeTrainer):
     trainer = make_trainer("sampling.num_steps=10", "window.last=8", "objective.step_scale=equal")
     seen = {}
     for update in range(4):
@@ -118,7 +122,7 @@ def test_rows_carry_the_weights_of_their_windows_steps(make_trainer: MakeTrainer
         assert (entry["prompt_pull"], entry["identity_pull"]) == (weight * pull, (1 - weight) * pull)
 
 
-def test_the_row_tells_what_the_rewards_did(make_trainer: MakeTrainer):
+def test_a_row_holds_figures_of_the_rewards(make_trainer: MakeTrainer):
     trainer = make_trainer()
     # Group 1: prompt and identity opposed. Group 2: identity flat.
     trainer.rewards["prompt"] = scoring([[0.0, 1.0, 2.0], [1.0, 2.0, 6.0]])
@@ -138,7 +142,7 @@ def test_the_row_tells_what_the_rewards_did(make_trainer: MakeTrainer):
     json.dumps(row)
 
 
-def test_rewards_see_every_image_with_its_own_sample(make_trainer: MakeTrainer):
+def test_rewards_get_every_image_with_its_own_sample(make_trainer: MakeTrainer):
     trainer, seen = make_trainer(), {}
 
     def watching(images: Tensor, samples: Sequence[Sample]) -> Tensor:
@@ -152,7 +156,7 @@ def test_rewards_see_every_image_with_its_own_sample(make_trainer: MakeTrainer):
     assert torch.equal(seen["images"], images)
 
 
-def test_remote_rewards_are_asked_for_every_batch_and_land_in_order(
+def test_remote_rewards_score_batch_by_batch_and_scores_keep_their_order(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ):
     """Two images a batch, so that scores come from three requests."""
@@ -181,8 +185,8 @@ def test_remote_rewards_are_asked_for_every_batch_and_land_in_order(
     assert torch.allclose(kept["identity"], kept["images"].mean(dim=(1, 2, 3)))
 
 
-def test_the_advantage_is_made_of_every_reward_in_its_role(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch):
-    """Identity in two views that disagree cancels; quality has its own weight."""
+def test_every_reward_enters_the_advantage_in_its_role(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch):
+    """Two identity rewards that disagree cancel; quality has its own weight."""
     trainer = make_trainer(
         *("groups.prompts=1", "shaping.rule=linear", "weighting.kind=constant", "weighting.prompt=.6"),
         "rewards.view={name: dino, against: other_view, role: identity}",
@@ -198,7 +202,7 @@ def test_the_advantage_is_made_of_every_reward_in_its_role(make_trainer: MakeTra
     assert {f"reward_{key}" for key in scores} <= set(row)
 
 
-def test_whatever_ends_a_run_ends_what_remote_rewards_wait_for(make_trainer: MakeTrainer):
+def test_an_exception_closes_the_remote_rewards(make_trainer: MakeTrainer):
     closed = []
 
     class Remote:
@@ -218,21 +222,21 @@ def test_whatever_ends_a_run_ends_what_remote_rewards_wait_for(make_trainer: Mak
 
 
 @pytest.mark.parametrize(
-    ("gave", "said"),
+    ("scores", "message"),
     [
         ([1.0, 2.0], "reward 'identity' returned list"),
         (torch.zeros(5), r"reward 'identity' returned shape \(5,\) for 6 images"),
         (torch.tensor([math.inf] * 6), "reward 'identity' returned an infinity"),
     ],
 )
-def test_a_reward_that_breaks_its_contract_stops_the_run(gave: object, said: str, make_trainer: MakeTrainer):
+def test_a_reward_that_breaks_its_contract_stops_the_run(scores: object, message: str, make_trainer: MakeTrainer):
     trainer = make_trainer()
-    trainer.rewards["identity"] = lambda images, samples: gave  # noqa: ARG005  # pyright: ignore
-    with pytest.raises(RewardError, match=said):
+    trainer.rewards["identity"] = lambda images, samples: scores  # noqa: ARG005  # pyright: ignore
+    with pytest.raises(RewardError, match=message):
         trainer.step()
 
 
-def test_a_run_stops_where_too_little_can_be_scored_with_the_last_words(make_trainer: MakeTrainer):
+def test_a_run_stops_with_the_last_error_if_too_few_images_can_be_scored(make_trainer: MakeTrainer):
     class Down:
         last_error = "503 from http://judge: out of memory"
 
@@ -241,8 +245,8 @@ def test_a_run_stops_where_too_little_can_be_scored_with_the_last_words(make_tra
 
     trainer = make_trainer("max_unscored=.6")
     trainer.rewards["identity"] = Down()
-    said = r"rewards.identity could not score 67% of 6 images.*0\.6: 503 from http://judge: out of memory"
-    with pytest.raises(RewardError, match=said):
+    message = r"rewards.identity could not score 67% of 6 images.*0\.6: 503 from http://judge: out of memory"
+    with pytest.raises(RewardError, match=message):
         trainer.step()
     assert trainer.optimizer_steps == 0
 
@@ -251,7 +255,7 @@ def test_a_run_stops_where_too_little_can_be_scored_with_the_last_words(make_tra
 
 
 @pytest.mark.parametrize(("rollout_batch", "update_batch"), [(64, 64), (64, 1), (1, 64), (4, 5)])
-def test_the_ratio_check_passes_in_float32_whatever_the_batches(
+def test_the_ratio_check_passes_in_float32_for_all_batch_sizes(
     rollout_batch: int, update_batch: int, make_trainer: MakeTrainer
 ):
     trainer = make_trainer(
@@ -288,7 +292,7 @@ def test_the_ratio_check_refuses_weights_that_changed_since_the_rollout(make_tra
     assert not trainer.ratio_checked
 
 
-def test_the_ratio_check_refuses_what_is_no_number(make_trainer: MakeTrainer):
+def test_the_ratio_check_refuses_nan(make_trainer: MakeTrainer):
     trainer = make_trainer()
     rollout = rolled(trainer)
     with torch.no_grad():
@@ -297,7 +301,7 @@ def test_the_ratio_check_refuses_what_is_no_number(make_trainer: MakeTrainer):
         trainer.check_ratio(rollout)
 
 
-def test_the_check_comes_before_the_first_update_and_once(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch):
+def test_the_check_runs_once_before_the_first_update(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch):
     trainer, checks, check = make_trainer(), [], Trainer.check_ratio
 
     def counting(self: Trainer, rollout: Rollout) -> None:
@@ -320,12 +324,12 @@ SPREAD = [[0.0, 1.0, 2.0], [1.0, 2.0, 6.0]]
     [
         ([[0.0, math.nan, 1.0], [3.0, 1.0, 2.0]], 1, 0, True),
         ([[math.nan] * 3, [3.0, 1.0, 2.0]], 3, 1, True),
-        ([[math.nan, math.nan, 1.0], [3.0, 1.0, 2.0]], 2, 1, True),  # one survivor has nothing to be compared with
+        ([[math.nan, math.nan, 1.0], [3.0, 1.0, 2.0]], 2, 1, True),  # one scored image has nothing to be compared with
         ([[math.nan] * 3] * 2, 6, 2, False),
         ([[5.0] * 3, [3.0, 1.0, 2.0]], 0, 1, True),
     ],
 )
-def test_images_without_score_leave_and_the_rest_trains(
+def test_unscored_images_are_skipped_and_the_rest_trains(
     identity: list[list[float]],
     unscored: int,
     flat_groups: int,
@@ -344,7 +348,7 @@ def test_images_without_score_leave_and_the_rest_trains(
     assert trainer.optimizer_steps == int(trains)
 
 
-def test_flat_groups_leave_everything_as_it_is(make_trainer: MakeTrainer, adapter_of: AdapterOf):
+def test_flat_groups_change_no_weight(make_trainer: MakeTrainer, adapter_of: AdapterOf):
     trainer = make_trainer()
     trainer.rewards.update({"prompt": scoring([[0.5] * 3] * 2), "identity": scoring([[0.5] * 3] * 2)})
     before = adapter_of(trainer.policy)
@@ -353,12 +357,12 @@ def test_flat_groups_leave_everything_as_it_is(make_trainer: MakeTrainer, adapte
     assert row["gradient_norm"] == 0
     assert torch.equal(adapter_of(trainer.policy), before)
     trainer.rewards.update({"prompt": scoring(SPREAD), "identity": scoring(SPREAD)})
-    trainer.step()  # and training goes on
+    trainer.step()  # and the next update trains
     assert not torch.equal(adapter_of(trainer.policy), before)
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_and_sample_named(make_trainer: MakeTrainer):
-    trainer = make_trainer("optimizer.lr=1e30", "objective.updates_per_rollout=2", "groups.prompts=1")
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_sample(make_trainer: MakeTrainer):
+    trainer = make_trainer("optimizer.lr=1e12", "objective.updates_per_rollout=2", "groups.prompts=1")
     (sample,) = trainer.plan.batch(0)
     step = trainer.plan.window(0)[0]
     with pytest.raises(TrainingError) as caught:
@@ -370,7 +374,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_sample_named(make_trainer
 # --- evaluation ------------------------------------------------------------------------------------------------------
 
 
-def test_evaluation_shows_held_out_cases_as_a_user_would_generate_them(make_trainer: MakeTrainer):
+def test_evaluation_generates_held_out_cases_as_a_user_would(make_trainer: MakeTrainer):
     trainer = make_trainer("data.held_out_samples=3", "groups.rollout_batch=2")
     trained_on = {sample.subject for sample in trainer.samples}
     assert not trained_on & {sample.subject for sample in trainer.held_out.samples}
@@ -382,7 +386,7 @@ def test_evaluation_shows_held_out_cases_as_a_user_would_generate_them(make_trai
         torch.testing.assert_close(image, alone, atol=1e-5, rtol=0)
 
 
-def test_evaluations_come_at_the_start_and_every_so_many_updates(make_trainer: MakeTrainer):
+def test_evaluations_run_at_the_start_and_every_second_update(make_trainer: MakeTrainer):
     trainer = make_trainer(
         *("updates=3", "evaluation.every=2", "evaluation.metrics=[oracle_prompt]", "evaluation.grid=3")
     )

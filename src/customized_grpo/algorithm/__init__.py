@@ -1,15 +1,15 @@
-"""Customized-GRPO (arXiv 2510.18263) as pure functions on tensors; imports torch and nothing else of ours.
+"""Customized-GRPO (arXiv 2510.18263) as pure functions on tensors. Imports torch and nothing else of this package.
 
 Conventions, everywhere in the package:
-    sigma      1 is noise, 0 is the image; x_sigma = (1 - sigma) x_0 + sigma eps; grids go down from 1 to 0
+    sigma      1 is noise, 0 is the image; x_sigma = (1 - sigma) x_0 + sigma eps; grids fall from 1 to 0
     velocity   v = eps - x_0, so x0^ = x - sigma v, x1^ = x + (1 - sigma) v, and dt = sigma' - sigma < 0
     step       the true index t of a denoising step, 0 at pure noise; never a position in a loop or tensor
     log_prob   the full Gaussian log-density, mean (not sum) over all non-batch dimensions
-    advantage  relative to the group: the images made for one prompt, from one initial noise
-    NaN        could not be scored: the image leaves the statistics of its group, and the loss
+    advantage  relative to the group: the images made for one prompt from the same initial noise
+    NaN        the image could not be scored: it is left out of its group's statistics and of the loss
 
-Ours, where the paper is silent or its release differs: weights belong to the true step, for any number of
-steps; an unscored image is masked for all rewards; groups without spread give zeros; every rule works.
+Choices where the paper is silent or its release differs: weights belong to the true step, for any number of
+steps; an image that one reward could not score is masked for all; groups without spread give zeros; every rule works.
 """
 
 from .groups import group_advantages, mask_unscored, weighted_sum

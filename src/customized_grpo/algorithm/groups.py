@@ -1,6 +1,6 @@
-"""Rewards of a group of images, relative to each other.
+"""Rewards relative to the other images of a group.
 
-Axes: P groups (prompts), G images of a group. NaN means that an image could not be scored.
+Axes: P groups (prompts), G images per group. NaN means that an image could not be scored.
 """
 
 import math
@@ -9,14 +9,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-# Below this spread (times |mean|, where that exceeds 1) a group is flat: rounding, not signal.
+# A group whose spread is below this (times |mean|, if that exceeds 1) is flat: rounding errors, not signal.
 _FLAT = 1e-6
 
 
 def mask_unscored(rewards: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The rewards [P, G] by name, NaN wherever any of them is NaN; in float32 or better.
+    """The rewards [P, G] by name, in float32 or better, with NaN for every image that any of them could not score.
 
-    Raises ValueError for no rewards or different shapes.
+    Raises ValueError if there are no rewards, or if their shapes differ.
     """
     shapes = {name: tuple(values.shape) for name, values in rewards.items()}
     if len(set(shapes.values())) != 1:
@@ -29,8 +29,8 @@ def group_advantages(rewards: Tensor) -> Tensor:
     """Group-relative advantage A = (r - mean) / std, std with ddof = 1; GRPO, arXiv 2402.03300.
 
     rewards [..., G], the group last; same shape out, in float32 or better (float64 inside). NaN (unscored)
-    stays NaN and enters no statistic. Fewer than two scored images, or a std below 1e-6 max(1, |mean|), give
-    zeros; that leaves the usual epsilon in the denominator nothing to do. Raises ValueError for infinities.
+    stays NaN and enters no statistic. Groups with fewer than two scored images, or with a std below
+    1e-6 max(1, |mean|), give zeros, so the denominator needs no epsilon. Raises ValueError for infinities.
     """
     rewards = _floating(rewards)
     if rewards.isinf().any():
@@ -48,7 +48,7 @@ def group_advantages(rewards: Tensor) -> Tensor:
 def weighted_sum(values_by_role: Mapping[str, Tensor], weights: Mapping[str, float | Tensor]) -> Tensor:
     """Sum over roles of weight times value; each weight broadcasts against its value.
 
-    Raises ValueError unless the weights name exactly the roles.
+    Raises ValueError unless weights and values have the same roles, at least one.
     """
     if not values_by_role or values_by_role.keys() != weights.keys():
         raise ValueError(f"weights for {sorted(weights)}, values for {sorted(values_by_role)}; the roles must match")
@@ -57,5 +57,5 @@ def weighted_sum(values_by_role: Mapping[str, Tensor], weights: Mapping[str, flo
 
 
 def _floating(values: Tensor) -> Tensor:
-    """Integers and half precision in float32, float32 and float64 as they are."""
+    """In float32 or better: integers and half precision become float32, float64 stays."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

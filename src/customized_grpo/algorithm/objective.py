@@ -19,17 +19,17 @@ def clipped_objective(
 
     rho = exp(log_prob - old_log_prob), the probability ratio of new to old policy.
 
-    log_prob, old_log_prob, advantage   one shape, an entry per (image, step); a NaN advantage masks its entry
-    clip_range   c > 0; about 1e-4, because `log_prob` averages over dimensions
-    weight       factor on each entry's loss (`step_scales`): a number or the same shape
-    normaliser   divide the sum by this, not by the number of unmasked entries: micro-batches then add up
+    log_prob, old_log_prob, advantage   the same shape, one entry per (image, step); a NaN advantage masks its entry
+    clip_range   c > 0; about 1e-4, because `log_prob` is a mean over dimensions
+    weight       factor on each entry's loss (`step_scales`): a number or a tensor of the same shape
+    normaliser   divide the sum by this instead of the number of unmasked entries, so that micro-batches add up
     Returns the scalar loss and detached diagnostics over the unmasked entries:
         ratio_mean, ratio_max_deviation   mean of rho, largest |rho - 1| (0 before the first update)
-        clip_fraction                     share of entries whose gradient the clip has cut off
+        clip_fraction                     share of entries whose gradient is zero because of the clip
         approx_kl                         mean of rho - 1 - log rho >= 0
-        count                             number of entries
-    With every entry masked the loss is a zero that still has a graph; diagnostics other than count are NaN.
-    Raises ValueError for different shapes, clip_range <= 0 or normaliser <= 0.
+        count                             number of these entries
+    If every entry is masked, the loss is a zero that still has a graph, and all diagnostics except count are NaN.
+    Raises ValueError if shapes differ, or unless clip_range > 0 and normaliser > 0.
     """
     shapes = [tuple(values.shape) for values in (log_prob, old_log_prob, advantage)]
     if isinstance(weight, Tensor) and weight.dim() > 0:
@@ -39,10 +39,10 @@ def clipped_objective(
     if not clip_range > 0:
         raise ValueError(f"clip_range is {clip_range}; use a positive number, for instance 1e-4")
     if normaliser is not None and not normaliser > 0:
-        raise ValueError(f"normaliser is {normaliser}; use the number of entries of the whole update")
+        raise ValueError(f"normaliser is {normaliser}; use the number of entries in the whole update")
 
     scored = ~advantage.isnan()
-    # Masked before any product: 0 * NaN is NaN, in the loss and in its gradient.
+    # Mask before multiplying: 0 * NaN is NaN, in the loss and in its gradient.
     advantage = torch.where(scored, advantage, 0.0)
     log_ratio = torch.where(scored, log_prob - old_log_prob.detach(), 0.0)
     ratio = log_ratio.exp()
@@ -69,9 +69,9 @@ def clipped_objective(
 def kl_to_base(mean: Tensor, base_mean: Tensor, std: float | Tensor) -> Tensor:
     """KL divergence of a step from the base policy [batch]: mean((mu - mu_base)^2) / (2 std^2).
 
-    Flow-GRPO, arXiv 2505.05470: two Gaussians of one std; the mean is over dimensions, as in `log_prob`.
-    mean, base_mean [batch, ...]; std a scalar, [batch] or [batch, 1, ...]. Differentiable in mean: only the
-    base model's forward belongs inside no_grad. Raises ValueError for different shapes or unless std > 0.
+    Flow-GRPO, arXiv 2505.05470: two Gaussians with the same std; the mean is over dimensions, as in `log_prob`.
+    mean, base_mean [batch, ...]; std a scalar, [batch] or [batch, 1, ...]. Differentiable in mean: compute only
+    base_mean under no_grad. Raises ValueError if shapes differ, or unless std > 0.
     """
     if mean.shape != base_mean.shape:
         raise ValueError(f"mean {tuple(mean.shape)} and base_mean {tuple(base_mean.shape)} differ in shape")

@@ -1,4 +1,4 @@
-"""The noise grid, how far along it a step is, and which of its steps are stochastic."""
+"""The noise grid, how far along it a step is, and which steps are stochastic."""
 
 import math
 from collections.abc import Sequence
@@ -15,17 +15,17 @@ def sigma_schedule(num_steps: int, shift: float) -> Tensor:
     """Noise levels of a denoising run: s_i = 1 - i/T, sigma_i = shift s_i / (1 + (shift - 1) s_i).
 
     Source: Esser et al. 2024 (SD3), the timestep shift; arXiv 2510.18263 uses T = 25, shift 3.
-    Returns float64 [num_steps + 1], decreasing, exactly 1 first and exactly 0 last. To equal a diffusers
-    pipeline bit for bit, take the float32 grid of its scheduler instead.
-    Raises ValueError for num_steps < 1 or a shift that is not positive and finite.
+    Returns float64 [num_steps + 1], decreasing from exactly 1 to exactly 0. To match a diffusers pipeline bit
+    for bit, use the float32 grid of its scheduler instead.
+    Raises ValueError for num_steps < 1, or a shift that is not positive and finite.
     """
     if num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}; a denoising run needs at least 1 step")
     if not 0 < shift < math.inf:
-        raise ValueError(f"shift is {shift}; use a positive number, such as 3 (1 is the straight grid)")
+        raise ValueError(f"shift is {shift}; use a positive number, such as 3 (1 gives equal steps)")
     s = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
     sigmas = shift * s / (1 + (shift - 1) * s)
-    # The formula misses 1 by a rounding for some shifts (1.43 in float32), and 1 - sigma is divided by.
+    # For some shifts rounding makes the formula miss 1 (1.43 in float32), and 1 - sigma is a divisor.
     sigmas[0], sigmas[-1] = 1.0, 0.0
     return sigmas
 
@@ -43,8 +43,8 @@ def progress(step: int | float | Tensor, num_steps: int) -> Tensor:
 def progress_from_sigma(sigma: float | Tensor) -> Tensor:
     """Progress u = 1 - sigma / (3 - 2 sigma) of a noise level (any shape), float64, clamped to [0, 1].
 
-    The inverse of the shift formula at shift 3, the authors' setting: there it equals t / T, and at other
-    shifts a weight keeps the noise level at which the authors apply it.
+    The inverse of the shift formula at shift 3, the authors' setting. At shift 3 it equals t / T; at any other
+    shift a weight still applies at the noise level where the authors apply it.
     """
     sigma = torch.as_tensor(sigma, dtype=torch.float64)
     return (1 - sigma / (3 - 2 * sigma)).clamp(0, 1)
@@ -53,8 +53,8 @@ def progress_from_sigma(sigma: float | Tensor) -> Tensor:
 def step_progress(steps: Sequence[int] | Tensor, sigmas: Tensor, reading: ProgressReading = "step") -> Tensor:
     """Progress [len(steps)] of trained steps, given by true index in any order, on the grid sigmas [T + 1].
 
-    "step" reads the index (u = t/T), "sigma" the noise level. Raises ValueError for an untrainable index or
-    another reading.
+    reading   "step": from the index, u = t / T; "sigma": from the noise level
+    Raises ValueError for an index that cannot be trained, or an unknown reading.
     """
     indices = trainable_indices(steps, len(sigmas) - 1)
     if reading == "step":
@@ -65,7 +65,7 @@ def step_progress(steps: Sequence[int] | Tensor, sigmas: Tensor, reading: Progre
 
 
 def trainable_indices(steps: Sequence[int] | Tensor, num_steps: int) -> Tensor:
-    """The true step indices as a tensor; ValueError unless all lie in 0..T-2 (the step to sigma 0 is ODE)."""
+    """The true step indices as a tensor. Raises ValueError unless all are in 0..T-2: the step to sigma 0 is ODE."""
     indices = torch.as_tensor(steps)
     if indices.numel() == 0 or not ((indices >= 0) & (indices <= num_steps - 2)).all():
         raise ValueError(f"steps {indices.tolist()} cannot be trained; use true indices, 0 to {num_steps - 2}")
@@ -87,45 +87,45 @@ def stochastic_steps(
 ) -> tuple[int, ...]:
     """True indices, ascending, of the steps that are stochastic and trained; all others are ODE steps.
 
-    "all"     every step of first..last; size is not read
-    "random"  a contiguous window of `size` steps within first..last, its place drawn from `generator`
-    "sliding" the same window, moved by `stride` after every `every` updates (`iteration` counts them from 0)
-              and wrapping round; MixGRPO, arXiv 2507.21802
-    "fixed"   the window that begins at `start` (default first)
+    "all"     every step of first..last; size is ignored
+    "random"  a window of `size` consecutive steps within first..last, its position drawn from `generator`
+    "sliding" such a window, moved by `stride` after every `every` updates (`iteration` counts them from 0),
+              wrapping around; MixGRPO, arXiv 2507.21802
+    "fixed"   the window that begins at `start` (default: first)
 
     first..last defaults to 0..num_steps - 2: the last step lands on sigma = 0 and is always an ODE step.
-    Raises ValueError for a range or window outside that, a random window without generator, or a strategy
-    that is none of the four.
+    Raises ValueError for a range or window outside these steps, a random window without a generator, or an
+    unknown strategy.
     """
     last = num_steps - 2 if last is None else last
     if not 0 <= first <= last <= num_steps - 2:
         raise ValueError(
-            f"stochastic steps {first}..{last} leave 0..{num_steps - 2}; the last step of all is always ODE"
+            f"stochastic steps {first}..{last} are not within 0..{num_steps - 2}; the last step is always ODE"
         )
     if strategy == "all":
         return tuple(range(first, last + 1))
     if size is None or not 1 <= size <= last - first + 1:
         raise ValueError(f"window size is {size}; steps {first}..{last} hold 1 to {last - first + 1}")
-    places = last - first + 2 - size
+    positions = last - first + 2 - size
     match strategy:
         case "random":
             if generator is None:
-                raise ValueError("a random window without generator; pass one, so that runs can be repeated")
-            place = int(torch.randint(places, (), generator=generator, device=generator.device))
+                raise ValueError("a random window without a generator; pass one, so that runs can be repeated")
+            position = int(torch.randint(positions, (), generator=generator, device=generator.device))
         case "sliding":
             if iteration < 0 or every < 1 or stride < 1:
                 raise ValueError(
                     f"sliding window with iteration {iteration}, every {every}, stride {stride}; "
                     "use iteration >= 0, every >= 1, stride >= 1"
                 )
-            place = iteration // every * stride % places
+            position = iteration // every * stride % positions
         case "fixed":
-            place = 0 if start is None else start - first
-            if not 0 <= place < places:
+            position = 0 if start is None else start - first
+            if not 0 <= position < positions:
                 raise ValueError(
                     f"window start is {start}; {size} steps within {first}..{last} "
-                    f"start at {first} to {first + places - 1}"
+                    f"start at {first} to {first + positions - 1}"
                 )
         case _:
             raise ValueError(f"window strategy is {strategy!r}; use 'all', 'random', 'sliding' or 'fixed'")
-    return tuple(range(first + place, first + place + size))
+    return tuple(range(first + position, first + position + size))

@@ -1,4 +1,4 @@
-"""One denoising step as a Gaussian policy N(mean, std^2 I): the same function samples and replays.
+"""One denoising step as a Gaussian policy N(mean, std^2 I). Rollout and update use the same function:
 
 rollout   mean, std = step_distribution(...);  sample = mean + std * noise;  log_prob(sample, mean, std)
 update    mean, std = step_distribution(...);  log_prob(stored sample, mean, std)
@@ -42,7 +42,7 @@ def _coefficients(
                        Flow-CPS, arXiv 2509.05952; the cosine is sqrt(sigma'^2 - std^2) / sigma'
     """
     sigma, sigma_next, sigma_max = (
-        # In float64, and on the CPU because not every accelerator has float64; these are a few numbers.
+        # float64 on the CPU, because not every accelerator has float64; these are only a few numbers.
         torch.as_tensor(value).detach().to("cpu", torch.float64)
         for value in (sigma, sigma_next, sigma_max)
     )
@@ -52,7 +52,7 @@ def _coefficients(
         to_x0, to_x1, std = 1 - sigma_next, sigma_next * math.cos(angle), sigma_next * math.sin(angle)
         return _Coefficients(to_x0 + to_x1, (1 - sigma) * to_x1 - sigma * to_x0, std)
     if dynamics == "flow":
-        # At sigma = 1 the denominator is zero; sigma_1 stands in, which makes the first std noise_level.
+        # At sigma = 1 the denominator would be zero; sigma_1 instead makes the first std equal noise_level.
         g_squared = noise_level**2 * sigma / (1 - torch.minimum(sigma, sigma_max))
     else:
         g_squared = torch.full_like(sigma, noise_level**2 if dynamics == "dance" else 0.0)
@@ -66,7 +66,7 @@ def _check_step(dynamics: str, sigma: Tensor, sigma_next: Tensor, noise_level: f
         raise ValueError(f"dynamics is {dynamics!r}; use one of {', '.join(get_args(Dynamics))}")
     if not ((sigma_next >= 0) & (sigma_next < sigma) & (sigma <= 1)).all():
         raise ValueError(
-            f"a step from sigma {sigma.tolist()} to {sigma_next.tolist()}; it must go down, within 1 and 0"
+            f"a step from sigma {sigma.tolist()} to {sigma_next.tolist()}; sigma must fall, between 1 and 0"
         )
     if not 0 <= noise_level < math.inf or (dynamics == "cps" and noise_level > 1):
         raise ValueError(f"noise_level is {noise_level}; use 0 or more, at most 1 with 'cps'")
@@ -86,14 +86,14 @@ def step_distribution(
     """Mean and standard deviation of the latents at sigma_next, given latents and velocity at sigma.
 
     latents, velocity      [batch, ...], any floating dtype; half precision is computed in float32
-    sigma, sigma_next      scalar, or [batch] where the images of a batch are at different steps
-    noise_level            eta of "dance", a of "flow" and of "cps" (there at most 1); "ode" does not read it
-    sigma_max              schedule[1]; read by "flow" only
+    sigma, sigma_next      scalar, or [batch] if the images of a batch are at different steps
+    noise_level            eta of "dance", a of "flow" and "cps" (at most 1 for "cps"); "ode" ignores it
+    sigma_max              schedule[1]; only "flow" reads it
     Returns mean [batch, ...] and std, 0-d or [batch, 1, ...], on the latents' device, in float32 or better;
-    differentiable in latents and velocity. Without noise "dance", "flow" and "ode" are the Euler step of
-    diffusers bit for bit where the sigmas are float32; "cps" is, up to rounding.
+    differentiable in latents and velocity. Without noise, and with float32 sigmas, "dance", "flow" and "ode" equal
+    the Euler step of diffusers bit for bit, and "cps" equals it up to rounding.
     Keep the grid on the CPU: sigmas on an accelerator cost a synchronisation.
-    Raises ValueError for mismatched shapes, a step that does not go down, or a noise level out of range.
+    Raises ValueError if shapes do not match, sigma does not fall, or the noise level is out of range.
     """
     if latents.shape != velocity.shape:
         raise ValueError(f"latents {tuple(latents.shape)}, velocity {tuple(velocity.shape)}; make them equal")
@@ -118,7 +118,7 @@ def step_gradient_factor(
 ) -> Tensor:
     """|d mean / d velocity| / std: how strongly a step's log-probability pulls on the velocity.
 
-    Arguments as in `step_distribution`. Returns float64 > 0 in the shape of sigma. Raises ValueError where
+    Arguments as in `step_distribution`. Returns float64 > 0 in the shape of sigma. Raises ValueError if
     std = 0 ("ode", noise level 0, "cps" on the step to sigma 0).
     """
     coefficients = _coefficients(dynamics, sigma, sigma_next, noise_level, sigma_max)
@@ -142,10 +142,10 @@ def step_scales(
     """Factor [len(steps)] on each trained step's loss, float64.
 
     "none"   1 for every step (the authors).
-    "equal"  1 / step_gradient_factor, so that every step pulls alike and a weight schedule means what it
-             says; divided by its mean over the true indices `over` (default: steps). Where each update trains
-             another window, pass all steps that windows can visit, or the windows are not comparable.
-    Raises ValueError for an untrainable index, a step without noise, or another mode.
+    "equal"  1 / step_gradient_factor, so that every step pulls equally and the weights alone decide; divided by
+             its mean over the true indices `over` (default: steps). If each update trains a different window,
+             pass all steps that windows can reach, so that windows are comparable.
+    Raises ValueError for an index that cannot be trained, a step without noise, or an unknown mode.
     """
     trained = trainable_indices(steps, len(sigmas) - 1)
     if mode == "none":
@@ -163,9 +163,9 @@ def step_scales(
 def log_prob(sample: Tensor, mean: Tensor, std: float | Tensor) -> Tensor:
     """Log-density of sample [batch, ...] under N(mean, std^2), mean over the non-batch dimensions: [batch].
 
-    The full density, normaliser included. A mean, not a sum: that is why clip ranges are about 1e-4.
-    std is a scalar, [batch] or [batch, 1, ...]. Computed in float32 or better. Raises ValueError for unequal
-    shapes or unless std > 0.
+    The full density, including its normaliser. A mean, not a sum: that is why clip ranges are about 1e-4.
+    std is a scalar, [batch] or [batch, 1, ...]. Computed in float32 or better. Raises ValueError if shapes
+    differ, or unless std > 0.
     """
     if sample.shape != mean.shape:
         raise ValueError(f"sample {tuple(sample.shape)}, mean {tuple(mean.shape)}; make them equal")
@@ -176,7 +176,7 @@ def log_prob(sample: Tensor, mean: Tensor, std: float | Tensor) -> Tensor:
 
 
 def positive_std(std: float | Tensor, like: Tensor) -> Tensor:
-    """std, ready to broadcast against `like` [batch, ...]; ValueError unless it is positive everywhere."""
+    """std, shaped to broadcast against `like` [batch, ...]. Raises ValueError unless it is positive everywhere."""
     std = _per_image(torch.as_tensor(std, dtype=like.dtype), like)
     if not (std > 0).all():
         raise ValueError(f"std is {std.min().item():g}; an ODE step has no density, use stochastic steps only")
@@ -184,10 +184,10 @@ def positive_std(std: float | Tensor, like: Tensor) -> Tensor:
 
 
 def _per_image(values: Tensor, like: Tensor) -> Tensor:
-    """[batch] becomes [batch, 1, ...], other shapes stay; in the dtype and on the device of `like`."""
+    """[batch] becomes [batch, 1, ...], other shapes stay; with the dtype and device of `like`."""
     return (values.reshape(-1, *[1] * (like.dim() - 1)) if values.dim() == 1 else values).to(like)
 
 
 def mean_per_image(values: Tensor) -> Tensor:
-    """Mean of [batch, ...] over all dimensions but the first: [batch]."""
+    """Mean of [batch, ...] over all dimensions except the first: [batch]."""
     return values.reshape(len(values), -1).mean(dim=1)

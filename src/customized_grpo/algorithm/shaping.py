@@ -1,11 +1,11 @@
-"""From rewards to one advantage per image and step: the same path for every rule of `rules/`.
+"""From rewards to one advantage per image and step: the same path for every rule in `rules/`.
 
-Axes: P groups (prompts), G images of a group, T trained steps. An image that one reward could not score (NaN)
-leaves the statistics of all rewards, and its advantage is NaN, which the objective masks.
+Axes: P groups (prompts), G images per group, T trained steps. An image that one reward could not score (NaN) is left
+out of the statistics of all rewards, and its advantage is NaN, which the objective masks.
 
-Rewards come by name, and each has a role: "identity", "prompt" or "quality". With one reward in each of the first two
-the formulas are the paper's. With more, a role's weight is shared equally by its members and the bonus is the mean
-over all identity-prompt pairs; quality stands beside all that with a constant weight of its own.
+Each reward has a name and a role: "identity", "prompt" or "quality". With one reward for identity and one for prompt
+the formulas are the paper's. With more, the rewards of a role share its weight equally, and the bonus is the mean over
+all identity-prompt pairs. Quality rewards are added outside of rule and time weights, each with its constant weight.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ def reward_advantages(rewards: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def role_advantages(rewards: Mapping[str, Tensor], roles: Mapping[str, str] | None = None) -> dict[str, Tensor]:
-    """Group advantages [P, G] by role; of several rewards in one role, the mean.
+    """Group advantages [P, G] by role: the mean over the rewards of that role.
 
     roles   role of each reward by name; None: the names are the roles
     """
@@ -55,7 +55,7 @@ def combine_advantages(
 
     advantages_by_role, weights   tensors and floats that broadcast; one weight per role
     bonus                         `synergy_bonus`, or 0
-    NaN where any advantage is NaN. Raises ValueError for a role without weight (or the reverse) or clip <= 0.
+    NaN if any advantage is NaN. Raises ValueError if the roles of the two differ, or for clip <= 0.
     """
     if not clip > 0:
         raise ValueError(f"clip is {clip}; the final advantage needs a positive bound, the authors use 5")
@@ -74,17 +74,18 @@ def step_advantages(
     quality_weights: Mapping[str, float] | None = None,
     scale: float = 1.0,
 ) -> Tensor:
-    """Advantage of every image at every trained step [P, G, T]: all rules, one path.
+    """Advantage of every image at every trained step [P, G, T], by any rule.
 
     rule             a key of SHAPING_RULES
     rewards          [P, G] by name; raw, NaN = unscored
-    prompt_weight    [T], in the order of the trained steps; the identity gets the rest
+    prompt_weight    [T], in the order of the trained steps; identity gets the rest
     roles            "identity", "prompt" or "quality" for each reward by name; None: the names are the roles
-    gamma, recentre  of "sars" only; recentre subtracts from the bonus its mean over the group
-    clip             bound of the final advantage
-    quality_weights  weight of each quality reward's advantage, constant, outside rule and time weights
-    scale            factor on the rule's advantage, before bonus and clip: gives one rule the spread of another
-    NaN where an image is unscored. Raises ValueError for an unknown rule, other roles or wrong shapes.
+    gamma, recentre  of rules with a bonus; recentre subtracts the bonus's mean over the group
+    clip             bound on the absolute value of the final advantage
+    quality_weights  constant weight of each quality reward's advantage, by name
+    scale            factor on the rule's advantage, before bonus and clip; can give two rules the same spread
+    NaN for an unscored image. Raises ValueError for an unknown rule, unknown or missing roles, wrong shapes, or
+    weights that change with the step if the rule needs static ones.
     """
     members = _members(rewards, roles)
     quality = dict(quality_weights or {})
@@ -121,13 +122,13 @@ def _check_request(
         raise ValueError(f"shaping rule is {rule!r}; use one of {', '.join(SHAPING_RULES)}")
     if set(members) - {"quality"} != {"prompt", "identity"}:
         raise ValueError(
-            f"rewards for the roles {sorted(members)}; give 'prompt' and 'identity' (and 'quality'). "
+            f"rewards with the roles {sorted(members)}; give 'prompt' and 'identity' (and 'quality'). "
             "To train on one of the two, set a constant prompt weight of 1 or 0"
         )
     if set(quality_weights) != set(members.get("quality", ())):
         raise ValueError(
             f"quality weights for {sorted(quality_weights)}, quality rewards {sorted(members.get('quality', ()))}; "
-            "give each quality reward its weight"
+            "give each quality reward a weight"
         )
     shape = tuple(next(iter(rewards.values())).shape)
     if len(shape) != 2 or prompt_weight.dim() != 1:
@@ -135,17 +136,23 @@ def _check_request(
             f"rewards of shape {shape} and prompt_weight of shape {tuple(prompt_weight.shape)}; "
             "they must be [groups, images] and [trained steps]"
         )
+    low, high = prompt_weight.min(), prompt_weight.max()
+    if SHAPING_RULES[rule].static_weights and low < high:
+        raise ValueError(
+            f"{rule} with prompt weights from {low:.3g} to {high:.3g}; it needs the same weight at every step: use "
+            "constant weighting, or the rule 'linear' with TDW"
+        )
 
 
 def conflict_diagnostics(prompt_advantage: Tensor, identity_advantage: Tensor) -> dict[str, float]:
-    """How the two rewards get on inside groups, from their advantages [P, G] (NaN = unscored).
+    """How far the two rewards agree inside groups, from their advantages [P, G] (NaN = unscored).
 
     both_good, conflict, both_bad   shares of scored images with both, one, none of the advantages above 0
     conflict_excess                 conflict - .5: independent rewards give 50 % conflict, 25 % and 25 %
     correlation                     within-group correlation of the rewards, pooled over groups, in [-1, 1]
-    flat_groups                     groups where a reward has no spread (or fewer than two scored images);
-                                    they enter none of the above
-    Without any other group, all but flat_groups is NaN. Raises ValueError for different shapes.
+    flat_groups                     number of groups in which a reward has no spread, or fewer than two scored
+                                    images; they are left out of all the above
+    If all groups are flat, everything except flat_groups is NaN. Raises ValueError if shapes differ.
     """
     if prompt_advantage.shape != identity_advantage.shape:
         shapes = tuple(prompt_advantage.shape), tuple(identity_advantage.shape)

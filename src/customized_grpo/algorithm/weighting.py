@@ -1,12 +1,12 @@
-"""How much the prompt counts against the identity at a denoising step."""
+"""How much the prompt counts at a denoising step; identity gets the rest."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# A phase begins at its step even where the step's progress was rounded: 6/25 read off a float32 sigma
-# is .23999995. Far above such rounding, far below the distance of two steps.
+# A phase begins at its step even if the step's progress was rounded down: 6/25 from a float32 sigma is
+# .23999995. Far above such rounding, and far below the distance between two steps.
 _ROUNDING = 1e-6
 
 
@@ -18,8 +18,8 @@ class TimeAwareWeights:
                     = low + (high - low) (1 - sigmoid(rate (u - centre)))    start <= u < end
                     = final                                                  end <= u
 
-    and w_identity = 1 - w_prompt. The defaults are the authors' table for T = 25: steps 6, 10 and 22, and .8
-    a step. Raises ValueError for weights outside [0, 1], phases out of order, or a rate that is not positive.
+    and w_identity = 1 - w_prompt. The defaults are the authors' table for T = 25: steps 6, 10 and 22, and a
+    rate of .8 per step. Raises ValueError for weights outside [0, 1], phases out of order, or rate <= 0.
     """
 
     high: float = 0.7
@@ -39,7 +39,7 @@ class TimeAwareWeights:
                 "they must be ordered within [0, 1]: start <= centre <= end"
             )
         if not self.rate > 0:
-            raise ValueError(f"rate is {self.rate}; use a positive slope; to reverse it, swap high and low")
+            raise ValueError(f"rate is {self.rate}; use a positive number; to reverse the slope, swap high and low")
 
     def prompt_weight(self, progress: float | Tensor) -> Tensor:
         """Weight of the prompt advantage at a progress of any shape: same shape, float64."""
@@ -49,13 +49,13 @@ class TimeAwareWeights:
         return torch.where(self.in_final_phase(u), self.final, held)
 
     def in_final_phase(self, progress: float | Tensor) -> Tensor:
-        """Whether the last phase has begun. At T <= 16 no trained step gets there: tell the user."""
+        """Whether the final phase has begun. At T <= 16 no trained step reaches it."""
         return torch.as_tensor(progress, dtype=torch.float64) >= self.end - _ROUNDING
 
 
 @dataclass(frozen=True)
 class ConstantWeights:
-    """The same weight at every step: the static sum that TDW is compared with. ValueError outside [0, 1]."""
+    """The same weight at every step, the baseline of TDW. Raises ValueError for a weight outside [0, 1]."""
 
     prompt: float = 0.5
 
@@ -75,4 +75,4 @@ WEIGHTINGS: dict[str, type[TimeAwareWeights] | type[ConstantWeights]] = {
 
 def _require_share(name: str, value: float) -> None:
     if not 0 <= value <= 1:
-        raise ValueError(f"{name} is {value}; a prompt weight lies in [0, 1], the identity gets the rest")
+        raise ValueError(f"{name} is {value}; a prompt weight is in [0, 1], identity gets the rest")

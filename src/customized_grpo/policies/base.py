@@ -1,7 +1,7 @@
-"""What the rollout and the trainer ask of a model family. One file per family implements it.
+"""What rollout, trainer and evaluation ask of a model family. One file per family implements it.
 
 Conventions, everywhere: sigma = 1 is noise, sigma = 0 the image; x_sigma = (1 - sigma) x_0 + sigma eps;
-velocity v = eps - x_0. Latents are a batch first, whatever comes after is the family's business.
+velocity v = eps - x_0. The first dimension of latents is the batch; the family decides about the others.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from customized_grpo.sections import Model
 
 
 class Condition(Protocol):
-    """What a batch of images is generated from: encoded prompts and references, and the picture's size.
+    """What a batch of images is generated from: one entry per image, its encoded prompt and references.
 
-    Entries may differ in their number of references: grouping them for the model is the family's business.
+    Entries may have different numbers of references; the family groups them for its forward passes.
     """
 
     def __len__(self) -> int: ...
@@ -31,69 +31,103 @@ class Condition(Protocol):
         ...
 
     def __getitem__(self, part: slice | Tensor) -> Self:
-        """Some of the entries, by slice or by index."""
+        """Some of the entries, by slice, indices or mask, as if this were a tensor [entries]."""
         ...
 
 
-# What the policy's own `encode` returned: a family reads no other family's conditions.
+# A condition from the policy's own `encode`: a family never reads the conditions of another.
 OwnCondition: TypeAlias = Any
 
 
 class Policy(Protocol):
-    """A reference-conditioned flow-matching generator with a trainable adapter."""
+    """A reference-conditioned flow-matching generator with a trainable adapter.
 
-    usual_steps: ClassVar[int]  # denoising steps that the family is customarily sampled with
-    module: nn.Module  # holds the adapter; train() and eval() act on it
-    device: torch.device
+    What a user can cause (a damaged model or adapter, a setting that the model cannot take) is an `InputError` with a
+    message of one line; torch.OutOfMemoryError passes through. No method uses torch's global random state.
+    """
+
+    usual_steps: ClassVar[int]  # the number of denoising steps that this family is usually sampled with
+    module: nn.Module  # the network that holds the adapter
+    device: torch.device  # of latents, conditions and the adapter
 
     @classmethod
     def load(cls, path: str | Path, model: Model, device: str, *, shard: bool = False) -> Self:
-        """The generator in `path`, a folder or hub id, with the settings of the section `model`.
+        """The generator in `path` (a folder or hub id) in eval mode, all weights frozen, without an adapter.
 
+        model  the section of the configuration: dtype, picture size in pixels, guidance, memory
         shard  leave on the CPU what the method `shard` divides
+
+        Raises ModelError if the checkpoint cannot be used, UsageError if it cannot take one of the settings.
         """
         ...
 
     def add_adapter(self, rank: int, alpha: float, targets: Sequence[str] | None = None, *, seed: int = 0) -> None:
-        """A new adapter that changes nothing yet; targets are names of layers, None means the family's default."""
+        """Add a new adapter, trainable and in float32, that does not change the output yet. Call it once.
+
+        rank, alpha  the adapter's update is scaled by alpha / rank
+        targets      names of the layers to adapt; None: the family's default
+        seed         of its initial weights
+
+        Raises UsageError if a target matches no layer that can be adapted.
+        """
         ...
 
     def shard(self) -> None:
-        """Divide the frozen weights among the processes; the adapter, added before, stays whole in each."""
+        """Divide the frozen weights among the processes. Call it after `add_adapter`: the adapter is not divided."""
         ...
 
     def sigmas(self, num_steps: int, shift: float | str) -> Tensor:
-        """The grid [num_steps + 1] from 1 to 0, on the CPU; shift "checkpoint" is the model's own schedule."""
+        """The noise grid [num_steps + 1], on the CPU, strictly falling from 1 to 0.
+
+        shift  a number for `sigma_schedule`, or "checkpoint" for the schedule that the model comes with
+
+        Raises UsageError if the model comes with no usable schedule.
+        """
         ...
 
     def encode(self, samples: Sequence[Sample]) -> Condition:
-        """Text and reference tokens, one entry per sample; an entry does not depend on the rest of the batch."""
+        """One entry per sample, independent of the other samples. Raises DataError if a reference is unreadable."""
         ...
 
     def noise(self, condition: OwnCondition, seeds: Sequence[int]) -> Tensor:
-        """Initial latents, one seed per entry, so that an image depends on neither batch nor rank."""
+        """Initial latents [N, ...] at sigma = 1 in float32, entry i from seeds[i] alone: no batch or rank matters.
+
+        Raises ValueError unless there is one seed per entry.
+        """
         ...
 
     def velocity(self, latents: Tensor, sigma: float | Tensor, condition: OwnCondition) -> Tensor:
-        """Velocity at `sigma` (scalar or [batch], exact), in the latents' shape. Rollout and update both call this."""
+        """Velocity at `sigma` in the latents' shape, float32; differentiable in the adapter's weights.
+
+        sigma  one for all entries, or [N]; the model must see it exactly, not rounded to its own precision
+
+        Rollout and update both call this, with batches of different sizes.
+        """
         ...
 
     def decode(self, latents: Tensor, condition: OwnCondition) -> Tensor:
-        """Images [N, 3, H, W] in [0, 1]."""
+        """Images [N, 3, H, W] in [0, 1], float32, from latents at sigma = 0. No gradient."""
         ...
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """The adapter's weights by name."""
+        """The adapter's weights by name; the same order in every process."""
         ...
 
     def base_policy(self) -> AbstractContextManager[None]:
-        """Inside, the adapter is off."""
+        """A block in which the adapter is off."""
         ...
 
     def save_adapter(self, directory: Path) -> None:
-        """Write the adapter so that the family's plain diffusers pipeline reads it with `load_lora_weights`."""
+        """Write the adapter into a folder, made if missing, in the file `ADAPTER_FILE` of `adapter_file.py`.
+
+        The family's plain diffusers pipeline must be able to read it with `load_lora_weights`. Raises OSError or
+        SafetensorError if the disk is full or cannot be written to.
+        """
         ...
 
     def load_adapter(self, directory: Path) -> None:
-        """Put the weights that `save_adapter` wrote into this policy's adapter, creating it if need be."""
+        """Load what `save_adapter` wrote into the adapter; if there is none yet, create it, trainable.
+
+        Raises ModelError if the file is missing, damaged, or does not fit.
+        """
         ...

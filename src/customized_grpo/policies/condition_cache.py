@@ -1,7 +1,7 @@
-"""Encoded prompts and references on disk, so that the next run need not encode them again.
+"""Encoded prompts and references on disk, so that later runs need not encode them again.
 
-A file is named by a hash of everything that its tensors follow from, and holds a hash of the tensors themselves: what
-was cut short, damaged or renamed is found when it is read, and computed again.
+A file is named by a hash of everything that determines its tensors, and holds a hash of the tensors themselves. A file
+that was cut short, damaged or renamed is detected when it is read, and its tensors are computed again.
 """
 
 from __future__ import annotations
@@ -18,26 +18,29 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from customized_grpo.errors import UsageError
+from customized_grpo.files.durable import check_folder, make_folder, saving
 
 Tensors = dict[str, Tensor]
-CHECKSUM = "checksum"  # the name in the file, beside those of the tensors
+CHECKSUM = "checksum"  # its name among the tensors of a file
 
 
 class ConditionCache:
     """A folder of safetensors files; several processes may use it at once.
 
     folder  made at the first write
-    Raises ValueError where `folder` is a file.
+
+    Raises UsageError if `folder` is a file, or cannot be written to.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        if self.folder.exists() and not self.folder.is_dir():
-            raise UsageError(f"condition cache {folder}: not a folder; name one, or a path where one can be made")
+        check_folder(self.folder, "model.condition_cache")
 
     def get(self, key: str, compute: Callable[[], Tensors]) -> Tensors:
-        """The tensors of `key` (from `content_key`), on the CPU where they were on disk; else computed and written."""
+        """The tensors of `key` (from `content_key`): from disk, then on the CPU, or else computed and written.
+
+        Raises SavingError if they cannot be written.
+        """
         tensors = self._read(key)
         if tensors is None:
             tensors = compute()
@@ -45,33 +48,32 @@ class ConditionCache:
         return tensors
 
     def _read(self, key: str) -> Tensors | None:
-        file = self._file(key)
-        if not file.is_file():
-            return None
+        """The tensors in the file of `key`; None if it is missing, unreadable or damaged."""
         try:
-            tensors = load(file.read_bytes())
-        except SafetensorError:  # cut short or garbled; whoever asked writes it anew
+            tensors = load(self._file(key).read_bytes())
+        except (OSError, SafetensorError):
             return None
         stored = tensors.pop(CHECKSUM, None)
-        whole = stored is not None and torch.equal(stored, _checksum(key, tensors))
-        return tensors if whole else None
+        intact = stored is not None and torch.equal(stored, _checksum(key, tensors))
+        return tensors if intact else None
 
     def _write(self, key: str, tensors: Tensors) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        aside = self.folder / f".{key}.{uuid4().hex}.part"  # a name of its own: other processes write here too
-        try:
-            aside.write_bytes(save(tensors | {CHECKSUM: _checksum(key, tensors)}))
-            aside.replace(self._file(key))  # os.replace: readers see the old file or the new one, whole
-        finally:
-            aside.unlink(missing_ok=True)
+        aside = self.folder / f".{key}.{uuid4().hex}.part"  # a unique name: other processes may write the same key
+        with saving(self._file(key)):
+            try:
+                aside.write_bytes(save(tensors | {CHECKSUM: _checksum(key, tensors)}))
+                aside.replace(self._file(key))  # atomic: readers see either the old file or the complete new one
+            finally:
+                aside.unlink(missing_ok=True)
 
     def _file(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"
 
 
 def content_key(*parts: str | bytes | int) -> str:
-    """A name for what follows from `parts`, in hexadecimal; other parts, or parts divided otherwise, have another."""
+    """A hash of the sequence `parts`, in hexadecimal; types and boundaries of the parts count."""
     digest = hashlib.sha256()
     for part in parts:
         content = part if isinstance(part, bytes) else repr(part).encode()
@@ -80,9 +82,10 @@ def content_key(*parts: str | bytes | int) -> str:
 
 
 def model_identity(modules: Mapping[str, nn.Module], settings: Mapping[str, Any]) -> str:
-    """A hash of every weight of `modules` by name, and of `settings` (JSON): no two models share it.
+    """A hash of every weight of `modules` by name, and of `settings` (JSON).
 
-    Wherever a model lies, it is the same; retrained in place, it is another. About 1 s per 2 GB of weights.
+    It does not depend on where the model is stored, and it changes if the model is retrained in place. Takes about 1 s
+    per 2 GB of weights.
     """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for part, module in modules.items():
@@ -91,7 +94,7 @@ def model_identity(modules: Mapping[str, nn.Module], settings: Mapping[str, Any]
 
 
 def _checksum(key: str, tensors: Tensors) -> Tensor:
-    """SHA-256 as a tensor of bytes [32]: safetensors notices a cut, but not a changed byte."""
+    """SHA-256 as a tensor of bytes [32]: safetensors detects a truncated file, but not a changed byte."""
     digest = hashlib.sha256(key.encode())
     _update(digest, tensors)
     return torch.tensor(list(digest.digest()), dtype=torch.uint8)

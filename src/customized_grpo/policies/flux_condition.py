@@ -1,12 +1,11 @@
-"""What FLUX.1-Kontext generates from: samples with their encoded prompt and references, in batches of one geometry.
+"""What FLUX.1-Kontext generates from: encoded prompts and references, batched by their number of references.
 
-Positions are triplets (image, row, column): the generated picture is image 0, the references are images 1, 2, ... in
-the order of `Sample.references`, each with its own rows and columns from 0 (FLUX.1 Kontext, arXiv 2506.15742, section
-3: u = (0, h, w) for the target, (i, h, w) for context image i). diffusers' `FluxKontextPipeline` takes one reference
-and gives it image 1, the same. The released FLUX.1-Kontext-dev saw one reference in training: ComfyUI calls these
-positions its method "index", for models trained with several references, and lays references side by side on image 1
-("offset") where a model was not. Positions 2, 3, ... are therefore something that a checkpoint or its adapter has to
-have learnt.
+Positions are triplets (image, row, column). The generated picture is image 0; the references are images 1, 2, ... in
+the order of `Sample.references`, each with its own rows and columns from 0. Source: FLUX.1 Kontext, arXiv 2506.15742,
+section 3: u = (0, h, w) for the target, (i, h, w) for context image i. diffusers' `FluxKontextPipeline` takes one
+reference and also makes it image 1. The released FLUX.1-Kontext-dev was trained with one reference, so a checkpoint or
+its adapter must have learnt images 2, 3, ... first. (ComfyUI calls these positions "index", for models trained with
+several references; for others it places the references side by side on image 1, "offset".)
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ class FluxEntry:
     pooled: Tensor
     reference: Tensor
     reference_ids: Tensor
-    references: int  # how many: pictures of a policy are of one size, so this is the entry's geometry
+    references: int  # how many; all pictures have the policy's size, so this alone decides the shapes
 
 
 @dataclass(frozen=True, eq=False)
 class Bucket:
-    """Entries of one geometry as a batch: text [b, L, C], pooled [b, C], reference [b, R, D], reference_ids [R, 3]."""
+    """Entries of equal shapes, stacked: text [b, L, C], pooled [b, C], reference [b, R, D], reference_ids [R, 3]."""
 
-    rows: Tensor  # [b], where they stand in the condition
+    rows: Tensor  # [b], their indices in the condition
     text: Tensor
     pooled: Tensor
     reference: Tensor
@@ -43,7 +42,7 @@ class Bucket:
 
 @dataclass(frozen=True, eq=False)
 class FluxCondition:
-    """Entries in order, and the picture's size in pixels. Equal rows are one entry: repeating copies no tensor."""
+    """Entries in order, and the picture's size in pixels. `repeat` shares entries and copies no tensor."""
 
     entries: tuple[FluxEntry, ...]
     height: int
@@ -57,12 +56,12 @@ class FluxCondition:
 
     def __getitem__(self, part: slice | Tensor) -> FluxCondition:
         part = part.cpu() if isinstance(part, Tensor) else part
-        chosen = torch.arange(len(self))[part].tolist()  # torch's own meaning of an index, masks included
+        chosen = torch.arange(len(self))[part].tolist()  # indices, slices and masks mean what they mean in torch
         return replace(self, entries=tuple(self.entries[row] for row in chosen))
 
     @cached_property
     def buckets(self) -> tuple[Bucket, ...]:
-        """The rows by geometry, which a forward pass shares; stacked at the first call, so once for many steps."""
+        """The entries by number of references: one forward pass each. Stacked once, at the first of many steps."""
         rows = defaultdict(list)
         for row, entry in enumerate(self.entries):
             rows[entry.references].append(row)

@@ -1,6 +1,6 @@
-"""Prompts and references of FLUX.1-Kontext as the transformer reads them: text encoders, VAE, and what they cost.
+"""Prompts and references of FLUX.1-Kontext, encoded for the transformer by the text encoders and the VAE.
 
-Everything is encoded one sample at a time: an entry's bits depend neither on its neighbours nor on what is cached.
+Samples are encoded one at a time, so the bits of an entry depend neither on its batch nor on what is cached.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 READERS = {
     "tokenizer_2": "T5 (model.max_sequence_length, at most 512)",
-    "tokenizer": "CLIP (a summary beside T5's text)",
+    "tokenizer": "CLIP (only a summary in addition to T5's text)",
 }
-REMEMBERED = 256  # entries in memory, on the policy's device: an epoch asks for the same samples again
+REMEMBERED = 256  # entries kept on the policy's device: the next epoch needs the same samples again
 
 
 class FluxEncoder:
-    """Samples to entries.
+    """Encodes samples into entries.
 
-    pipe               a FluxKontextPipeline
-    height, width      of the reference as the model sees it, in pixels
+    pipe                  a FluxKontextPipeline
+    height, width         to which references are resized, in pixels
     max_sequence_length   T5 tokens
-    offload            keep the text encoders on the CPU, except while `encode` needs them
-    cache              what was encoded before, by any process; None: in memory alone
+    offload               keep the text encoders on the CPU, except while `encode` needs them
+    cache                 on disk, shared with other processes; None: only in memory
     """
 
     def __init__(
@@ -56,26 +56,26 @@ class FluxEncoder:
         self.height, self.width = height, width
         self.max_sequence_length = max_sequence_length
         self.offload, self.cache = offload, cache
-        self._text_is_here = not offload
+        self._text_on_device = not offload
         self._remembered = lru_cache(maxsize=REMEMBERED)(self._encode_one)
         self._long = LongPrompts()
 
     def encode(self, samples: Sequence[Sample]) -> tuple[FluxEntry, ...]:
-        """One entry per sample. ValueError where a reference cannot be read."""
+        """One entry per sample. Raises DataError if a reference cannot be read."""
         try:
             return tuple(self._remembered(sample) for sample in samples)
         finally:
-            if self.offload and self._text_is_here:  # once for the whole batch, and not where nothing was encoded
-                self._move_text_encoders(here=False)
+            if self.offload and self._text_on_device:  # once per batch, and only if something was encoded
+                self._move_text_encoders(to_device=False)
 
     def forget(self) -> None:
-        """For when the encoders' weights have changed: what was encoded, and which model it was, no longer holds."""
+        """Call this after the encoders' weights have changed: drops entries in memory and the model's identity."""
         self._remembered.cache_clear()
         for name in ("_text_identity", "_picture_identity"):
             self.__dict__.pop(name, None)
 
     def position_ids(self, image: int) -> Tensor:
-        """Positions (image, row, column) [R, 3] of a picture's tokens; in the base's precision, as in diffusers."""
+        """Positions (image, row, column) [R, 3] of a picture's tokens, in the weights' dtype, as in diffusers."""
         patch = 2 * self.pipe.vae_scale_factor
         ids = self.pipe._prepare_latent_image_ids(
             1, self.height // patch, self.width // patch, self.device, self.dtype
@@ -98,41 +98,40 @@ class FluxEncoder:
     # --- prompts -----------------------------------------------------------------------------------------------------
 
     def _text(self, prompt: str) -> Tensors:
-        """text [L, C] and pooled [C]. Warns once of each prompt that is cut."""
-        self._warn_of_long(prompt)
+        """text [L, C] and pooled [C]. Warns once about each prompt that is too long."""
+        self._warn_if_long(prompt)
         if self.cache is None:
             return self._encode_text(prompt)
         key = content_key("text", self._text_identity, self.max_sequence_length, prompt)
         return self.cache.get(key, lambda: self._encode_text(prompt))
 
     def _encode_text(self, prompt: str) -> Tensors:
-        if not self._text_is_here:
-            self._move_text_encoders(here=True)
+        if not self._text_on_device:
+            self._move_text_encoders(to_device=True)
         text, pooled, _ = self.pipe.encode_prompt(
             prompt, None, device=self.device, max_sequence_length=self.max_sequence_length
         )
         return {"text": text[0], "pooled": pooled[0]}
 
-    def _warn_of_long(self, prompt: str) -> None:
+    def _warn_if_long(self, prompt: str) -> None:
         limits = {"tokenizer_2": self.max_sequence_length, "tokenizer": self.pipe.tokenizer_max_length}
         lengths = {name: len(getattr(self.pipe, name)(prompt, verbose=False)["input_ids"]) for name in limits}
         if cut := [name for name in limits if lengths[name] > limits[name]]:
             parts = (f"{lengths[name]} tokens, of which {READERS[name]} reads {limits[name]}" for name in cut)
             self._long.warn(
                 prompt,
-                f"a prompt is longer than the model reads: {'; '.join(parts)}. What comes after them is not followed; "
-                "shorten it",
+                f"a prompt is longer than the model reads: {'; '.join(parts)}. The rest is ignored; shorten it",
             )
 
-    def _move_text_encoders(self, *, here: bool) -> None:
-        self._text_is_here = here  # first: if there is no room, `encode` takes back what has come so far
+    def _move_text_encoders(self, *, to_device: bool) -> None:
+        self._text_on_device = to_device  # set first: if memory runs out halfway, `encode` moves both back
         for name in TEXT_ENCODERS:
-            getattr(self.pipe, name).to(self.device if here else "cpu")
+            getattr(self.pipe, name).to(self.device if to_device else "cpu")
 
     # --- references --------------------------------------------------------------------------------------------------
 
     def _picture(self, picture: Image.Image) -> Tensors:
-        """tokens [R, D] of an RGB picture in the model's size."""
+        """tokens [R, D] of an RGB picture of the model's size."""
         if self.cache is None:
             return self._encode_picture(picture)
         key = content_key("picture", self._picture_identity, self.width, self.height, picture.tobytes())
@@ -147,11 +146,11 @@ class FluxEncoder:
             self.width,
             self.dtype,
             self.device,
-            generator=torch.Generator(),  # draws noise that is not used; the global generator must not move
+            generator=torch.Generator(),  # for noise that is thrown away: the global generator must not advance
         )
         return {"tokens": tokens[0].float()}
 
-    # --- which model it was: in the keys of what is kept on disk -----------------------------------------------------
+    # --- the model's identity: part of the keys on disk --------------------------------------------------------------
 
     @cached_property
     def _text_identity(self) -> str:
@@ -166,7 +165,7 @@ class FluxEncoder:
         return model_identity({"vae": self.pipe.vae}, settings | self._computed_by())
 
     def _computed_by(self) -> dict[str, str]:
-        """What else bits follow from: a run with a cache is the run without it, bit for bit."""
+        """What else decides the bits: with a cache a run must equal the run without it, bit for bit."""
         return {
             "dtype": str(self.dtype),
             "device": self.device.type,
@@ -175,11 +174,11 @@ class FluxEncoder:
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A library's config without its notes to itself: the path among them, and a model may be moved."""
+    """A library's config without its private entries: they hold the model's path, and a model may be moved."""
     return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
 def _vocabulary(tokenizer: Any) -> dict[str, Any]:
-    """Everything that a tokenizer's output follows from, without how it padded and cut last time."""
+    """Everything that decides a tokenizer's output, but not the padding and truncation of its last call."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     return {"length": tokenizer.model_max_length, **state, "padding": None, "truncation": None}

@@ -1,8 +1,8 @@
-"""FLUX.1-Kontext: the references' tokens are appended to the image's and marked by their position ids.
+"""FLUX.1-Kontext: the tokens of the references follow those of the image, and position ids tell them apart.
 
-The arithmetic is that of diffusers' `FluxKontextPipeline` (diffusers 0.42), opened up so that it has a velocity and
-a gradient; at zero noise and with one reference the images are the pipeline's, bit for bit. With several references
-see `flux_condition`.
+The arithmetic is that of diffusers' `FluxKontextPipeline` (diffusers 0.42), taken apart so that single velocities have
+a gradient. Without noise and with one reference, the images are those of the pipeline, bit for bit. For several
+references see `flux_condition`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, FluxKontextPipeline, FluxTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxKontextPipeline,
+    FluxTransformer2DModel,
+)
 from diffusers.pipelines.flux.pipeline_flux_kontext import calculate_shift
 from diffusers.training_utils import _collate_lora_metadata, cast_training_params
 from peft import LoraConfig
@@ -28,7 +33,15 @@ from customized_grpo.algorithm import sigma_schedule
 from customized_grpo.data import Sample
 from customized_grpo.errors import UsageError
 from customized_grpo.files.pretrained import load_part, loading
-from customized_grpo.policies.adapter_file import ADAPTER_FILE, TRANSFORMER, check_fits, check_same, read_adapter
+from customized_grpo.policies.adapter_file import (
+    ADAPTER_FILE,
+    TRANSFORMER,
+    check_fits,
+    check_same,
+    check_targets,
+    read_adapter,
+    translating,
+)
 from customized_grpo.policies.condition_cache import ConditionCache
 from customized_grpo.policies.flux_condition import Bucket, FluxCondition
 from customized_grpo.policies.flux_encoder import TEXT_ENCODERS, FluxEncoder
@@ -37,13 +50,12 @@ from customized_grpo.runtime.distributed import shard
 from customized_grpo.sections import Model
 
 ADAPTER = "default"
-# Attention and feed-forward projections of both kinds of block; "proj_out" also names the layer after the last block.
+NUMERIC_SHIFT = "set sampling.shift to a number, for instance 3"
+# Attention and feed-forward projections of both kinds of block; "proj_out" also matches the model's last layer.
 LORA_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
     *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp", "proj_out"),
 )
-
-
 PARTS = {
     "transformer": FluxTransformer2DModel,
     "vae": AutoencoderKL,
@@ -53,7 +65,7 @@ PARTS = {
 
 
 def _load_pipeline(path: str | Path, dtype: torch.dtype) -> FluxKontextPipeline:
-    """The pipeline of a folder or hub id. Raises ModelError if weights are missing."""
+    """The pipeline in a folder or hub id. Raises ModelError if it cannot be loaded, or weights are missing."""
     parts = {name: load_part(kind, path, name, dtype=dtype) for name, kind in PARTS.items()}
     with loading(path):
         return FluxKontextPipeline.from_pretrained(path, dtype=dtype, use_safetensors=True, **parts)
@@ -62,19 +74,22 @@ def _load_pipeline(path: str | Path, dtype: torch.dtype) -> FluxKontextPipeline:
 class FluxKontextPolicy:
     """FLUX.1-Kontext as a `Policy`.
 
-    path               a folder or hub id in diffusers' format
-    dtype              of the frozen weights; latents, adapter and time stay float32 (autocast does the rest)
-    height, width      of the generated pictures and of the reference as the model sees it, in pixels
-    guidance           embedded guidance; read where the checkpoint has `guidance_embeds`
-    max_sequence_length   T5 tokens
-    gradient_checkpointing   keep no activations inside the transformer's blocks for the backward pass, which computes
-                       them again; the same gradients, and nothing changes where none are asked for
-    offload_text_encoders   hold the text encoders on the CPU, except while `encode` needs them
-    condition_cache    a folder that keeps what was encoded for the next process; None: none
-    shard              leave the transformer on the CPU until the method `shard` divides it
-    Raises ValueError where the size is not a multiple of the model's patches, or the folder is a file; ModelError
-    where there is no such model.
+    path                    a folder or hub id in diffusers' format
+    dtype                   of the frozen weights; latents, adapter and time stay float32 (autocast does the rest)
+    height, width           in pixels, of the generated pictures, and of the references after resizing
+    guidance                embedded guidance; only used if the checkpoint has `guidance_embeds`
+    max_sequence_length     T5 tokens
+    gradient_checkpointing  keep no activations inside the transformer's blocks; the backward pass computes them
+                            again, with the same gradients. No effect if no gradient is needed
+    offload_text_encoders   keep the text encoders on the CPU, except while `encode` needs them
+    condition_cache         a folder in which encoded prompts and references stay for other runs; None: no cache
+    shard                   leave the transformer on the CPU until the method `shard` divides it
+
+    Raises ModelError if the checkpoint cannot be loaded, and UsageError if the size is not a multiple of the model's
+    patches, the device does not exist, or the cache's folder cannot be used.
     """
+
+    usual_steps: ClassVar[int] = 28
 
     def __init__(
         self,
@@ -96,11 +111,11 @@ class FluxKontextPolicy:
         # Any: diffusers' annotations leave out what its pipelines return and hold.
         self.pipe: Any = _load_pipeline(path, dtype)
         for name in ("transformer", "vae", *TEXT_ENCODERS):
-            stays = (offload_text_encoders and name in TEXT_ENCODERS) or (shard and name == "transformer")
-            getattr(self.pipe, name).to("cpu" if stays else device).eval().requires_grad_(False)
+            on_cpu = (offload_text_encoders and name in TEXT_ENCODERS) or (shard and name == "transformer")
+            getattr(self.pipe, name).to("cpu" if on_cpu else device).eval().requires_grad_(False)
         self.module = self.pipe.transformer
         if gradient_checkpointing:
-            self.module.enable_gradient_checkpointing()  # acts wherever a gradient is asked for, in eval() too
+            self.module.enable_gradient_checkpointing()  # acts whenever a gradient is needed, also in eval mode
         self.height, self.width = height, width
         self.guidance, self.max_sequence_length = guidance, max_sequence_length
         self.scale = self.pipe.vae_scale_factor
@@ -117,8 +132,6 @@ class FluxKontextPolicy:
             offload=offload_text_encoders,
             cache=cache,
         )
-
-    usual_steps: ClassVar[int] = 28
 
     @classmethod
     def load(cls, path: str | Path, model: Model, device: str, *, shard: bool = False) -> Self:
@@ -139,13 +152,14 @@ class FluxKontextPolicy:
     # --- the adapter -------------------------------------------------------------------------------------------------
 
     def add_adapter(self, rank: int, alpha: float, targets: Sequence[str] | None = None, *, seed: int = 0) -> None:
-        """A fresh LoRA on the transformer, in float32; it changes nothing until it is trained."""
+        chosen = list(LORA_TARGETS if targets is None else targets)
+        check_targets(chosen, self.module)  # peft would overlook one that matches nothing next to one that matches
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             config = LoraConfig(
                 r=rank,
-                lora_alpha=alpha,  # pyright: ignore[reportArgumentType] (declared int, only ever divided by r)
-                target_modules=list(LORA_TARGETS if targets is None else targets),
+                lora_alpha=alpha,  # pyright: ignore[reportArgumentType] (declared as int, but only divided by r)
+                target_modules=chosen,
                 init_lora_weights="gaussian",
             )
             self.module.add_adapter(config, adapter_name=ADAPTER)
@@ -153,16 +167,15 @@ class FluxKontextPolicy:
         self._share_inputs()
 
     def _share_inputs(self) -> None:
-        """The adapter reads its layers' inputs as they are, and not a copy in float32 that autocast rounds again."""
+        """Let the adapter read its layers' inputs directly: peft would keep a float32 copy, which autocast rounds."""
         for layer in self.module.modules():
             if isinstance(layer, LoraLayer):
                 layer.cast_input_dtype_enabled = False
 
     def shard(self) -> None:
-        """Divide the frozen weights among the processes; the adapter, added before, stays whole in each."""
         blocks = [*self.module.transformer_blocks, *self.module.single_transformer_blocks]
         shard(blocks, list(self.trainable_parameters().values()), self.device)
-        self.module.to(self.device)  # what is in no block, and the adapter
+        self.module.to(self.device)  # the adapter, and the weights outside of the blocks
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         return {name: weight for name, weight in self.module.named_parameters() if weight.requires_grad}
@@ -179,32 +192,40 @@ class FluxKontextPolicy:
         self.pipe.save_lora_weights(
             directory,
             transformer_lora_layers=get_peft_model_state_dict(self.module, adapter_name=ADAPTER),
-            **_collate_lora_metadata({"transformer": self.module}),  # without it diffusers forgets alpha
+            **_collate_lora_metadata({"transformer": self.module}),  # holds alpha, which would be lost otherwise
         )
 
     def load_adapter(self, directory: Path) -> None:
         tensors = read_adapter(directory)
         if not getattr(self.module, "peft_config", None):
-            # Adapters from elsewhere come in several spellings; diffusers knows them.
-            named, _ = self.pipe.lora_state_dict(dict(tensors), return_alphas=True)
-            check_fits(directory, named, self.module)
-            with loading(directory):
-                self.pipe.load_lora_weights(
-                    str(directory), weight_name=ADAPTER_FILE, use_safetensors=True, adapter_name=ADAPTER
-                )
-            self._share_inputs()
-            self.encoder.forget()  # an adapter from elsewhere may hold weights for a text encoder
+            self._create_adapter(directory, tensors)
             return
         state = {name.removeprefix(TRANSFORMER): weight for name, weight in tensors.items()}
         check_same(directory, state, get_peft_model_state_dict(self.module, adapter_name=ADAPTER))
         set_peft_model_state_dict(self.module, state, adapter_name=ADAPTER)
 
-    # --- what is generated from --------------------------------------------------------------------------------------
+    def _create_adapter(self, directory: Path, tensors: dict[str, Tensor]) -> None:
+        """A new adapter from a file, whose names may be those of other programs: diffusers translates them."""
+        with loading(directory), translating(directory):
+            named, _ = self.pipe.lora_state_dict(dict(tensors), return_alphas=True)
+        check_fits(directory, named, self.module)
+        with loading(directory), translating(directory):
+            self.pipe.load_lora_weights(
+                str(directory), weight_name=ADAPTER_FILE, use_safetensors=True, adapter_name=ADAPTER
+            )
+        self._share_inputs()
+        self.encoder.forget()  # the file may also hold weights for a text encoder
+
+    # --- grid, conditions and noise ----------------------------------------------------------------------------------
 
     def sigmas(self, num_steps: int, shift: float | str) -> Tensor:
         if shift != "checkpoint":
             return sigma_schedule(num_steps, float(shift))
         scheduler = copy.deepcopy(self.pipe.scheduler)
+        if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+            raise UsageError(
+                f"the model's scheduler is {type(scheduler).__name__}, which is not supported; {NUMERIC_SHIFT}"
+            )
         config = scheduler.config
         tokens = (self.height // self.scale // 2) * (self.width // self.scale // 2)
         mu = calculate_shift(
@@ -215,7 +236,10 @@ class FluxKontextPolicy:
             config.get("max_shift", 1.15),
         )
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps).tolist(), mu=mu)
-        return scheduler.sigmas
+        sigmas = torch.as_tensor(scheduler.sigmas).clamp(max=1.0)  # in float32 some shifts give 1 + 1e-7
+        if sigmas[-1] != 0 or not (sigmas.diff() < 0).all():
+            raise UsageError(f"the model's schedule does not fall from 1 to 0 in {num_steps} steps; {NUMERIC_SHIFT}")
+        return sigmas
 
     def encode(self, samples: Sequence[Sample]) -> FluxCondition:
         return FluxCondition(self.encoder.encode(samples), self.height, self.width)
@@ -226,7 +250,7 @@ class FluxKontextPolicy:
 
     def noise(self, condition: FluxCondition, seeds: Sequence[int]) -> Tensor:
         if len(seeds) != len(condition):
-            raise ValueError(f"{len(seeds)} seeds for {len(condition)} images; give one seed per image")
+            raise ValueError(f"{len(seeds)} seeds for {len(condition)} images; pass one seed per image")
         height, width = condition.height // self.scale, condition.width // self.scale
         shape = (1, self._channels, height, width)
         drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
@@ -237,7 +261,7 @@ class FluxKontextPolicy:
 
     def velocity(self, latents: Tensor, sigma: float | Tensor, condition: FluxCondition) -> Tensor:
         """One forward pass for each number of references in the batch."""
-        # Through thousandths and back, as the pipeline does: the same bits reach the time embedding.
+        # Times 1000 and back, as in the pipeline, so that the time embedding gets the same bits.
         time = torch.as_tensor(sigma, dtype=torch.float32, device=self.device).expand(len(latents)) * 1000 / 1000
         buckets = condition.buckets
         if len(buckets) == 1:
@@ -246,13 +270,13 @@ class FluxKontextPolicy:
         return velocities[torch.cat([b.rows for b in buckets]).argsort()]
 
     def _forward(self, latents: Tensor, time: Tensor, bucket: Bucket) -> Tensor:
-        """The velocity of rows that share their positions, as the transformer wants it."""
+        """The velocity of entries with the same number of references: one call of the transformer."""
         guidance = None
         if self.module.config.guidance_embeds:
             guidance = torch.full((len(latents),), self.guidance, dtype=torch.float32, device=self.device)
         ids = torch.cat([self.encoder.position_ids(0), bucket.reference_ids])
         half = self.dtype != torch.float32
-        exact = self._told_exactly(time, guidance) if half else nullcontext()
+        exact = self._exact_time(time, guidance) if half else nullcontext()
         with torch.autocast(self.device.type, self.dtype, enabled=half), exact:
             velocity = self.module(
                 hidden_states=torch.cat([latents, bucket.reference], dim=1),
@@ -267,11 +291,13 @@ class FluxKontextPolicy:
         return velocity[:, : latents.shape[1]].float()
 
     @contextmanager
-    def _told_exactly(self, time: Tensor, guidance: Tensor | None) -> Iterator[None]:
-        """Give the time embedding its numbers in float32: in half precision diffusers rounds them first, and sigmas
-        up to .4 % apart become one."""
-        told = [each * 1000 for each in (time, guidance) if each is not None]
-        hook = self.module.time_text_embed.register_forward_pre_hook(lambda _, given: (*told, given[-1]))
+    def _exact_time(self, time: Tensor, guidance: Tensor | None) -> Iterator[None]:
+        """Pass time and guidance to the time embedding in float32.
+
+        In half precision diffusers rounds them first, and sigmas that differ by up to .4 % become equal.
+        """
+        exact = [values * 1000 for values in (time, guidance) if values is not None]
+        hook = self.module.time_text_embed.register_forward_pre_hook(lambda _, inputs: (*exact, inputs[-1]))
         try:
             yield
         finally:

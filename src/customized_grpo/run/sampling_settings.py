@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from customized_grpo.config import RunConfig
 from customized_grpo.errors import UsageError
-from customized_grpo.fields import NonNegative, Pixels, Positive, Steps, Tokens
+from customized_grpo.fields import NonNegative, Pixels, Shift, Steps, Tokens
 
 SAMPLING = "sampling.json"
 
@@ -20,7 +20,7 @@ class SamplingSettings:
     """What an adapter was trained with and must be used with; written beside it."""
 
     num_steps: Steps
-    shift: Positive | Literal["checkpoint"]
+    shift: Shift | Literal["checkpoint"]
     guidance: NonNegative
     height: Pixels
     width: Pixels

@@ -26,24 +26,29 @@ from customized_grpo.training.trainer import Trainer
 
 
 def check_inputs(config: RunConfig) -> None:
-    """Raises ValueError where device, model or data are not there; loads no model."""
+    """Checks that device, model and data exist, and loads no model. Raises an InputError if one does not."""
     usable_device(config.device)
     find_family(config.model)
     load_samples(config)
 
 
 def read_data(data: Data, held_out_share: float, seed: int = 0) -> tuple[list[Sample], list[Sample]]:
-    """(training, held-out) samples of a source with files, all of them; a share of 0 holds out none."""
+    """All samples of a data source with files: (training, held-out). A share of 0 holds out none.
+
+    held_out_share  of the subjects, in [0, 1)
+
+    Raises DataError or UsageError if the source cannot be read.
+    """
     root = None if data.root is None else Path(data.root)
     return load_data(data.source, root=root, class_word=data.class_word, held_out_share=held_out_share, seed=seed)
 
 
 def load_samples(config: RunConfig) -> tuple[list[Sample], list[Sample]]:
-    """(training, held-out) samples; held-out ones show other subjects."""
+    """(training, held-out) samples of a run; they show different subjects. Raises DataError or UsageError."""
     data = config.data
     if data.source == BUILT_IN:
         train = critters.draw_samples(data.train_samples or 1, critters.TRAINING_CRITTERS, config.seed)
-        # The same development cases for every seed, so that runs can be compared.
+        # The same held-out cases for every seed, so that runs can be compared.
         held_out = critters.draw_samples(data.held_out_samples, critters.DEVELOPMENT_CRITTERS, 0)
         return train, held_out
     train, held_out = read_data(data, data.held_out_share, config.seed)
@@ -51,7 +56,7 @@ def load_samples(config: RunConfig) -> tuple[list[Sample], list[Sample]]:
 
 
 def _spread(samples: list[Sample], count: int) -> list[Sample]:
-    """`count` of them all over the list, not its head: the head is often one subject."""
+    """`count` samples, evenly spaced over the list: its first ones often show one subject."""
     return samples[:: max(len(samples) // count, 1)][:count]
 
 
@@ -64,55 +69,65 @@ def load_rewards(config: RunConfig) -> dict[str, Reward]:
 def load_metrics(config: RunConfig, rewards: dict[str, Reward]) -> dict[str, Reward]:
     """What held-out cases are scored with: the rewards themselves and the metrics of `evaluation.metrics`.
 
-    A metric that is a trained reward as well shares that one's model; not where it only asks a server, because a
-    remote reward counts what it could not score in training.
+    A metric with the settings of a trained reward shares its model, unless it is remote: a remote reward counts the
+    images that it could not score in training.
     """
     device = torch.device(config.device)
-    made = [(reward.as_metric(), rewards[key]) for key, reward in config.trained().items() if not reward.remote]
-    further = {}
+    loaded = [(reward.as_metric(), rewards[key]) for key, reward in config.trained().items() if not reward.remote]
+    metrics = {}
     for metric in config.evaluation.metrics:
-        wanted = config.resolve(metric)
-        shared = next((reward for known, reward in made if known == wanted), None)
-        further[str(metric)] = wanted.make(device) if shared is None else shared
-    return {f"{key}_reward": reward for key, reward in rewards.items()} | further
+        settings = config.resolve(metric)
+        shared = next((reward for known, reward in loaded if known == settings), None)
+        metrics[str(metric)] = settings.make(device) if shared is None else shared
+    return {f"{key}_reward": reward for key, reward in rewards.items()} | metrics
 
 
 def _process_problems(config: RunConfig, count: int, samples: Sequence[Sample], held_out: int) -> Iterator[str]:
-    """What `count` processes cannot divide among themselves."""
+    """What cannot be divided among `count` processes, one line each."""
     prompts = config.groups.prompts
     if prompts < count:
         yield (
-            f"groups.prompts={prompts} leaves some of {count} processes without a group; give each at least one, "
+            f"groups.prompts={prompts} leaves some of the {count} processes without a group; set at least "
             f"groups.prompts={count}"
         )
     if not config.model.shard:
         return
-    # Sharded weights are gathered pass by pass: a process with one pass more than the others would wait for ever.
+    # Every forward pass gathers the sharded weights: a process with more passes than the others would wait forever.
     if count == 1:
-        yield "model.shard=true divides the weights among processes, and there is one; start several with torchrun"
+        yield "model.shard=true needs several processes, and there is one; start them with torchrun"
     if prompts % count:
-        yield f"groups.prompts={prompts} is no multiple of {count} processes, and model.shard=true needs equal shares"
+        yield f"groups.prompts={prompts} is not a multiple of {count} processes, as model.shard=true needs it"
     if config.evaluation.every and held_out % count:
-        yield f"data.held_out_samples: {held_out} cases on {count} processes, and model.shard=true needs equal shares"
+        yield (
+            f"data.held_out_samples: {held_out} cases are not a multiple of {count} processes, as model.shard=true "
+            "needs it"
+        )
     references = {len(sample.references) for sample in samples}
     if len(references) > 1:
-        yield f"samples have from {min(references)} to {max(references)} references; model.shard=true needs one number"
+        yield (
+            f"samples have from {min(references)} to {max(references)} references; model.shard=true needs the same "
+            "number for all"
+        )
 
 
 def _unscorable_rewards(config: RunConfig, samples: Sequence[Sample]) -> Iterator[str]:
-    """The rewards that would stop the run, because too many training samples lack what they look at."""
+    """Rewards that cannot score more of the training samples than `max_unscored` allows, one line each."""
     for key, reward in config.rewards.items():
         lacking = [what for sample in samples if (what := reward.lacking(sample))]
         if len(lacking) > config.max_unscored * len(samples):
             instead = f", or set rewards.{key}.{INSTEAD[lacking[0]]}" if isinstance(reward, IdentitySettings) else ""
             yield (
                 f"rewards.{key} cannot score {len(lacking)} of {len(samples)} training samples, which have no "
-                f"{lacking[0]}; list it with them (docs/data.md){instead}"
+                f"{lacking[0]}; add it to the data (docs/data.md){instead}"
             )
 
 
 def assemble(config: RunConfig, *, resume: bool = False) -> Trainer:
-    """Everything that `train` needs; data problems show before a model is loaded or a folder made."""
+    """The trainer of a run, ready for `train`.
+
+    Whatever is wrong is raised as an InputError: problems of the folder and the data before a model is loaded, and
+    everything else before the folder is made.
+    """
     processes = Processes(config.device)
     if processes.main:
         check_access(config, resume=resume)
@@ -131,13 +146,14 @@ def assemble(config: RunConfig, *, resume: bool = False) -> Trainer:
     ]
     if problems:
         raise ConfigError("\n".join(problems))
-    placed = config.model_copy(update={"device": str(processes.device)})
-    policy = load_policy(config.model, placed.device, shard=config.model.shard)
+    local = config.model_copy(update={"device": str(processes.device)})  # this process's own GPU
+    policy = load_policy(config.model, local.device, shard=config.model.shard)
+    policy.sigmas(config.sampling.num_steps, config.sampling.shift)  # refuses a schedule before the folder is made
     policy.add_adapter(config.adapter.rank, config.adapter.alpha, config.adapter.targets, seed=config.seed)
     if config.model.shard:
         policy.shard()
-    rewards = load_rewards(placed)
-    metrics = load_metrics(placed, rewards)
+    rewards = load_rewards(local)
+    metrics = load_metrics(local, rewards)
     directory = RunDirectory(config, resume=resume) if processes.main else FollowedDirectory(config)
-    evaluated = HeldOut(held_out, metrics, config.groups.rollout_batch, processes)
-    return Trainer(config, policy, rewards, train, evaluated, directory, processes)
+    evaluation = HeldOut(held_out, metrics, config.groups.rollout_batch, processes)
+    return Trainer(config, policy, rewards, train, evaluation, directory, processes)

@@ -1,4 +1,4 @@
-"""Fixed held-out cases with fixed seeds, generated as a user would generate them, scored by rewards and metrics."""
+"""Evaluation during training: fixed held-out cases with fixed seeds, sampled as for a user, scored by all metrics."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from customized_grpo.training.rollout import derive_seed, generate
 
 @dataclass(frozen=True)
 class Scored:
-    """What each metric says of N cases [N], and images [M, 3, H, W] in [0, 1] of the first M of them."""
+    """Scores [N] of N cases by metric, NaN if unscored, and images [M, 3, H, W] in [0, 1] of the first M cases."""
 
     images: Tensor
     scores: dict[str, Tensor]
 
     def shown(self, samples: Sequence[Sample], count: int) -> list[Shown]:
-        """The first `count` of the cases, for people."""
-        made = to_pictures(self.images[:count])
+        """The first `count` cases, for the picture sheet."""
+        pictures = to_pictures(self.images[:count])
         return [
             Shown(
                 sample.id,
@@ -41,7 +41,7 @@ class Scored:
                 picture,
                 {name: values[number].item() for name, values in self.scores.items()},
             )
-            for number, (sample, picture) in enumerate(zip(samples, made, strict=False))
+            for number, (sample, picture) in enumerate(zip(samples, pictures, strict=False))
         ]
 
 
@@ -49,30 +49,33 @@ Case = tuple[Sample, int]  # a sample and which of its images
 
 
 def generate_cases(policy: Policy, sigmas: Tensor, cases: Sequence[Case]) -> Tensor:
-    """One image [3, H, W] per case, all in one batch; its seed follows from (sample id, index) alone."""
+    """One image per case, all in one batch: [N, 3, H, W] in [0, 1]. Seeds depend on sample id and index alone."""
     seeds = [derive_seed("case", sample.id, index) for sample, index in cases]
     return generate(policy, policy.encode([sample for sample, _ in cases]), sigmas, seeds).cpu()
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The cases of a run's evaluations, with the rewards by key and further metrics by name."""
+    """The cases of a run's evaluations, and what they are scored with."""
 
     samples: Sequence[Sample]
-    metrics: Mapping[str, Reward]
-    batch: int
+    metrics: Mapping[str, Reward]  # rewards as "<key>_reward", and the metrics of `evaluation.metrics` by name
+    batch: int  # images per forward pass
     processes: Processes
 
     def evaluate(
         self, policy: Policy, sigmas: Tensor, label: str | None = None, *, shown: int | None = None
     ) -> Scored:
-        """All cases, each generated and scored by one of the processes.
+        """Generate and score all cases, divided among the processes.
 
-        Every process gets all scores, and the images of the first `shown` cases (None: of all).
+        label  of the progress bar; None: no bar
+        shown  every process gets the images of so many cases (None: of all), and all scores
+
+        Raises MemoryExhaustedError if not even smaller batches fit.
         """
         total, part = len(self.samples), self.processes.share(len(self.samples))
         count = part.stop - part.start
-        samples = self.samples[part] if count else self.samples[:1]  # without a case it makes one, for the shapes
+        samples = self.samples[part] if count else self.samples[:1]  # with no share, one case for its shapes
         cases = [(sample, 0) for sample in samples]
         starts = tqdm(range(0, len(cases), self.batch), desc=label, disable=label is None, leave=False)
         images = torch.cat([self._generate(policy, sigmas, cases[start : start + self.batch]) for start in starts])
@@ -81,20 +84,20 @@ class HeldOut:
         return Scored(self.processes.first(images, total, total if shown is None else shown), gathered)
 
     def _generate(self, policy: Policy, sigmas: Tensor, cases: Sequence[Case]) -> Tensor:
-        """`generate_cases`, in halves where memory runs out; not with several processes, which may wait in it."""
+        """`generate_cases`, in halves if memory runs out. Not with several processes: they would be out of step."""
         try:
             return generate_cases(policy, sigmas, cases)
         except torch.OutOfMemoryError as error:
             if len(cases) == 1 or self.processes.count > 1:
                 raise MemoryExhaustedError(
-                    f"out of memory while evaluating ({first_line(error)}), {len(cases)} images at a time; go on with "
-                    "--resume and a smaller groups.rollout_batch, or make model.height and model.width smaller"
+                    f"out of memory while evaluating {len(cases)} images at a time ({first_line(error)}); continue "
+                    "with --resume and a smaller groups.rollout_batch, or with a smaller model.height and model.width"
                 ) from None
-        middle = len(cases) // 2  # outside of `except`, which keeps the failed attempt's tensors alive
+        middle = len(cases) // 2  # outside of `except`, which would keep the failed attempt's tensors alive
         return torch.cat([self._generate(policy, sigmas, half) for half in (cases[:middle], cases[middle:])])
 
     def report(self, policy: Policy, sigmas: Tensor, *, grid: int) -> tuple[dict[str, Any], list[Shown]]:
-        """Mean and spread of every metric over the cases that it could score, and the first `grid` cases."""
+        """Mean, standard deviation and count of every metric's scores, and the first `grid` cases."""
         scored = self.evaluate(policy, sigmas, shown=grid)
         row: dict[str, Any] = {name: values.nanmean().item() for name, values in scored.scores.items()}
         row["spread"] = {name: spread(values) for name, values in scored.scores.items()}

@@ -1,4 +1,4 @@
-"""What an update leaves in metrics.jsonl: pure functions of what it computed, means and a clock."""
+"""What an update writes into metrics.jsonl: figures, means over micro-batches, and a clock."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ SATURATED_BELOW = 0.01
 
 
 def reward_figures(scores: Mapping[str, Tensor], roles: Mapping[str, str]) -> dict[str, Any]:
-    """Mean and spread of each reward [P, G], how identity and prompt get on inside groups, what was not scored.
+    """Mean and spread of each reward [P, G], agreement of identity and prompt inside groups, and unscored images.
 
-    "unscored" counts images that some reward could not score, "unscored_by" says which, where there are any.
+    "unscored" counts the images that some reward could not score; if there are any, "unscored_by" has them by reward.
     """
     figures: dict[str, Any] = {}
     for key, values in scores.items():
@@ -36,15 +36,15 @@ def reward_figures(scores: Mapping[str, Tensor], roles: Mapping[str, str]) -> di
 
 
 def spread(values: Tensor) -> float:
-    """Standard deviation over everything that was scored; NaN for fewer than two values."""
+    """Standard deviation over all scored values, any shape; NaN for fewer than two."""
     scored = values[~values.isnan()]
     return scored.std().item() if len(scored) > 1 else math.nan
 
 
 def saturated(values: Tensor) -> float:
-    """Share of groups [P, G] in which a reward spreads by less than a hundredth of its size: noise, made into signal.
+    """Share of groups [P, G] in which a reward spreads by less than a hundredth of its size: only noise to learn from.
 
-    Its size in a group is its mean, or its spread over all groups where that is larger (a mean may be near zero).
+    Its size in a group is |mean|, or its spread over all groups if that is larger (a mean may be near zero).
     """
     scored = values[~values.isnan().all(dim=1)].double()
     if len(scored) == 0:
@@ -56,7 +56,7 @@ def saturated(values: Tensor) -> float:
 
 
 def held_out_summary(evaluations: Sequence[Mapping[str, Any]]) -> str:
-    """What the held-out cases say of a run, from its first evaluation to its last, in a line; "" without two."""
+    """One line that compares a run's first evaluation with its last; "" if there are fewer than two."""
     if len(evaluations) < 2:
         return ""
     first, last = evaluations[0], evaluations[-1]
@@ -67,27 +67,27 @@ def held_out_summary(evaluations: Sequence[Mapping[str, Any]]) -> str:
 
 
 class Means:
-    """Means of these figures over all entries of an update, from those of its micro-batches."""
+    """Means of these diagnostics over all entries of an update, from the means of its micro-batches."""
 
     def __init__(self, *names: str):
         self.names = names
-        self._sums = torch.zeros(len(names) + 1, dtype=torch.float64)  # the last one counts the entries
+        self._sums = torch.zeros(len(names) + 1, dtype=torch.float64)  # the last one is the number of entries
 
     def add(self, diagnostics: Mapping[str, Tensor]) -> None:
-        """Means over "count" entries; where that is 0 they are NaN, and nothing is added."""
+        """Add means over `diagnostics["count"]` entries; if that is 0 they are NaN, and nothing is added."""
         if count := int(diagnostics["count"]):
             means = [float(diagnostics[name]) for name in self.names]
             self._sums += count * torch.tensor([*means, 1.0], dtype=torch.float64)
 
     def over(self, processes: Processes) -> dict[str, float]:
-        """By name, over what all processes added."""
+        """Means by name over the entries of all processes."""
         *sums, count = processes.sum(self._sums).tolist()
         return {name: total / count for name, total in zip(self.names, sums, strict=True)}
 
 
 @contextmanager
 def clock(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    """Adds the time spent inside to `seconds[phase]`."""
+    """Add the seconds spent in the block to `seconds[phase]`."""
     start = time.perf_counter()
     yield
     seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - start

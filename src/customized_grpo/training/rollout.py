@@ -1,7 +1,7 @@
-"""Groups of images and the trajectory points that training needs.
+"""Sampling groups of images, with the trajectory points that training replays.
 
-Members of a group share the initial noise. The steps before the first stochastic one are deterministic, so they are
-the same for the whole group: computed once, then repeated.
+Members of a group share the initial noise. The steps before the first stochastic one are deterministic and therefore
+the same for the whole group, so they are computed once per group.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from customized_grpo.policies.base import Condition, Policy
 
 @dataclass(frozen=True)
 class Point:
-    """One trained transition of B images: everything that replaying it needs, the true step included."""
+    """One trained transition of B images: everything needed to replay it."""
 
-    step: int
+    step: int  # the true index t
     sigma: float
     sigma_next: float
     latents: Tensor  # [B, ...] at sigma
@@ -31,26 +31,26 @@ class Point:
 
 @dataclass(frozen=True)
 class Rollout:
-    """P groups of G images, B = P G in the order of the prompts, and the transitions that are trained."""
+    """P groups of G images, group by group (B = P G), and their trained transitions."""
 
     images: Tensor  # [B, 3, H, W] in [0, 1], on the CPU
     condition: Condition  # of the B images
-    trajectory: tuple[Point, ...]
+    trajectory: tuple[Point, ...]  # by ascending step
 
 
 def derive_seed(*parts: object) -> int:
-    """A seed from what an image is (run, update, sample, member): the same on every rank and batch."""
+    """A seed in [0, 2^63) from what identifies an image (run, epoch, sample, member), not from rank or batch."""
     text = "/".join(str(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
 
 
 def _gaussian(like: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """Noise in the shape of `like` [B, ...], one generator per image, drawn on the CPU."""
+    """Noise in the shape of `like` [B, ...], drawn on the CPU with one generator per image."""
     return torch.stack([torch.randn(like.shape[1:], generator=g) for g in generators]).to(like)
 
 
 def denoise(policy: Policy, latents: Tensor, condition: Condition, sigmas: Tensor, steps: range) -> Tensor:
-    """Deterministic steps (Euler) from one point of the grid to another."""
+    """Take the deterministic (Euler) steps `steps` on the grid; returns the latents after the last one."""
     for step in steps:
         sigma, sigma_next = sigmas[step], sigmas[step + 1]
         velocity = policy.velocity(latents, sigma, condition)
@@ -60,19 +60,19 @@ def denoise(policy: Policy, latents: Tensor, condition: Condition, sigmas: Tenso
 
 @torch.no_grad()
 def generate(policy: Policy, condition: Condition, sigmas: Tensor, seeds: Sequence[int]) -> Tensor:
-    """Images [N, 3, H, W] in [0, 1] as a user gets them: deterministic, one seed per image."""
+    """Images [N, 3, H, W] in [0, 1] without stochastic steps, as users sample them; one seed per image."""
     latents = policy.noise(condition, seeds)
     return policy.decode(denoise(policy, latents, condition, sigmas, range(len(sigmas) - 1)), condition)
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """How groups are sampled: the grid, the dynamics of the stochastic steps and the images per forward pass."""
+    """Samples groups, and replays their stochastic steps."""
 
     sigmas: Tensor  # [T + 1]
-    dynamics: Dynamics
+    dynamics: Dynamics  # of the stochastic steps
     noise_level: float
-    batch: int
+    batch: int  # images per forward pass
 
     @torch.no_grad()
     def rollout(
@@ -84,18 +84,18 @@ class Sampler:
         seed_of: Callable[[int, int | None], int],
         ready: Callable[[Tensor, slice], None] = lambda images, part: None,  # noqa: ARG005
     ) -> Rollout:
-        """`size` images for each entry of `condition`; noise at `steps` (ascending), ODE at all others.
+        """`size` images for each entry of `condition`, stochastic at `steps` (true indices, ascending), else ODE.
 
-        seed_of(group, member) seeds an image's noise; member None seeds what the group starts from.
-        ready(images, part) is called with each batch of finished images and where they stand among the B.
+        seed_of(group, member)  seed of an image's noise; member None: of the noise that the group starts from
+        ready(images, part)     called with each batch of finished images, and their slice among the B images
         """
         total = len(self.sigmas) - 1
-        start = policy.noise(condition, [seed_of(group, None) for group in range(len(condition))])
-        prefix = [
-            denoise(policy, start[part], condition[part], self.sigmas, range(steps[0]))
+        noise = policy.noise(condition, [seed_of(group, None) for group in range(len(condition))])
+        prefixes = [
+            denoise(policy, noise[part], condition[part], self.sigmas, range(steps[0]))
             for part in _parts(len(condition), self.batch)
         ]
-        latents = torch.cat(prefix).repeat_interleave(size, dim=0)
+        latents = torch.cat(prefixes).repeat_interleave(size, dim=0)
         members = condition.repeat(size)
         generators = [
             torch.Generator().manual_seed(seed_of(group, member))
@@ -104,11 +104,11 @@ class Sampler:
         ]
         images, points = [], []
         for part in _parts(len(members), self.batch):
-            x, passed = self._stochastic(policy, latents[part], members[part], steps, generators[part])
+            x, transitions = self._stochastic(policy, latents[part], members[part], steps, generators[part])
             x = denoise(policy, x, members[part], self.sigmas, range(steps[-1] + 1, total))
-            images.append(policy.decode(x, members[part]).cpu())  # for the rewards; the update needs the memory
+            images.append(policy.decode(x, members[part]).cpu())  # the update needs the device's memory
             ready(images[-1], part)
-            points.append(passed)
+            points.append(transitions)
         trajectory = tuple(_join(batches) for batches in zip(*points, strict=True))
         return Rollout(torch.cat(images), members, trajectory)
 
@@ -120,6 +120,7 @@ class Sampler:
         steps: Sequence[int],
         generators: Sequence[torch.Generator],
     ) -> tuple[Tensor, list[Point]]:
+        """From the first to the last stochastic step: the latents after it, and the stochastic transitions."""
         points = []
         for step in range(steps[0], steps[-1] + 1):
             if step not in steps:
@@ -133,35 +134,37 @@ class Sampler:
         return latents, points
 
     def replay(self, policy: Policy, rollout: Rollout, point: Point, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and std of a stored transition under the current policy, by the function that sampled it."""
+        """Mean and std of a stored transition of some images under the current policy."""
         condition = rollout.condition[images]
         return self.distribution(policy, point.latents[images], condition, point.sigma, point.sigma_next)
 
     def worst_change(self, policy: Policy, rollout: Rollout, images: Tensor) -> float:
-        """Largest difference between replayed and stored log-probabilities of these images; NaN where any is."""
+        """Largest difference between replayed and stored log-probabilities of these images; NaN if one is NaN."""
         changes = []
         for point in rollout.trajectory:
-            some = images[images < len(point.latents)]
-            replayed = log_prob(point.next_latents[some], *self.replay(policy, rollout, point, some))
-            changes.append((replayed - point.log_prob[some]).detach().abs())
+            existing = images[images < len(point.latents)]
+            replayed = log_prob(point.next_latents[existing], *self.replay(policy, rollout, point, existing))
+            changes.append((replayed - point.log_prob[existing]).detach().abs())
         return torch.cat(changes).max().item()
 
     def distribution(
         self, policy: Policy, latents: Tensor, condition: Condition, sigma: float, sigma_next: float
     ) -> tuple[Tensor, Tensor]:
-        """The step as a Gaussian under `policy`: sampling and replaying both come through here."""
+        """Mean and std of a step under `policy`; sampling and replaying both use this."""
         velocity = policy.velocity(latents, sigma, condition)
         return step_distribution(self.dynamics, latents, velocity, sigma, sigma_next, self.noise_level, self.sigmas[1])
 
 
 def _parts(total: int, size: int) -> list[slice]:
-    """Slices of at most `size` that cover everything: no remainder is dropped."""
+    """Slices of at most `size` that together cover `total`, the remainder included."""
     return [slice(start, min(start + size, total)) for start in range(0, total, size)]
 
 
 def _join(batches: Sequence[Point]) -> Point:
+    """The same transition of several batches as one."""
     first = batches[0]
     tensors = {
-        name: torch.cat([getattr(p, name) for p in batches]) for name in ("latents", "next_latents", "log_prob")
+        name: torch.cat([getattr(point, name) for point in batches])
+        for name in ("latents", "next_latents", "log_prob")
     }
     return Point(first.step, first.sigma, first.sigma_next, **tensors)

@@ -2,19 +2,19 @@
 
     for each update:  rollout -> rewards -> advantages per denoising step -> clipped objective -> AdamW
 
-What this changes from the authors' release, and why:
- 1. Time-aware weights are looked up by the true step stored in the trajectory, never by loop position: there the
-    steps were permuted and the weight had nothing to do with the step.
- 2. The prompt weight is a function of progress, so it holds for any number of steps and any shift; at T = 25 and
-    shift 3 it is the published table.
- 3. Every shaping rule runs through the same lines (`step_advantages`); there all baselines but four gave NaN.
- 4. The time that the model is told is the exact sigma; there it was truncated to thousandths.
- 5. Groups are generated as batches; the deterministic steps before the first noise are computed once per group.
- 6. Noise and training can be confined to a window of steps (MixGRPO, arXiv 2507.21802).
- 7. `step_scale: equal` evens out the gradient of the steps, so that a weight schedule means what it says.
- 8. Before its first update a run compares the log-probabilities of rollout and update: the ratio must be 1.
- 9. Evaluation uses the schedule and guidance of training, through the sampler that users will run.
-10. Everything random is derived from (seed, epoch, sample, member), so a resumed run repeats the uninterrupted one.
+What differs from the authors' release, and why:
+ 1. Time-aware weights belong to the true step, which the trajectory stores. The release looks them up by loop position
+    after permuting the steps, so a step gets the weight of another.
+ 2. The prompt weight is a function of progress, so it works for any number of steps and any shift. At T = 25 and
+    shift 3 it equals the published table.
+ 3. All shaping rules run through the same code (`step_advantages`). In the release all baselines but four give NaN.
+ 4. The model gets the exact sigma as its time. The release truncates it to thousandths.
+ 5. Groups are sampled in batches; the deterministic steps before the first noise are computed once per group.
+ 6. Noise and training can be restricted to a window of steps (MixGRPO, arXiv 2507.21802).
+ 7. `step_scale: equal` makes all steps pull equally on the model, so that the weight schedule alone decides.
+ 8. Before its first update a run compares the log-probabilities of rollout and update: their ratio must be 1.
+ 9. Evaluation uses the schedule and guidance of training, and the sampler that users run.
+10. All randomness is derived from (seed, epoch, sample, member), so a resumed run equals an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ from customized_grpo.training.record import Means, clock, reward_figures, spread
 from customized_grpo.training.rollout import Point, Rollout, Sampler
 from customized_grpo.training.watch import Watch, not_finite, ratio_is_off
 
-# Rollout and update must agree on log-probabilities. Half precision rounds more: as much as the usual clip range.
+# How far the log-probabilities of rollout and update may differ. Half precision rounds by as much as a clip range.
 RATIO_TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-4}
 
 
 @dataclass
 class Trainer:
-    """One run: a policy with a fresh adapter, rewards by the keys of the configuration, samples, a directory."""
+    """One training run."""
 
     config: RunConfig
-    policy: Policy
-    rewards: dict[str, Reward]
-    samples: Sequence[Sample]
+    policy: Policy  # with a new adapter
+    rewards: dict[str, Reward]  # by their keys in the configuration
+    samples: Sequence[Sample]  # to train on
     held_out: HeldOut
     directory: RunFiles
     processes: Processes
@@ -65,7 +65,9 @@ class Trainer:
         config = self.config
         self.parameters = list(self.policy.trainable_parameters().values())
         lr, decay = config.optimizer.lr, config.optimizer.weight_decay
-        fused = True if self.policy.device.type == "cuda" else None  # no copies of all weights within a step
+        fused = (
+            True if self.policy.device.type == "cuda" else None
+        )  # the default makes temporary copies of all weights
         self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=decay, fused=fused)
         sigmas = self.policy.sigmas(config.sampling.num_steps, config.sampling.shift)
         self.sampler = Sampler(sigmas, config.noise.dynamics, config.noise.level, config.groups.rollout_batch)
@@ -80,7 +82,7 @@ class Trainer:
     # --- the algorithm -----------------------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Run to the configured number of updates from the last checkpoint on; SIGTERM and SIGINT end it, saved."""
+        """Train from the last checkpoint to the last update; save and exit on SIGTERM or SIGINT. Raises RunError."""
         config, directory, every = self.config, self.directory, self.config.evaluation.every
         with closing(directory), self.scorer.abort_remote_on_error(), StopRequest() as stop:
             with self.processes.main_first():
@@ -98,52 +100,50 @@ class Trainer:
                     if every and self.update % every == 0:
                         self._evaluate()
                     directory.log(self.watch.annotate(row))
-                    stopping = self.processes.any(stop.requested)  # asked once: whoever stops has saved
+                    stopping = self.processes.any(stop.requested)  # asked once: every process acts on one answer
                     if stopping or self.update % config.save_every == 0 or self.update == config.updates:
                         directory.checkpoint((self.update, self.optimizer_steps), self.policy, self.optimizer)
             if self.update < config.updates:
-                with self.processes.main_first():  # whoever leaves ends the others, and the first is still saving
-                    said = directory.pause(self.update)
-                stop.exit(said)
+                with self.processes.main_first():  # an exiting rank makes the launcher kill the rest: 0 saves first
+                    message = directory.pause(self.update)
+                stop.exit(message)
             directory.finish(self.policy)
 
     def step(self) -> dict[str, Any]:
-        """One update; returns its row of metrics. Done again in smaller batches where memory runs out."""
+        """One update; returns its row of metrics. If memory runs out, it is repeated in smaller batches."""
         steps = self.optimizer_steps
-
-        def unchanged() -> bool:
-            return self.processes.count == 1 and self.optimizer_steps == steps
-
-        return self.batches.run(self._step, self.scorer.discard, again=unchanged)
+        return self.batches.run(
+            self._step, self.scorer.discard, again=lambda: self.processes.count == 1 and self.optimizer_steps == steps
+        )
 
     def _step(self) -> dict[str, Any]:
-        config = self.config
-        everyone, steps, size = self.plan.batch(self.update), self.plan.window(self.update), config.groups.size
+        config, size = self.config, self.config.groups.size
+        batch, steps = self.plan.batch(self.update), self.plan.window(self.update)
+        own = self.processes.share(len(batch))  # the groups of this process
+        samples = batch[own]
+        samples_by_image = [sample for sample in samples for _ in range(size)]
         seconds: dict[str, float] = {}
-        mine = self.processes.share(len(everyone))  # the groups of this process
-        samples = everyone[mine]
-        shown = [sample for sample in samples for _ in range(size)]
         with clock(seconds, "rollout"):
             rollout = replace(self.sampler, batch=self.batches.rollout).rollout(
                 self.policy,
                 self.policy.encode(samples),
                 size,
                 steps,
-                lambda group, member: self.plan.seed(self.update, mine.start + group, member),
-                lambda images, part: self.scorer.begin(images, shown[part]),
+                lambda group, member: self.plan.seed(self.update, own.start + group, member),
+                lambda images, part: self.scorer.begin(images, samples_by_image[part]),
             )
         with clock(seconds, "reward"):
-            found = self.scorer.finish(rollout.images, shown)
-            scores = {  # [P, G], of all processes: advantages, figures and normaliser are those of the whole update
-                key: self.processes.gather(values.unflatten(0, (-1, size)), len(everyone))
-                for key, values in found.items()
+            own_scores = self.scorer.finish(rollout.images, samples_by_image)
+            scores = {  # [P, G] of all processes: each of them computes the advantages of the whole update
+                key: self.processes.gather(values.unflatten(0, (-1, size)), len(batch))
+                for key, values in own_scores.items()
             }
             self.scorer.check(scores, config.max_unscored)
         advantages = self.plan.advantages(scores, self.plan.prompt_weight(steps)).flatten(0, 1)  # [P G, T]
         with clock(seconds, "update"):
             if not self.ratio_checked:
                 self.check_ratio(rollout)
-            diagnostics = self.optimise(rollout, advantages, samples, mine.start * size)
+            diagnostics = self.optimise(rollout, advantages, samples, own.start * size)
         self.update += 1
         return {
             "update": self.update,
@@ -156,23 +156,31 @@ class Trainer:
             "seconds": seconds,
         }
 
+    def check_ratio(self, rollout: Rollout) -> None:
+        """Raise TrainingError unless replaying a rollout gives its log-probabilities; once per process."""
+        worst = self.sampler.worst_change(self.policy, rollout, torch.arange(self.batches.update))
+        tolerance = RATIO_TOLERANCE[self.config.model.dtype]
+        if not worst <= tolerance:
+            raise ratio_is_off(worst, tolerance)
+        self.ratio_checked = True
+
     def optimise(
         self, rollout: Rollout, advantages: Tensor, samples: Sequence[Sample], first: int = 0
     ) -> dict[str, float]:
         """`updates_per_rollout` optimiser steps on all trained transitions of a rollout.
 
-        advantages [B, T] are of all processes' images; those of this rollout begin at `first`. Images without any
-        signal (a flat group) cost no computation; the loss is divided by the number of scored entries all the same, so
-        leaving them out changes nothing.
+        advantages [B, T] are those of all processes; this rollout's start at row `first`. Images whose advantages are
+        all zero (a flat group) or NaN have no gradient and are skipped; the loss is still divided by the number of all
+        scored entries, so skipping does not change the result.
         """
         config, scored = self.config.objective, int((~advantages.isnan()).sum())
         signal = torch.full((len(advantages),), config.kl > 0) | (advantages.nan_to_num() != 0).any(dim=1)
         signal &= ~advantages.isnan().all(dim=1)
         if not signal.any():
             return {"gradient_norm": 0.0}
-        signal |= self.config.model.shard  # then the processes must keep step with each other
-        mine = slice(first, first + len(rollout.images))
-        active, advantages = signal[mine].nonzero().flatten(), advantages[mine]
+        signal |= self.config.model.shard  # sharded processes must all run the same number of passes
+        own = slice(first, first + len(rollout.images))
+        active, advantages = signal[own].nonzero().flatten(), advantages[own]
         figures = Means("ratio_mean", "clip_fraction", "approx_kl", *(("kl",) if config.kl > 0 else ()))
         norms = []
         for _ in range(config.updates_per_rollout):
@@ -180,15 +188,15 @@ class Trainer:
                 for diagnostics in self._accumulate(rollout, advantages, active, scored, samples):
                     figures.add(diagnostics)
                 norms.append(self._apply())
-            finally:  # the next rollout needs the room; and where this attempt failed, another one begins anew
+            finally:  # frees memory for the next rollout; if this attempt failed, the next one must not add to it
                 self.optimizer.zero_grad(set_to_none=True)
         return {**figures.over(self.processes), "gradient_norm": sum(norm / len(norms) for norm in norms)}
 
     def _accumulate(
         self, rollout: Rollout, advantages: Tensor, active: Tensor, scored: int, samples: Sequence[Sample]
     ) -> list[dict[str, Tensor]]:
-        """Add up the objective's gradient over `active` images, in micro-batches of one step each; their figures."""
-        found = []
+        """Accumulate the gradient over `active` images, by step and micro-batch; returns their diagnostics."""
+        results = []
         scales = self.plan.scales([point.step for point in rollout.trajectory]).tolist()
         for point, advantage, scale in zip(rollout.trajectory, advantages.unbind(dim=1), scales, strict=True):
             for images in active.split(self.batches.update) if len(active) else ():
@@ -198,25 +206,13 @@ class Trainer:
                     where = f", denoising step {point.step}, samples {', '.join(names)}"
                     raise not_finite("loss", self.update + 1, where)
                 loss.backward()
-                found.append(diagnostics)
-        return found
-
-    def _apply(self) -> float:
-        """One optimiser step with the gradients of all processes; returns their norm as it was before clipping."""
-        self.processes.sum_gradients(self.parameters)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.plan.lr(self.optimizer_steps)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.max_grad_norm))
-        if not math.isfinite(norm):  # clipped by it every weight would be NaN
-            raise not_finite("gradient", self.update + 1)
-        self.optimizer_steps += 1  # begun: out of memory inside of it leaves half a step, which is never repeated
-        self.optimizer.step()
-        return norm
+                results.append(diagnostics)
+        return results
 
     def _loss(
         self, rollout: Rollout, point: Point, images: Tensor, advantage: Tensor, scale: float, scored: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The objective on one micro-batch of images at one step."""
+        """The objective of one micro-batch of images at one step, and its diagnostics."""
         config = self.config.objective
         mean, std = self.sampler.replay(self.policy, rollout, point, images)
         new = log_prob(point.next_latents[images], mean, std)
@@ -232,17 +228,22 @@ class Trainer:
             diagnostics["kl"] = kl.detach().mean()
         return loss, diagnostics
 
-    def check_ratio(self, rollout: Rollout) -> None:
-        """Refuse to train where replaying a rollout does not give back its log-probabilities; once per process."""
-        worst = self.sampler.worst_change(self.policy, rollout, torch.arange(self.batches.update))
-        tolerance = RATIO_TOLERANCE[self.config.model.dtype]
-        if not worst <= tolerance:
-            raise ratio_is_off(worst, tolerance)
-        self.ratio_checked = True
+    def _apply(self) -> float:
+        """One optimiser step with the gradients of all processes; returns their norm before clipping."""
+        self.processes.sum_gradients(self.parameters)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plan.lr(self.optimizer_steps)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.max_grad_norm))
+        if not math.isfinite(norm):  # the step would make every weight NaN
+            raise not_finite("gradient", self.update + 1)
+        self.optimizer_steps += 1  # before step(): an update that ran out of memory inside it must not be repeated
+        self.optimizer.step()
+        return norm
 
-    # --- what is written down ----------------------------------------------------------------------------------------
+    # --- evaluation --------------------------------------------------------------------------------------------------
 
     def _evaluate(self) -> None:
-        found, shown = self.held_out.report(self.policy, self.sampler.sigmas, grid=self.config.evaluation.grid)
-        self.directory.log_evaluation(row := {"update": self.update, **found}, shown)
+        figures, shown = self.held_out.report(self.policy, self.sampler.sigmas, grid=self.config.evaluation.grid)
+        row = {"update": self.update, **figures}
+        self.directory.log_evaluation(row, shown)
         self.watch.observe_evaluation(row)

@@ -1,6 +1,10 @@
 """Shaping rules, one file each: how the advantages of identity and prompt become the one that is trained on.
 
-A new rule is a file with a `RULE`, a line here and a name in `Shaping.rule` of the configuration's sections.
+A new rule is a file with a `RULE`, an entry in the table below, and its name in `Shaping.rule` of `sections.py`.
+
+Notation in these files: A_p and A_i are the group advantages of prompt and identity, r_p and r_i their raw rewards,
+w_p and w_i = 1 - w_p their weights at a step; z(x) is `group_advantages`, the z-score within a group. If a role has
+several rewards, sums, means and extremes run over all of them, each with its share of the role's weight.
 """
 
 from . import gdpo, geometric, harmonic, linear, maximum, minimum, raw_sum, sars

@@ -1,4 +1,4 @@
-"""GDPO, arXiv 2601.05242: a weighted sum of the advantages, whitened over the batch."""
+"""GDPO, arXiv 2601.05242: the weighted sum of the advantages, whitened over the batch."""
 
 import torch
 from torch import Tensor
@@ -9,20 +9,14 @@ from .linear import combine as linear
 
 
 def combine(groups: ScoredGroups) -> Tensor:
-    """GDPO, arXiv 2601.05242: w_p A_p + w_i A_i, whitened over all images of the batch. Static weights.
+    """A = (S - mean S) / std S, S = w_p A_p + w_i A_i, over all images of all groups: [T, P, G].
 
-    Whitened step by step, weights that change with the step would lose the scale they set, so they are
-    refused. The batch is all the groups handed in: gather those of every process first.
+    The batch is all the groups passed in, so gather those of every process first. Weights must be static: each step is
+    whitened on its own, so weights that change with the step would lose the scale that they set.
     """
-    for name, weights in groups.weights.items():
-        if weights.min() < weights.max():
-            raise ValueError(
-                f"gdpo with weights of {name!r} from {weights.min():.3g} to {weights.max():.3g}; "
-                "it takes one static weight: use constant weighting, or the rule 'linear' with TDW"
-            )
     combined = linear(groups)
     whitened = group_advantages(combined.flatten(start_dim=-2)).view_as(combined)
-    # Every group averages 0, so the batch does, but for rounding: no signal for groups without spread.
+    # Every group has mean 0, so the batch has too, up to rounding: groups without spread must get exactly 0.
     return torch.where(combined == 0, 0.0, whitened)
 
 

@@ -1,4 +1,4 @@
-"""The geometric mean of the advantages, made positive."""
+"""The geometric mean of the two advantages; a baseline of this package."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,7 +8,10 @@ from .base import Rule, ScoredGroups
 
 
 def combine(groups: ScoredGroups) -> Tensor:
-    """z-score of the geometric mean of softplus(A); no weights."""
+    """A = z(sqrt(a b)), a = softplus(A_p), b = softplus(A_i), the same at every step: [P, G].
+
+    Advantages have both signs, and the root needs positive numbers; softplus makes them so.
+    """
     return group_advantages(F.softplus(groups.stacked()).log().mean(dim=0).exp())
 
 

@@ -1,4 +1,4 @@
-"""The harmonic mean of the advantages, made positive."""
+"""The harmonic mean of the two advantages; a baseline of this package."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,7 +8,10 @@ from .base import Rule, ScoredGroups
 
 
 def combine(groups: ScoredGroups) -> Tensor:
-    """z-score of the harmonic mean of softplus(A), which is positive, so without pole; no weights."""
+    """A = z(2 a b / (a + b)), a = softplus(A_p), b = softplus(A_i), the same at every step: [P, G].
+
+    Of the advantages themselves the mean would have a pole at A_p = -A_i; softplus makes them positive.
+    """
     return group_advantages(1 / (1 / F.softplus(groups.stacked())).mean(dim=0))
 
 

@@ -1,4 +1,4 @@
-"""Naive GRPO: a weighted sum of the advantages."""
+"""Naive GRPO, the baseline of arXiv 2510.18263: the weighted sum of the advantages."""
 
 from torch import Tensor
 
@@ -7,7 +7,7 @@ from .base import Rule, ScoredGroups
 
 
 def combine(groups: ScoredGroups) -> Tensor:
-    """w_p A_p + w_i A_i, at every step with its own weights. With the bonus added this is SARS."""
+    """A = w_p A_p + w_i A_i, with the weights of each step: [T, P, G]."""
     return weighted_sum(groups.advantages, groups.weights)
 
 

@@ -1,4 +1,4 @@
-"""The better of the advantages."""
+"""The better of the two advantages; a baseline of this package."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ from .base import Rule, ScoredGroups
 
 
 def combine(groups: ScoredGroups) -> Tensor:
-    """The best of the advantages; no weights, the same at every step."""
+    """A = max(A_p, A_i), the same at every step: [P, G]."""
     return groups.stacked().amax(dim=0)
 
 

@@ -1,4 +1,4 @@
-"""The worse of the advantages."""
+"""The worse of the two advantages; a baseline of this package."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ from .base import Rule, ScoredGroups
 
 
 def combine(groups: ScoredGroups) -> Tensor:
-    """The worst of the advantages; no weights, the same at every step."""
+    """A = min(A_p, A_i), the same at every step: [P, G]."""
     return groups.stacked().amin(dim=0)
 
 

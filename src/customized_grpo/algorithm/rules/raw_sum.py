@@ -1,4 +1,4 @@
-"""A weighted sum of the rewards themselves, as most trainers do it."""
+"""Rewards added up first and normalised once, as usual in GRPO; a baseline of this package."""
 
 from torch import Tensor
 
@@ -7,7 +7,7 @@ from .base import Rule, ScoredGroups
 
 
 def combine(groups: ScoredGroups) -> Tensor:
-    """z-score of w_p r_p + w_i r_i, raw, at every step with its weights: the larger spread rules."""
+    """A = z(w_p r_p + w_i r_i), with the weights of each step: [T, P, G]. The reward with more spread dominates."""
     return group_advantages(weighted_sum(groups.rewards, groups.weights))
 
 

@@ -1,4 +1,4 @@
-"""Synergy-Aware Reward Shaping (SARS), arXiv 2510.18263: the weighted sum, and a bonus for images good at both."""
+"""Synergy-Aware Reward Shaping (SARS), arXiv 2510.18263: the weighted sum, plus a bonus for images good at both."""
 
 import math
 
@@ -10,11 +10,11 @@ from .linear import combine
 
 
 def synergy_bonus(prompt_advantage: Tensor, identity_advantage: Tensor, gamma: float) -> Tensor:
-    """The bonus of SARS, arXiv 2510.18263: b = gamma s tanh(A_prompt A_identity).
+    """The bonus b = gamma s tanh(A_p A_i), with s = +1 if max(A_p, A_i) > 0, else -1; arXiv 2510.18263.
 
-    s = +1 if max(A_prompt, A_identity) > 0, else -1: a bonus where both are good, else a penalty. Any shape,
-    same shape out; NaN stays NaN. Not zero-mean: at gamma = .4 it averages about -.13 / -.08 / -.04 at reward
-    correlations -.5 / 0 / +.5. Raises ValueError for a negative gamma.
+    Positive if both are good, negative if one or both are bad. Any shape, same shape out; NaN stays NaN. Its mean is
+    not zero: at gamma = .4 about -.13 / -.08 / -.04 for reward correlations of -.5 / 0 / +.5.
+    Raises ValueError unless gamma is finite and at least 0.
     """
     if not 0 <= gamma < math.inf:
         raise ValueError(f"gamma is {gamma}; use 0 (no bonus) or more, the authors use 0.4")
@@ -22,4 +22,4 @@ def synergy_bonus(prompt_advantage: Tensor, identity_advantage: Tensor, gamma: f
     return gamma * s * torch.tanh(prompt_advantage * identity_advantage)
 
 
-RULE = Rule(combine, uses_weights=True, uses_bonus=True)
+RULE = Rule(combine, uses_weights=True, uses_bonus=True)  # A = w_p A_p + w_i A_i + b; the caller adds b
