@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import CLIPModel
 
 from customized_grpo.data import Sample
-from customized_grpo.rewards.settings import parse_reward
+from customized_grpo.rewards.by_name import parse_reward
 
 CPU = torch.device("cpu")
 

@@ -16,8 +16,8 @@ from transformers import (
 
 from customized_grpo.critters.weights import FOLDER
 from customized_grpo.data import Sample
+from customized_grpo.rewards.by_name import parse_reward
 from customized_grpo.rewards.dino import DinoFeatures
-from customized_grpo.rewards.settings import parse_reward
 
 CPU = torch.device("cpu")
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}

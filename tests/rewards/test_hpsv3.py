@@ -13,9 +13,9 @@ from torch import Tensor
 
 from customized_grpo.data import Sample
 from customized_grpo.files.pretrained import ModelError
+from customized_grpo.rewards.by_name import parse_reward
 from customized_grpo.rewards.hpsv3 import WEIGHTS, HPSv3, renamed
 from customized_grpo.rewards.hpsv3_prompt import question
-from customized_grpo.rewards.settings import parse_reward
 
 CPU = torch.device("cpu")
 DIGEST = "4ffa57dabd39e7e05048a57901bc99ad4e0ab75467c12eff7fa600faf200bd32"

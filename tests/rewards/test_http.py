@@ -19,8 +19,8 @@ from customized_grpo.config import ConfigError, load_config, parse_metric
 from customized_grpo.data import Sample
 from customized_grpo.rewards import remote
 from customized_grpo.rewards.http import HttpReward
+from customized_grpo.rewards.remote_settings import HttpSettings
 from customized_grpo.rewards.scoring import Scorer
-from customized_grpo.rewards.settings import HttpSettings
 
 Serve = Callable[..., Loopback]
 CPU = torch.device("cpu")

@@ -9,9 +9,9 @@ from pydantic import ValidationError
 from customized_grpo.critters.samples import TEST_CRITTERS, draw_samples
 from customized_grpo.critters.weights import FOLDER
 from customized_grpo.data import Sample
+from customized_grpo.rewards.by_name import parse_reward
 from customized_grpo.rewards.dino import DinoFeatures, DinoIdentity
 from customized_grpo.rewards.images import centre, subject
-from customized_grpo.rewards.settings import parse_reward
 
 CPU = torch.device("cpu")
 MODEL = FOLDER / "dino"

@@ -8,8 +8,9 @@ import torch
 
 from customized_grpo.config import ConfigError, load_config
 from customized_grpo.critters.samples import TEST_CRITTERS, draw_samples
+from customized_grpo.rewards.by_name import parse_reward
 from customized_grpo.rewards.scoring import RewardError, Scorer, score
-from customized_grpo.rewards.settings import OwnFunctionSettings, parse_reward
+from customized_grpo.rewards.settings import OwnFunctionSettings
 
 CPU = torch.device("cpu")
 DOCS = Path(__file__).parents[2] / "docs" / "rewards.md"

@@ -12,7 +12,7 @@ from transformers import AutoModel, CLIPProcessor
 from customized_grpo.data import Sample
 from customized_grpo.data.images import to_pictures
 from customized_grpo.rewards import pickscore
-from customized_grpo.rewards.settings import parse_reward
+from customized_grpo.rewards.by_name import parse_reward
 
 CPU = torch.device("cpu")
 PROMPTS = ["a dog on the beach", "a cat", "a dog on the beach", "three boats at night"]

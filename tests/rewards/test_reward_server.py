@@ -13,8 +13,8 @@ import torch
 
 from customized_grpo.critters.samples import TEST_CRITTERS, draw_samples
 from customized_grpo.rewards import remote
+from customized_grpo.rewards.remote_settings import HttpSettings
 from customized_grpo.rewards.scoring import RewardError, Scorer
-from customized_grpo.rewards.settings import HttpSettings
 from customized_grpo.training.trainer import Trainer
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "reward_server.py"

@@ -8,7 +8,8 @@ import torch
 from customized_grpo.config import ConfigError, load_config, parse_metric
 from customized_grpo.critters.samples import TEST_CRITTERS, draw_samples
 from customized_grpo.critters.weights import FOLDER
-from customized_grpo.rewards.settings import REWARDS, RewardSettings, parse_reward
+from customized_grpo.rewards.by_name import REWARDS, parse_reward
+from customized_grpo.rewards.settings import RewardSettings
 
 CPU = torch.device("cpu")
 BUILT_IN = [name for name, kind in REWARDS.items() if kind.encoder or name in ("oracle_identity", "joint_success")]
@@ -43,7 +44,7 @@ def test_identity_is_compared_with_what_was_asked_for():
 
 
 def test_knowing_the_names_loads_no_heavy_library():
-    code = "import sys, customized_grpo.rewards.settings; print({'torch', 'transformers', 'openai'} & {*sys.modules})"
+    code = "import sys, customized_grpo.rewards.by_name; print({'torch', 'transformers', 'openai'} & {*sys.modules})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
 

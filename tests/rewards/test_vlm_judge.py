@@ -18,8 +18,8 @@ from PIL import Image
 
 from customized_grpo.config import ConfigError, load_config, parse_metric
 from customized_grpo.data import Sample
+from customized_grpo.rewards.remote_settings import VlmJudgeSettings
 from customized_grpo.rewards.scoring import Scorer
-from customized_grpo.rewards.settings import VlmJudgeSettings
 from customized_grpo.rewards.vlm_judge import RUBRICS, Judge
 
 Serve = Callable[..., Loopback]
