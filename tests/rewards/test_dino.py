@@ -18,7 +18,7 @@ from customized_grpo.critters.weights import FOLDER
 from customized_grpo.data import Sample
 from customized_grpo.rewards import encoder
 from customized_grpo.rewards.dino import CopyPaste, DinoFeatures, DinoIdentity
-from customized_grpo.rewards.identity import Identity, of_source
+from customized_grpo.rewards.identity import Identity, source_features
 
 CPU = torch.device("cpu")
 MODEL = FOLDER / "dino"
@@ -142,17 +142,17 @@ def test_rewards_with_the_same_encoder_share_it_and_let_it_go():
 def test_features_of_generated_images_do_not_keep_them_alive(samples: list[Sample]):
     images = as_images([truth(sample) for sample in samples])
     features, gone = DinoFeatures(MODEL, CPU), weakref.ref(images)
-    features.of_images(images)
+    features.image_features(images)
     del images
     assert gone() is None
 
 
 def test_only_the_features_used_last_are_kept(samples: list[Sample], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(encoder, "KEPT", 2)
+    monkeypatch.setattr(encoder, "CACHED", 2)
     features = DinoFeatures(MODEL, CPU)
     sizes = forward_sizes(features)
     for number in (0, 1, 0, 2, 0, 1):  # at 2, 1 goes: 0 was used since
-        of_source(features, samples[number].references[0])
+        source_features(features, samples[number].references[0])
     assert len(sizes) == 4
 
 

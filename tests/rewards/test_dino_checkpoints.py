@@ -106,5 +106,5 @@ def test_weights_in_half_precision_are_scored_in_full(checkpoint: tuple[Path, An
 
 
 def test_another_kind_of_checkpoint_is_refused():
-    with pytest.raises(ValueError, match=r"clip is a 'clip' checkpoint; take one of type dinov2, .*, vit$"):
+    with pytest.raises(ValueError, match=r"clip is a 'clip' checkpoint; use one of type dinov2, .*, vit$"):
         DinoFeatures(FOLDER / "clip", CPU)

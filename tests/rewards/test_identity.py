@@ -11,7 +11,7 @@ from customized_grpo.critters.weights import FOLDER
 from customized_grpo.data import Sample
 from customized_grpo.rewards.by_name import parse_reward
 from customized_grpo.rewards.dino import DinoFeatures, DinoIdentity
-from customized_grpo.rewards.images import centre, subject
+from customized_grpo.rewards.regions import centre, subject
 
 CPU = torch.device("cpu")
 MODEL = FOLDER / "dino"
