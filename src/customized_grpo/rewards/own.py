@@ -161,8 +161,8 @@ def _user_code(failure: str) -> Iterator[None]:
     except (InputError, RunError, torch.OutOfMemoryError):
         raise
     except (Exception, SystemExit) as error:
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        remedy = f"install {missing} or correct the code" if missing else "correct the code"
+        missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+        remedy = f"install {missing} or correct the code" if missing not in {"", *sys.modules} else "correct the code"
         raise OwnCodeError(f"{failure}: {_described(error)}; {remedy}") from error
 
 
