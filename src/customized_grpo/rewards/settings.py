@@ -77,7 +77,7 @@ class RewardSettings(Section):
         return None
 
     def make(self, device: torch.device) -> Reward:
-        """The reward, ready to score. Raises UsageError or ModelError if it cannot be made."""
+        """The reward, ready to score. Raises UsageError, ModelError or OwnCodeError if it cannot be made."""
         raise NotImplementedError
 
     def __str__(self) -> str:
