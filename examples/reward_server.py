@@ -1,10 +1,10 @@
-r"""A reward server: copy it, put your scorer into `score`, and run it in the environment that your scorer needs.
+r"""A reward server: copy it, put your scorer into `score`, and run it in the environment that the scorer needs.
 
     python reward_server.py 8100
     customized-grpo train critters rewards.detail.name=http rewards.detail.url=http://localhost:8100 \
         rewards.detail.role=quality rewards.detail.weight=0.2
 
-It scores how much detail a picture holds, by how badly it compresses: bytes of its PNG file per pixel, at most 4.
+This one scores how detailed a picture is by how badly it compresses: bytes of its PNG file per pixel, at most 4.
 """
 
 import base64
@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 def score(sample):
-    """A number, higher is better, or None where there is none. Pictures are base64 of PNG files."""
+    """A number, higher is better, or None if the image cannot be scored. Pictures are base64 of PNG files."""
     png = base64.b64decode(sample["image"])
     width, height = struct.unpack(">II", png[16:24])
     return len(png) / (width * height)

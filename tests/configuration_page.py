@@ -20,7 +20,8 @@ from pydantic.fields import FieldInfo
 
 from customized_grpo.config import RunConfig, recipes
 from customized_grpo.fields import Section
-from customized_grpo.rewards.settings import REWARDS, OwnFunctionSettings, RewardSettings
+from customized_grpo.rewards.by_name import REWARDS
+from customized_grpo.rewards.settings import OwnFunctionSettings, RewardSettings
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 

@@ -8,7 +8,8 @@ from pydantic import BaseModel, Field, create_model
 from configuration_page import PAGE, as_markdown, as_yaml, description, page, section_of, type_of
 from customized_grpo.config import RunConfig
 from customized_grpo.fields import Count, NonNegative, Positive, Seed, Share
-from customized_grpo.rewards.settings import REWARDS, OwnFunctionSettings
+from customized_grpo.rewards.by_name import REWARDS
+from customized_grpo.rewards.settings import OwnFunctionSettings
 
 SECTIONS = [section for info in RunConfig.model_fields.values() if (section := section_of(info))]
 SETTINGS = [

@@ -18,7 +18,8 @@ from customized_grpo.data.sources import contradictions
 from customized_grpo.errors import InputError
 from customized_grpo.fields import BUILT_IN, Count, Index, Section, Seed, Share
 from customized_grpo.files.yaml_text import YamlError, parse_yaml, read_yaml
-from customized_grpo.rewards.settings import AnyReward, RewardSettings, Role, parse_reward
+from customized_grpo.rewards.by_name import AnyReward, parse_reward
+from customized_grpo.rewards.settings import RewardSettings, Role
 from customized_grpo.sections import (
     Adapter,
     Data,

@@ -23,7 +23,7 @@ from customized_grpo.fields import (
     Steps,
     Tokens,
 )
-from customized_grpo.rewards.settings import AnyReward
+from customized_grpo.rewards.by_name import AnyReward
 
 # Defaults of the section `model` for any model other than the built-in one.
 OF_OTHER_MODELS: Mapping[str, Any] = {"dtype": "bfloat16", "height": 512, "width": 512, "max_sequence_length": 512}

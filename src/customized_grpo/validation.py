@@ -12,7 +12,8 @@ from itertools import groupby
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from customized_grpo.rewards.settings import REWARDS, OwnFunctionSettings
+from customized_grpo.rewards.by_name import REWARDS
+from customized_grpo.rewards.settings import OwnFunctionSettings
 
 _SHORT = reprlib.Repr()  # a file may hold values of any length
 _SHORT.maxstring = _SHORT.maxother = 80

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from customized_grpo.compare.degradation import KINDS, Held, degradation_of, held, spoken_of
-from customized_grpo.rewards.settings import parse_reward
+from customized_grpo.rewards.by_name import parse_reward
 from customized_grpo.training.watch import Watch
 
 COMPETITIVE, MIRRORED, IDENTITY_HACKING, PROMPT_HACKING = KINDS

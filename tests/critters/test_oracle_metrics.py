@@ -9,7 +9,7 @@ from torch import Tensor
 from customized_grpo.critters import metrics, world
 from customized_grpo.critters.samples import DEVELOPMENT_CRITTERS, draw_samples
 from customized_grpo.data import Sample
-from customized_grpo.rewards.settings import parse_reward
+from customized_grpo.rewards.by_name import parse_reward
 
 NAMES = ("oracle_identity", "oracle_prompt", "joint_success")
 

@@ -10,7 +10,8 @@ import pytest
 
 from customized_grpo import cli
 from customized_grpo.measure.known_pictures import ROWS, Cases
-from customized_grpo.rewards.settings import REWARDS, OracleSettings
+from customized_grpo.rewards.by_name import REWARDS
+from customized_grpo.rewards.settings import OracleSettings
 
 TINY = str(Path(__file__).parents[1] / "tiny.yaml")
 

@@ -22,7 +22,7 @@ from customized_grpo.measure.dreambench import (
 from customized_grpo.measure.evaluate import make_request, write_evaluation
 from customized_grpo.measure.intervals import Estimate
 from customized_grpo.measure.scored_pictures import as_image
-from customized_grpo.rewards.settings import parse_reward
+from customized_grpo.rewards.by_name import parse_reward
 from customized_grpo.training.assemble import assemble
 
 TINY = str(Path(__file__).parents[1] / "tiny.yaml")

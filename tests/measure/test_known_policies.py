@@ -20,7 +20,7 @@ from customized_grpo.measure.evaluate import (
 )
 from customized_grpo.measure.intervals import Estimate
 from customized_grpo.measure.rows import EvaluationRow
-from customized_grpo.rewards.settings import parse_reward
+from customized_grpo.rewards.by_name import parse_reward
 from toy_family import ToyPolicy
 
 TINY = str(Path(__file__).parents[1] / "tiny.yaml")

@@ -1,4 +1,4 @@
-"""A server on loopback that misbehaves as it is told."""
+"""A server on loopback that misbehaves on request."""
 
 import json
 import socket
@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Reply = Callable[["Handler", Any], None]  # answers one request, given what was in its body
+Reply = Callable[["Handler", Any], None]  # answers one request, given its parsed body
 
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # or the body waits 40 ms for the headers' acknowledgement
+    disable_nagle_algorithm = True  # otherwise the body waits 40 ms for the headers' acknowledgement
 
     def setup(self) -> None:
         super().setup()
@@ -34,10 +34,10 @@ class Handler(BaseHTTPRequestHandler):
         try:
             reply(self, body)
         except OSError:
-            self.close_connection = True  # the client had enough
+            self.close_connection = True  # the client hung up
 
     def send(self, body: bytes | Any, status: int = 200, *, length: int | None = None, **headers: str) -> None:
-        """A whole reply; with a length of more than it has, one that is cut."""
+        """A complete reply, or a truncated one if `length` is greater than the body's."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(length or len(data)))
@@ -53,12 +53,12 @@ class Handler(BaseHTTPRequestHandler):
 
 @dataclass
 class Loopback:
-    """Answers by `replies` in turn, the last one for ever, and remembers what it was asked."""
+    """Answers with `replies` in turn, repeating the last one, and records the requests."""
 
     replies: list[Reply]
-    requests: list[tuple[str, dict[str, str], Any]] = field(default_factory=list)
+    requests: list[tuple[str, dict[str, str], Any]] = field(default_factory=list)  # path, headers, body
     connections: list[socket.socket] = field(default_factory=list)
-    port: int = 0  # any that is free
+    port: int = 0  # any free one
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self) -> None:
@@ -71,7 +71,7 @@ class Loopback:
     def stop(self) -> None:
         self._server.shutdown()
         self._server.server_close()
-        for connection in self.connections:  # those that were kept open for a next request
+        for connection in self.connections:  # kept open for further requests
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
@@ -80,7 +80,7 @@ class Loopback:
         return f"http://127.0.0.1:{self.port}"
 
 
-# --- ways to fail ----------------------------------------------------------------------------------------------------
+# --- failures --------------------------------------------------------------------------------------------------------
 
 
 def status(code: int, body: bytes | Any = b"", **headers: Any) -> Reply:
@@ -93,7 +93,7 @@ def slow(handler: Handler, _: Any) -> None:
 
 
 def trickling(handler: Handler, _: Any) -> None:
-    """A byte now and then: no single wait is long."""
+    """One byte at a time, so that no single wait is long."""
     handler.send(b"{", length=100)
     for _ in range(20):
         time.sleep(0.05)
@@ -112,7 +112,7 @@ def endless(handler: Handler, _: Any) -> None:
 
 
 class Counting:
-    """Answers after a moment by another reply, and knows how many it was answering at most at the same time."""
+    """Answers with another reply after a moment, and counts how many requests were in progress at most."""
 
     def __init__(self, reply: Reply, seconds: float = 0.01):
         self.reply, self.seconds = reply, seconds
@@ -124,5 +124,5 @@ class Counting:
             self.most = max(self.most, self.now)
         time.sleep(self.seconds)
         with self._lock:
-            self.now -= 1  # before the reply: the client may begin the next request upon its last byte
+            self.now -= 1  # before the reply: the client may start the next request at its last byte
         self.reply(handler, body)

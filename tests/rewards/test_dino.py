@@ -1,3 +1,5 @@
+"""Identity and the copy-paste index on the built-in DINO encoder."""
+
 import gc
 import math
 import weakref
@@ -9,16 +11,14 @@ import torch
 from pictures import as_images, references, truth, views
 from PIL import Image
 from torch import Tensor
-from transformers import (
-    Dinov2Model,
-)
+from transformers import Dinov2Model
 
 from customized_grpo.critters.samples import TEST_CRITTERS, draw_samples
 from customized_grpo.critters.weights import FOLDER
 from customized_grpo.data import Sample
 from customized_grpo.rewards import encoder
 from customized_grpo.rewards.dino import CopyPaste, DinoFeatures, DinoIdentity
-from customized_grpo.rewards.identity import Identity, of_source
+from customized_grpo.rewards.identity import Identity, source_features
 
 CPU = torch.device("cpu")
 MODEL = FOLDER / "dino"
@@ -36,12 +36,12 @@ def model() -> Dinov2Model:
 
 @torch.no_grad()
 def by_hand(model: Dinov2Model, pictures: list[Image.Image]) -> Tensor:
-    """Class tokens of pictures in [-1, 1]: the built-in processor neither resizes nor crops 32x32 pixels."""
+    """Class tokens of pictures in [-1, 1]: the built-in processor neither resizes nor crops 32 x 32 pixels."""
     return model(pixel_values=as_images(pictures) * 2 - 1).last_hidden_state[:, 0]
 
 
 def forward_sizes(features: DinoFeatures) -> list[int]:
-    """How many pictures each call of the encoder holds, from now on."""
+    """Records the number of pictures in each later call of the encoder."""
     sizes: list[int] = []
     features.model.register_forward_hook(lambda *call: sizes.append(call[2].last_hidden_state.shape[0]))
     return sizes
@@ -66,7 +66,7 @@ def test_identity_is_the_cosine_of_class_tokens(against: str, samples: list[Samp
     assert identity.shape == (6,)
     assert identity.dtype == torch.float32
     torch.testing.assert_close(identity, expected, atol=1e-5, rtol=0)
-    assert expected.std() > 0.01  # the six differ, so that a mix-up would show
+    assert expected.std() > 0.01  # the six differ, so a mix-up would show
 
 
 def test_identity_does_not_depend_on_the_batch(samples: list[Sample]):
@@ -79,7 +79,7 @@ def test_identity_does_not_depend_on_the_batch(samples: list[Sample]):
     torch.testing.assert_close(alone, whole[order], atol=1e-5, rtol=0)
 
 
-def test_without_another_view_there_is_nothing_to_compare_with(samples: list[Sample]):
+def test_a_sample_without_another_view_cannot_be_scored(samples: list[Sample]):
     images = as_images([truth(sample) for sample in samples])
     bare = [replace(s, other_views=()) if i % 2 else s for i, s in enumerate(samples)]
     for reward in (DinoIdentity(MODEL, device=CPU, against="other_view"), CopyPaste(MODEL, device=CPU)):
@@ -89,7 +89,7 @@ def test_without_another_view_there_is_nothing_to_compare_with(samples: list[Sam
 
 
 def test_references_are_encoded_once_and_alone(samples: list[Sample]):
-    """Alone, so that their features do not depend on what else was new; whatever else uses the encoder shares them."""
+    """Alone, so that their features do not depend on other new pictures; all users of the encoder share them."""
     group = [sample for sample in samples[:2] for _ in range(3)]
     images = as_images([truth(sample) for sample in group])
     features = DinoFeatures(MODEL, CPU)
@@ -104,10 +104,10 @@ def test_references_are_encoded_once_and_alone(samples: list[Sample]):
     assert torch.equal(first, again)
     sizes.clear()
     copy_paste(images.clone(), group)
-    assert sizes == [6, 1, 1]  # the other view of each; the references are known
+    assert sizes == [6, 1, 1]  # the other view of each; the references are cached
     sizes.clear()
-    prompts = [replace(sample, id=f"{sample.id} again", prompt="another prompt") for sample in group]
-    reward(images.clone(), prompts)
+    reworded = [replace(sample, id=f"{sample.id} again", prompt="another prompt") for sample in group]
+    reward(images.clone(), reworded)
     assert sizes == [6]  # the same pictures under another prompt
 
 
@@ -118,41 +118,41 @@ def test_generated_images_are_encoded_once_for_several_metrics(samples: list[Sam
     sizes = forward_sizes(features)
     first = [reward(images, samples) for reward in rewards]
     assert sizes.count(6) == 1
-    images.mul_(0.5)  # the same tensor, other pictures
+    images.mul_(0.5)  # the same tensor with different pictures
     assert not torch.equal(rewards[0](images, samples), first[0])
     assert sizes.count(6) == 2
     with torch.inference_mode():
-        unwatched = images.clone()
-        before = rewards[0](unwatched, samples)
-        unwatched.zero_()
-        assert not torch.equal(rewards[0](unwatched, samples), before)
+        unversioned = images.clone()
+        before = rewards[0](unversioned, samples)
+        unversioned.zero_()
+        assert not torch.equal(rewards[0](unversioned, samples), before)
 
 
-def test_rewards_with_the_same_encoder_share_it_and_let_it_go():
+def test_rewards_share_an_encoder_until_the_last_of_them_is_gone():
     first, second = DinoIdentity(MODEL, device=CPU), CopyPaste(MODEL, device=CPU)
     assert first.features is second.features
     other = DinoIdentity(MODEL, device=CPU, preprocess="benchmark")
     assert other.features is not first.features
-    gone = weakref.ref(other.features)
+    freed = weakref.ref(other.features)
     del other
     gc.collect()
-    assert gone() is None
+    assert freed() is None
 
 
 def test_features_of_generated_images_do_not_keep_them_alive(samples: list[Sample]):
     images = as_images([truth(sample) for sample in samples])
-    features, gone = DinoFeatures(MODEL, CPU), weakref.ref(images)
-    features.of_images(images)
+    features, freed = DinoFeatures(MODEL, CPU), weakref.ref(images)
+    features.image_features(images)
     del images
-    assert gone() is None
+    assert freed() is None
 
 
-def test_only_the_features_used_last_are_kept(samples: list[Sample], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(encoder, "KEPT", 2)
+def test_only_the_most_recently_used_features_are_kept(samples: list[Sample], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(encoder, "CACHED", 2)
     features = DinoFeatures(MODEL, CPU)
     sizes = forward_sizes(features)
-    for number in (0, 1, 0, 2, 0, 1):  # at 2, 1 goes: 0 was used since
-        of_source(features, samples[number].references[0])
+    for number in (0, 1, 0, 2, 0, 1):  # 2 evicts 1, because 0 was used since
+        source_features(features, samples[number].references[0])
     assert len(sizes) == 4
 
 
@@ -167,7 +167,7 @@ def test_identity_does_not_depend_on_the_size_of_forward_passes(batch: int, samp
 
 
 def test_lists_that_share_ids_do_not_share_references():
-    """An id is unique in its list; another list may use it for another subject."""
+    """An id is unique within its list, but another list may use it for another subject."""
     one, other = (draw_samples(6, TEST_CRITTERS, seed) for seed in (0, 1))
     other = [replace(sample, id=first.id) for sample, first in zip(other, one, strict=True)]
     reward, copy_paste = DinoIdentity(MODEL, device=CPU), CopyPaste(MODEL, device=CPU)
@@ -178,7 +178,7 @@ def test_lists_that_share_ids_do_not_share_references():
 
 
 def test_pictures_of_any_size_are_scored(samples: list[Sample], model: Dinov2Model):
-    """Twice as large by whole pixels and shrunk again by the processor: nearly the same picture."""
+    """Doubled pixel by pixel and shrunk again by the processor: nearly the same picture."""
     large = [replace(s, references=(references([s])[0].resize((64, 64), Image.Resampling.NEAREST),)) for s in samples]
     images = as_images(references(samples)).repeat_interleave(2, 2).repeat_interleave(2, 3)
     torch.testing.assert_close(DinoIdentity(MODEL, device=CPU)(images, large), torch.ones(6), atol=1e-5, rtol=0)
@@ -186,7 +186,7 @@ def test_pictures_of_any_size_are_scored(samples: list[Sample], model: Dinov2Mod
     assert cosines.min() > 0.9
 
 
-def test_scoring_leaves_no_gradient(samples: list[Sample]):
+def test_scoring_keeps_no_gradient(samples: list[Sample]):
     images = as_images([truth(sample) for sample in samples]).requires_grad_()
     reward = DinoIdentity(MODEL, device=CPU)
     assert not reward(images.detach(), samples).requires_grad
@@ -217,13 +217,13 @@ def test_copy_paste_in_between_is_the_difference_of_angles(samples: list[Sample]
     assert max(map(abs, expected)) < 1
 
 
-def test_copy_paste_changes_sign_when_reference_and_view_change_places(samples: list[Sample]):
+def test_copy_paste_changes_sign_if_reference_and_view_are_swapped(samples: list[Sample]):
     images = as_images([truth(sample) for sample in samples])
     swapped = [replace(s, references=s.other_views, other_views=s.references) for s in samples]
     index = CopyPaste(MODEL, device=CPU)
     torch.testing.assert_close(index(images, swapped), -index(images, samples), atol=1e-4, rtol=0)
 
 
-def test_copy_paste_against_the_same_picture_cannot_be_scored(samples: list[Sample]):
+def test_copy_paste_cannot_be_scored_if_view_and_reference_are_equal(samples: list[Sample]):
     twins = [replace(s, other_views=s.references) for s in samples]
     assert CopyPaste(MODEL, device=CPU)(as_images([truth(s) for s in samples]), twins).isnan().all()

@@ -1,4 +1,4 @@
-"""The recipe `dreambench` from end to end: 30 real subjects, every metric on a tiny checkpoint of its real format."""
+"""The recipe `dreambench` end to end: 30 real subjects, every metric on a tiny checkpoint in its real format."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ DREAMBENCH = Path(__file__).parents[3] / "shared" / "dreambench"
 
 
 def encoders(folder: Path) -> dict[str, Path]:
-    """Tiny checkpoints by the names that the recipe gives the real ones."""
+    """Tiny checkpoints, one for each encoder of the recipe."""
     made = {name: folder / name for name in ("dino", "dinov2", "clip", "hpsv3")}
     for name in ("dino", "dinov2"):
         kind, more, preprocessing = CHECKPOINTS[name]
@@ -47,10 +47,10 @@ def settings(made: dict[str, Path]) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:a prompt of", "ignore:.*longer than the model reads")
-@pytest.mark.skipif(not DREAMBENCH.is_dir(), reason="DreamBench's photographs are not beside the checkout")
-def test_the_whole_protocol_runs_on_all_subjects(tmp_path: Path):
+@pytest.mark.skipif(not DREAMBENCH.is_dir(), reason="DreamBench's photographs are not next to the checkout")
+def test_the_protocol_runs_on_all_subjects(tmp_path: Path):
     request = make_request("dreambench", settings(encoders(tmp_path / "encoders")), images=1)
-    said = write_evaluation(request, tmp_path / "base", None)
+    table = write_evaluation(request, tmp_path / "base", None)
     summary = json.loads((tmp_path / "base" / "summary.json").read_text())
     assert (summary["images"], summary["subjects"]) == (750, 30)
     assert list(summary["metrics"]) == [
@@ -58,6 +58,6 @@ def test_the_whole_protocol_runs_on_all_subjects(tmp_path: Path):
     ]
     assert all(figure["unscored"] == 0 for figure in summary["metrics"].values())
     assert list(summary["real_photographs"]) == ["dino preprocess=benchmark", "clip_i", "dino"]
-    row = next(line for line in said.splitlines() if line.startswith("| base |"))
+    row = next(line for line in table.splitlines() if line.startswith("| base |"))
     assert "| - |" not in row  # every customary column is filled
     assert len(list((tmp_path / "base" / "images").iterdir())) == 750

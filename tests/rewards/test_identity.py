@@ -1,3 +1,5 @@
+"""Which pictures and which of their parts are compared."""
+
 from dataclasses import replace
 
 import pytest
@@ -9,9 +11,10 @@ from pydantic import ValidationError
 from customized_grpo.critters.samples import TEST_CRITTERS, draw_samples
 from customized_grpo.critters.weights import FOLDER
 from customized_grpo.data import Sample
+from customized_grpo.errors import UsageError
+from customized_grpo.rewards.by_name import parse_reward
 from customized_grpo.rewards.dino import DinoFeatures, DinoIdentity
-from customized_grpo.rewards.images import centre, subject
-from customized_grpo.rewards.settings import parse_reward
+from customized_grpo.rewards.regions import centre, subject
 
 CPU = torch.device("cpu")
 MODEL = FOLDER / "dino"
@@ -23,19 +26,19 @@ def samples() -> list[Sample]:
     return draw_samples(6, TEST_CRITTERS, 0)
 
 
-def test_several_references_count_by_their_mean_their_least_or_their_best(samples: list[Sample]):
+def test_several_references_count_by_their_mean_minimum_or_best(samples: list[Sample]):
     pictures = [sample.references[0] for sample in samples]
     several = replace(samples[0], references=tuple(pictures[:3]), other_views=tuple(pictures[3:]))
     image = as_images([truth(samples[1])])
-    each = [DinoIdentity(MODEL, device=CPU)(image, [replace(several, references=(p,))]).item() for p in pictures]
-    for against, part in (("reference", each[:3]), ("other_view", each[3:])):
+    alone = [DinoIdentity(MODEL, device=CPU)(image, [replace(several, references=(p,))]).item() for p in pictures]
+    for against, part in (("reference", alone[:3]), ("other_view", alone[3:])):
         score = {o: DinoIdentity(MODEL, device=CPU, against=against, over=o)(image, [several]) for o in OVER}
         assert score["mean"].item() == pytest.approx(sum(part) / 3, abs=1e-6)
         assert (score["min"].item(), score["best"].item()) == (min(part), max(part))
 
 
 def test_the_centre_is_the_middle_square_of_both_pictures(samples: list[Sample]):
-    """32 pixels: a side of 22 (0.7 x 32 = 22.4) from 5 on; 64 x 32: the same side, from 21 on."""
+    """32 pixels: a side of 22 (0.7 x 32 = 22.4) that starts at 5; 64 x 32: the same side, starting at 21."""
     sample = samples[0]
     reference = references([sample])[0]
     assert centre(reference).tobytes() == reference.crop((5, 5, 27, 27)).tobytes()
@@ -50,9 +53,9 @@ def test_the_centre_is_the_middle_square_of_both_pictures(samples: list[Sample])
 
 
 def test_a_mask_cuts_out_the_first_reference_and_greys_the_rest(samples: list[Sample]):
-    """The box is columns 8 to 23, rows 4 to 27; a corner of it lies outside the mask."""
+    """The box is columns 8 to 23, rows 4 to 27; one of its corners is outside the mask."""
     reference, other = references(samples[:2])
-    mask = Image.new("L", (32, 32), 127)  # 127 is not yet the subject
+    mask = Image.new("L", (32, 32), 127)  # just below the subject's grey value
     mask.paste(128, (8, 4, 24, 28))
     mask.paste(0, (8, 4, 12, 8))
     expected = reference.crop((8, 4, 24, 28))
@@ -62,16 +65,16 @@ def test_a_mask_cuts_out_the_first_reference_and_greys_the_rest(samples: list[Sa
     assert cut.tobytes() == expected.tobytes()
     sample = replace(samples[0], references=(reference, other), mask=mask)
     reward = DinoIdentity(MODEL, device=CPU, region="mask")
-    whole = as_images([truth(samples[0])])
+    image = as_images([truth(samples[0])])
     features = DinoFeatures(MODEL, CPU)
     cosine = features([truth(samples[0])])[0] @ features([expected])[0]
-    assert reward(whole, [sample]).item() == pytest.approx(cosine.item(), abs=1e-5)
+    assert reward(image, [sample]).item() == pytest.approx(cosine.item(), abs=1e-5)
 
 
-def test_without_a_mask_or_a_subject_in_it_there_is_nothing_to_compare_with(samples: list[Sample]):
+def test_a_missing_or_empty_mask_cannot_be_scored(samples: list[Sample]):
     black = Image.new("L", (32, 32))
-    some = [samples[0], replace(samples[1], mask=black), replace(samples[2], mask=Image.new("L", (32, 32), 255))]
-    scores = DinoIdentity(MODEL, device=CPU, region="mask")(as_images(references(some)), some)
+    masked = [samples[0], replace(samples[1], mask=black), replace(samples[2], mask=Image.new("L", (32, 32), 255))]
+    scores = DinoIdentity(MODEL, device=CPU, region="mask")(as_images(references(masked)), masked)
     assert scores.isnan().tolist() == [True, True, False]
     assert scores[2].item() == pytest.approx(1, abs=1e-5)
 
@@ -84,7 +87,7 @@ def test_a_mask_of_another_size_is_resized_and_one_of_other_proportions_refused(
     large.paste(255, (8, 4, 24, 28))
     cuts = [subject(reference, mask) for mask in (small, large)]
     assert cuts[0] == cuts[1]
-    with pytest.raises(ValueError, match=r"^a mask of 16 x 32 does not fit its picture of 32 x 32"):
+    with pytest.raises(UsageError, match=r"^a mask of 16 x 32 does not fit its picture of 32 x 32"):
         subject(reference, small.resize((16, 32)))
 
 
@@ -93,7 +96,7 @@ def test_a_mask_of_other_views_is_refused():
         parse_reward("dino region=mask against=other_view")
 
 
-def test_an_encoder_may_lie_on_another_device_than_the_run():
+def test_an_encoder_may_use_another_device_than_the_run():
     reward = parse_reward("dino model=critters device=cpu").make(torch.device("meta"))
     assert isinstance(reward, DinoIdentity)
     assert reward.features.device == CPU

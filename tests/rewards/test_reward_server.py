@@ -1,4 +1,4 @@
-"""The example of a reward server: scored against, and trained on."""
+"""The example of a reward server: scoring and training with it."""
 
 import json
 import re
@@ -13,8 +13,8 @@ import torch
 
 from customized_grpo.critters.samples import TEST_CRITTERS, draw_samples
 from customized_grpo.rewards import remote
+from customized_grpo.rewards.remote_settings import HttpSettings
 from customized_grpo.rewards.scoring import RewardError, Scorer
-from customized_grpo.rewards.settings import HttpSettings
 from customized_grpo.training.trainer import Trainer
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "reward_server.py"
@@ -22,7 +22,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "reward_server.py"
 
 @pytest.fixture
 def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The URL of the example server, as a process of its own; `-S` leaves all packages out."""
+    """The URL of the example server in a process of its own; `-S` hides all installed packages."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     process = subprocess.Popen(
         [sys.executable, "-S", str(EXAMPLE), "0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -40,28 +40,28 @@ def test_the_example_server_scores_detail(example: str):
     images = torch.stack([noise, torch.full_like(noise, 0.5)])
     reward = HttpSettings(url=example, low=0, high=4).make(torch.device("cpu"))
     detailed, flat = Scorer({"detail": reward}).finish(images, draw_samples(2, TEST_CRITTERS, 6))["detail"].tolist()
-    assert 2.5 < detailed < 4  # noise does not compress: three bytes a pixel
+    assert 2.5 < detailed < 4  # noise does not compress: three bytes per pixel
     assert 0 < flat < 0.2
 
 
-def test_a_server_that_is_not_there_stops_a_run_with_its_address(example: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_server_that_is_down_stops_a_run_with_its_address(example: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(remote, "FIRST_PAUSE", 0.01)
-    away = f"{example.rpartition(':')[0]}:1"  # a port that no server of ours has
-    scorer = Scorer({"detail": HttpSettings(url=f"{away}/score").make(torch.device("cpu"))})
+    address = f"{example.rpartition(':')[0]}:1"  # a port without a server
+    scorer = Scorer({"detail": HttpSettings(url=f"{address}/score").make(torch.device("cpu"))})
     scores = scorer.finish(torch.rand(2, 3, 8, 8), draw_samples(2, TEST_CRITTERS, 6))
     with pytest.raises(
-        RewardError, match=rf"rewards.detail could not score 100% .*: {away}/score: no answer: .*refused"
+        RewardError, match=rf"rewards.detail could not score 100% .*: {address}/score: no answer: .*refused"
     ):
         scorer.check(scores, 0.5)
 
 
-def test_images_that_one_reward_or_another_could_not_score_count_together():
-    """Each is within the limit; what both could score, and what is trained on, is a third."""
+def test_images_that_some_reward_could_not_score_count_together():
+    """Each reward is within the limit, but only a third of the images has both scores and is trained on."""
     scores = {"prompt": torch.tensor([[0.1, 0.2, 0.3, 0.4, nan, nan]]), "identity": torch.rand(1, 6)}
     scorer = Scorer({})
     scorer.check(scores, 0.5)
     scores["identity"][0, :2] = nan
-    with pytest.raises(RewardError, match=r"^67% of the images lack the score of one reward or another \(prompt, "):
+    with pytest.raises(RewardError, match=r"^67% of the images lack the score of at least one reward \(prompt, "):
         scorer.check(scores, 0.5)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from customized_grpo.config import RunConfig
-from customized_grpo.rewards.settings import REWARDS
+from customized_grpo.rewards.by_name import REWARDS
 from customized_grpo.run.changes import MAY_CHANGE, changes
 
 

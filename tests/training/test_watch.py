@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from customized_grpo.rewards.settings import parse_reward
+from customized_grpo.rewards.by_name import parse_reward
 from customized_grpo.training.record import saturated
 from customized_grpo.training.trainer import Trainer
 from customized_grpo.training.watch import EVALUATIONS, UPDATES, Watch

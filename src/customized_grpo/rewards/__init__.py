@@ -1,21 +1,30 @@
-"""Rewards and metrics by name: `reward(images, samples) -> Tensor[N]`, higher is better, NaN = could not be scored.
+"""Rewards and metrics: `reward(images, samples) -> Tensor[N]`, higher is better, NaN if an image cannot be scored.
 
-images are [N, 3, H, W] in [0, 1] on the CPU, samples carry everything else. A reward serves as a metric and the other
-way round; whether one is trained on is the configuration's business. `settings` says what each can be told.
+images are [N, 3, H, W] in [0, 1] on the CPU; samples hold everything else. Every reward can serve as a metric and
+every metric as a reward: the configuration decides which are trained on. `by_name` lists them all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from customized_grpo.data import Sample
 
+# Why a remote reward could not score an image. The first three cost all images of a request.
+Cause = Literal[
+    "no_answer",  # no complete reply came, or the server was too busy
+    "refused",  # the server answered with an error
+    "bad_reply",  # the reply holds no score
+    "null",  # the server declined to score the image
+    "out_of_range",  # the score is impossible
+]
+
 
 class Reward(Protocol):
-    """A callable; a remote one may say what went wrong last in `last_error`."""
+    """A callable. A remote reward may describe its latest failure in `last_error`."""
 
     def __call__(self, images: Tensor, samples: Sequence[Sample]) -> Tensor: ...

@@ -1,4 +1,4 @@
-"""CLIP's picture and text embeddings, and the two rewards that are cosines of them: CLIP-I and CLIP-T."""
+"""CLIP's embeddings of pictures and texts, and the two rewards that are cosines of them: CLIP-I and CLIP-T."""
 
 from __future__ import annotations
 
@@ -19,33 +19,43 @@ from customized_grpo.rewards.identity import Identity
 
 
 class ClipFeatures(PictureEncoder):
-    """Unit embeddings [N, C] of pictures and of texts. `processor`: where tokenizer and image processor lie."""
+    """Unit embeddings [N, C] of pictures and of texts.
+
+    processor: folder or hub id of tokenizer and image processor; None means the model's own.
+    Raises ModelError if the checkpoint is not CLIP or the tokenizer is another model's.
+    """
 
     def __init__(self, model: str | Path, device: torch.device, processor: str | Path | None = None):
         super().__init__()
         if (kind := model_type(model)) != "clip":
-            raise ModelError(f"{model} is a {kind!r} checkpoint; this reward takes one of type clip")
+            raise ModelError(f"{model} is a {kind!r} checkpoint; this reward needs one of type clip")
         self.processor = load_processor(processor or model)
         with loading(processor or model):
             self.tokenizer = CLIPTokenizer.from_pretrained(processor or model)
         self.model = load_encoder(CLIPModel, model, device)
         self.device = device
-        # A tokenizer may not know its model's length; 77 tokens in all published CLIP models, both ends included.
-        self.length = min(self.tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
-        self._long = LongPrompts()
+        text = self.model.config.text_config
+        if len(self.tokenizer) > text.vocab_size:
+            raise ModelError(
+                f"the tokenizer of {processor or model} has {len(self.tokenizer)} tokens, but {model} knows only "
+                f"{text.vocab_size}; use the tokenizer that the model was trained with"
+            )
+        # A tokenizer may not know its model's length: 77 tokens in all published CLIP models, including both ends.
+        self.length = min(self.tokenizer.model_max_length, text.max_position_embeddings)
+        self._long_prompts = LongPrompts()
 
     def embed(self, pixels: Tensor) -> Tensor:
         return self.model.get_image_features(pixel_values=pixels).pooler_output
 
     @torch.no_grad()
     def texts(self, prompts: Sequence[str], batch: int = 64) -> Tensor:
-        """Unit embeddings [P, C] of P > 0 texts, float32 on the CPU. Warns once of each text that is cut."""
+        """Unit embeddings [P, C] of P > 0 texts, float32 on the CPU. Warns once about each text that is cut."""
         parts = []
         for start in range(0, len(prompts), batch):
-            some = list(prompts[start : start + batch])
-            self._warn_of_long(some)
+            part = list(prompts[start : start + batch])
+            self._warn_if_long(part)
             tokens = self.tokenizer(
-                some, padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
+                part, padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
             )
             parts.append(F.normalize(self.model.get_text_features(**tokens.to(self.device)).pooler_output, dim=-1))
         return torch.cat(parts).cpu()
@@ -55,28 +65,28 @@ class ClipFeatures(PictureEncoder):
         prompts = list(dict.fromkeys(sample.prompt for sample in samples))
         row_of = {prompt: row for row, prompt in enumerate(prompts)}
         texts = self.texts(prompts, batch)
-        return (self.of_images(images, batch=batch) * texts[[row_of[s.prompt] for s in samples]]).sum(-1)
+        return (self.image_features(images, batch=batch) * texts[[row_of[s.prompt] for s in samples]]).sum(-1)
 
-    def _warn_of_long(self, prompts: list[str]) -> None:
+    def _warn_if_long(self, prompts: list[str]) -> None:
         lengths = [len(ids) for ids in self.tokenizer(prompts, verbose=False)["input_ids"]]
         for prompt, length in zip(prompts, lengths, strict=True):
             if length > self.length:
-                self._long.warn(
+                self._long_prompts.warn(
                     prompt,
                     f"a prompt of {length} tokens is cut to the {self.length} that CLIP's text encoder reads; "
-                    "what comes after them is not scored",
+                    "the rest is not scored",
                 )
 
 
 class ClipIdentity(Identity[ClipFeatures]):
-    """Cosine in [-1, 1] of the embeddings of image and reference; `Identity` says what the settings mean."""
+    """CLIP-I: cosine in [-1, 1] of the embeddings of image and reference. `Identity` explains the settings."""
 
     def __init__(self, model: str | Path, *, device: torch.device, **settings: Any):
         super().__init__(shared(ClipFeatures, model, device), **settings)
 
 
 class ClipPrompt:
-    """Cosine in [-1, 1] of the picture and its prompt. Warns once of each prompt longer than the model reads."""
+    """CLIP-T: cosine in [-1, 1] of image and prompt. Warns once about each prompt that is too long for the model."""
 
     def __init__(self, model: str | Path, *, device: torch.device, batch: int = 64):
         self.features, self.batch = shared(ClipFeatures, model, device), batch

@@ -1,4 +1,4 @@
-"""Encoders of transformers: one of each in a process, and features of pictures that are computed once."""
+"""Encoders from transformers, shared within a process, and the features of pictures, each computed once."""
 
 from __future__ import annotations
 
@@ -17,93 +17,99 @@ from transformers import AutoImageProcessor
 
 from customized_grpo.data.images import to_pictures
 from customized_grpo.files.pretrained import load_part, loading
-from customized_grpo.rewards.images import Region, centre
+from customized_grpo.rewards.regions import Region, centre
 
-KEPT = 8192  # features of references that stay: 25 MB of a ViT-B
+CACHED = 8192  # features of references: 25 MB for a ViT-B
 
 Kind = TypeVar("Kind", bound="PictureEncoder")
 _SHARED: weakref.WeakValueDictionary[tuple[Any, ...], Any] = weakref.WeakValueDictionary()
 
 
 def load_encoder(kind: Any, model: str | Path, device: torch.device, **settings: Any) -> Any:
-    """A model of the class `kind`, on the device, in float32, without dropout and gradients.
+    """A model of class `kind` on the device, in float32, without dropout or gradients.
 
-    Any in and out: transformers' annotations leave out what its models take and return.
+    Typed as Any because transformers' annotations omit what its models take and return. Raises ModelError.
     """
-    # Left to itself transformers takes the dtype of the file, and scores would depend on how it was saved.
+    # By default transformers uses the file's dtype, and scores would depend on how the file was saved.
     return load_part(kind, model, dtype=torch.float32, **settings).to(device).eval().requires_grad_(False)
 
 
 def load_processor(model: str | Path) -> Any:
-    """The checkpoint's image processor. By Pillow: with torchvision it would resize a little differently."""
+    """The checkpoint's image processor, on Pillow: torchvision resizes slightly differently. Raises ModelError."""
     with loading(model):
         return AutoImageProcessor.from_pretrained(model, backend="pil")
 
 
 def shared(kind: Callable[..., Kind], model: str | Path, device: torch.device, *more: Hashable) -> Kind:
-    """The one `kind(model, device, *more)` of this process. It goes when the last reward that uses it goes."""
+    """The one `kind(model, device, *more)` of this process, freed together with the last reward that uses it.
+
+    Raises ModelError, also if the image processor's pictures do not fit the model.
+    """
     key = (kind, str(model), device, *more)
-    found = _SHARED.get(key)
-    if found is None:
-        _SHARED[key] = found = kind(model, device, *more)
-    return found
+    encoder = _SHARED.get(key)
+    if encoder is None:
+        encoder = kind(model, device, *more)
+        with loading(model):
+            encoder([Image.new("RGB", (64, 64))])
+        _SHARED[key] = encoder
+    return encoder
 
 
 class PictureEncoder(ABC):
-    """Unit features [N, C] of pictures, in float32 on the CPU, prepared by `processor`."""
+    """Unit features [N, C] of pictures, float32 on the CPU; `processor` prepares the pictures."""
 
     processor: Any
     device: torch.device
 
     def __init__(self) -> None:
-        self._references: OrderedDict[Hashable, Tensor | None] = OrderedDict()
-        self._latest = _Generated(None, None, {})
+        self._cache: OrderedDict[Hashable, Tensor | None] = OrderedDict()
+        self._latest = _ImageFeatures(None, None, {})
 
     @abstractmethod
     def embed(self, pixels: Tensor) -> Tensor:
-        """Embeddings [n, C] of pixels [n, 3, H, W] that lie on the device."""
+        """Embeddings [n, C] of pixels [n, 3, H, W] on the device."""
 
     @torch.no_grad()
     def __call__(self, pictures: Sequence[Image.Image], batch: int = 64) -> Tensor:
-        """Features [N, C] of N > 0 pictures; `batch` of them go through the encoder at a time."""
+        """Features [N, C] of N > 0 pictures, `batch` of them per forward pass."""
         parts = []
         for start in range(0, len(pictures), batch):
             pixels = self.processor(images=list(pictures[start : start + batch]), return_tensors="pt")["pixel_values"]
             parts.append(F.normalize(self.embed(pixels.to(self.device)).float(), dim=-1).cpu())
         return torch.cat(parts)
 
-    def of_images(self, images: Tensor, region: Region = "frame", batch: int = 64) -> Tensor:
-        """Features [N, C] of generated images [N, 3, H, W], or of their middles.
+    def image_features(self, images: Tensor, region: Region = "frame", batch: int = 64) -> Tensor:
+        """Features [N, C] of generated images [N, 3, H, W] or of their centres.
 
-        Those of the latest tensor are kept, so that several metrics on the same images pay once.
+        The features of the latest tensor are kept, so that several metrics of the same images cost one forward pass.
         """
-        # A tensor of inference mode counts no changes: nothing would show that it was written to.
-        changes = None if images.is_inference() else images._version
-        if self._latest.images is None or self._latest.images() is not images or self._latest.changes != changes:
-            self._latest = _Generated(None if changes is None else weakref.ref(images), changes, {})
-        found = self._latest.features
-        if region not in found:
+        # Tensors of inference mode have no version counter, so writes to them would go unnoticed.
+        version = None if images.is_inference() else images._version
+        if self._latest.images is None or self._latest.images() is not images or self._latest.version != version:
+            self._latest = _ImageFeatures(None if version is None else weakref.ref(images), version, {})
+        by_region = self._latest.by_region
+        if region not in by_region:
             pictures = to_pictures(images)
-            found[region] = self([centre(p) for p in pictures] if region == "centre" else pictures, batch)
-        return found[region]
+            by_region[region] = self([centre(p) for p in pictures] if region == "centre" else pictures, batch)
+        return by_region[region]
 
-    def once(self, key: Hashable, picture: Callable[[], Image.Image | None]) -> Tensor | None:
-        """Features [C] of what `picture` opens, at the first call with this key; None where it opens nothing.
+    def cached(self, key: Hashable, picture: Callable[[], Image.Image | None]) -> Tensor | None:
+        """Features [C] of the picture that `picture()` opens on the first call with this key; None if it opens none.
 
-        The `KEPT` that were used last are kept. References go through the encoder one by one: their features must not
-        differ in the last digit by what else was new at the time, or a run that is resumed would not repeat.
+        The `CACHED` most recently used are kept. Each picture is encoded alone: in a batch, its last digits would
+        depend on the other pictures, and a resumed run would not repeat the original.
         """
-        if key not in self._references:
+        if key not in self._cache:
             opened = picture()
-            self._references[key] = None if opened is None else self([opened])[0]
-            if len(self._references) > KEPT:
-                self._references.popitem(last=False)
-        self._references.move_to_end(key)
-        return self._references[key]
+            self._cache[key] = None if opened is None else self([opened])[0]
+            if len(self._cache) > CACHED:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(key)
+        return self._cache[key]
 
 
-class _Generated:
+class _ImageFeatures:
     """Features by region of one tensor of generated images, which is not kept alive."""
 
-    def __init__(self, images: weakref.ref[Tensor] | None, changes: int | None, features: dict[str, Tensor]):
-        self.images, self.changes, self.features = images, changes, features
+    def __init__(self, images: weakref.ref[Tensor] | None, version: int | None, by_region: dict[str, Tensor]):
+        self.images, self.version, self.by_region = images, version, by_region

@@ -1,10 +1,11 @@
 """HPSv3: human preference by Qwen2-VL-7B with a small head (arXiv 2508.03789), on the installed transformers.
 
-The published package pins transformers 4.45. What this port keeps of it, each needed for the same number:
-- text positions are 0, 1, 2, ... over image tokens too: the original never asked for Qwen2-VL's three-way positions;
-- rotary frequencies are rounded to bfloat16, vision angles too: the original casts the whole model, buffers included;
-- the head works in float32, on the last hidden state at the token <|Reward|>; of its (mu, log sigma) mu is the score;
-- every image is resized to about 256 * 28 * 28 pixels, its sides multiples of 28.
+The published package pins transformers 4.45. To give the same scores, this port keeps these traits of it:
+- positions are 0, 1, 2, ... over image tokens as well: the original does not use Qwen2-VL's three-way positions;
+- rotary frequencies and vision angles are rounded to bfloat16: the original casts the whole model, buffers included;
+- the head runs in float32 on the last hidden state at the token <|Reward|>; of its output (mu, log sigma), mu is the
+  score;
+- every image is resized to about 256 * 28 * 28 pixels, with sides that are multiples of 28.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from customized_grpo.data import Sample
 from customized_grpo.data.images import to_pictures
-from customized_grpo.files.pretrained import ModelError, find, loading
-from customized_grpo.rewards.hpsv3_prompt import REWARD_TOKEN, question
+from customized_grpo.files.pretrained import ModelError, find, loading, model_type
+from customized_grpo.rewards.hpsv3_prompt import IMAGE_TOKEN, REWARD_TOKEN, question
 
 WEIGHTS = "HPSv3.safetensors"
 PIXELS = 256 * 28 * 28
 
 _RENAMED = (("visual.", "backbone.visual."), ("model.", "backbone.language_model."), ("rm_head.", "head."))
-_UNUSED = {"lm_head.weight"}  # of the language model, which says nothing here
+_UNUSED = {"lm_head.weight"}  # the language head, which HPSv3 does not use
 
 
 class HPSv3Model(nn.Module):
-    """Qwen2-VL without its language head, and HPSv3's head: (mu, log sigma) [B, 2] of question and image."""
+    """Qwen2-VL with HPSv3's head instead of its language head: (mu, log sigma) [B, 2] of question and image."""
 
     def __init__(self, config: Any, reward_token: int):
         super().__init__()
@@ -51,12 +52,12 @@ class HPSv3Model(nn.Module):
         self.image_token, self.reward_token = config.image_token_id, reward_token
 
     def forward(self, ids: Tensor, mask: Tensor, pixels: Tensor, grids: Tensor) -> Tensor:
-        """ids, mask [B, L] hold one reward token a row; pixels [P, 1176] the patches of B images, grids [B, 3]."""
-        backbone: Any = self.backbone  # Any: its annotations leave out what it takes and returns
+        """ids and mask [B, L], one reward token per row; pixels [P, 1176], the patches of B images; grids [B, 3]."""
+        backbone: Any = self.backbone  # Any: its annotations omit what it takes and returns
         embedded = backbone.language_model.embed_tokens(ids)
-        # Not by the backbone's forward: it would make three-way positions.
-        seen = torch.cat(backbone.get_image_features(pixels, grids).pooler_output).to(embedded.dtype)
-        embedded = embedded.masked_scatter((ids == self.image_token)[..., None], seen)
+        # The backbone's own forward would use three-way positions.
+        image_features = torch.cat(backbone.get_image_features(pixels, grids).pooler_output).to(embedded.dtype)
+        embedded = embedded.masked_scatter((ids == self.image_token)[..., None], image_features)
         positions = torch.arange(ids.shape[1], device=ids.device).expand(3, *ids.shape)
         hidden = backbone.language_model(
             inputs_embeds=embedded, attention_mask=mask, position_ids=positions, use_cache=False
@@ -65,11 +66,11 @@ class HPSv3Model(nn.Module):
 
 
 class HPSv3:
-    """Preference mu of a picture for its prompt: without bounds, only differences count.
+    """Preference mu for a picture given its prompt: unbounded, only differences count.
 
-    model: where `HPSv3.safetensors` lies, a folder or hub id. base: where config, tokenizer and image processor of
-    Qwen2-VL-7B-Instruct lie. dtype: "bfloat16" or "float32", of all but the head.
-    Raises ValueError where weights and base do not belong together.
+    model: folder or hub id with `HPSv3.safetensors`. base: folder or hub id with config, tokenizer and image processor
+    of Qwen2-VL-7B-Instruct. dtype: "bfloat16" or "float32", of everything but the head.
+    Raises ModelError if weights and base do not fit together.
     """
 
     def __init__(
@@ -81,7 +82,8 @@ class HPSv3:
         batch: int = 8,
         dtype: str = "bfloat16",
     ):
-        find(base, "config.json")
+        if (kind := model_type(base)) != "qwen2_vl":
+            raise ModelError(f"hpsv3: {base} is a {kind!r} checkpoint; set base to one of type qwen2_vl")
         with loading(base):
             self.tokenizer = AutoTokenizer.from_pretrained(base)
             self.processor = Qwen2VLImageProcessorPil.from_pretrained(base)
@@ -101,14 +103,14 @@ class HPSv3:
     def outputs(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
         """mu and log sigma [B, 2] of B > 0 pictures in one forward pass, float32 on the CPU."""
         size = {"shortest_edge": PIXELS, "longest_edge": PIXELS}
-        seen = self.processor(images=list(pictures), size=size, return_tensors="pt").to(self.device)
-        tokens = seen["image_grid_thw"].prod(-1) // self.processor.merge_size**2
-        asked = [question(prompt, int(count)) for prompt, count in zip(prompts, tokens, strict=True)]
-        rows = [torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in asked]
-        # Padded on the right, so that positions begin at 0 in every row; nothing looks at what comes later.
+        patches = self.processor(images=list(pictures), size=size, return_tensors="pt").to(self.device)
+        tokens = patches["image_grid_thw"].prod(-1) // self.processor.merge_size**2
+        questions = [question(prompt, int(count)) for prompt, count in zip(prompts, tokens, strict=True)]
+        rows = [torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in questions]
+        # Padded on the right, so that positions start at 0 in every row; attention is causal and ignores the padding.
         ids = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id).to(self.device)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(self.device)
-        return self.model(ids, mask, seen["pixel_values"], seen["image_grid_thw"]).cpu()
+        return self.model(ids, mask, patches["pixel_values"], patches["image_grid_thw"]).cpu()
 
 
 def load_model(
@@ -116,17 +118,23 @@ def load_model(
 ) -> HPSv3Model:
     """The published weights in the installed transformers' model, on the device, without gradients.
 
-    Raises ValueError where a weight is missing, unknown, or of another shape than base and tokenizer ask for.
+    Raises ModelError if a weight is missing, unknown, or not of the shape that base and tokenizer require.
     """
     file = find(model, WEIGHTS)
     with loading(base):
         config: Any = Qwen2VLConfig.from_pretrained(base)
-    config.text_config.vocab_size = len(tokenizer)  # the original cut its embeddings to the tokenizer's size
-    with init_empty_weights():  # 16 GB that would be overwritten; buffers, which the file does not have, are made
-        made = HPSv3Model(config, tokenizer.convert_tokens_to_ids(REWARD_TOKEN))
+    if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != config.image_token_id:
+        raise ModelError(
+            f"hpsv3: the tokenizer of {base} has no {IMAGE_TOKEN} with id {config.image_token_id}, which its config "
+            "names; download the model again"
+        )
+    config.text_config.vocab_size = len(tokenizer)  # the original trims its embeddings to the tokenizer's size
+    # Saves allocating 16 GB that would be overwritten. Buffers are allocated: the file does not have them.
+    with loading(base), init_empty_weights():
+        network = HPSv3Model(config, tokenizer.convert_tokens_to_ids(REWARD_TOKEN))
     with loading(model):
         weights = renamed(load_file(file, device=str(device)))
-    expected = made.state_dict()
+    expected = network.state_dict()
     problems = [f"{key} is missing" for key in sorted(expected.keys() - weights.keys())]
     problems += [f"{key} is unknown" for key in sorted(weights.keys() - expected.keys())]
     problems += [
@@ -138,13 +146,13 @@ def load_model(
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ModelError(f"hpsv3: {file} does not fit {base}: {'; '.join(problems[:3])}{more}")
     kept = {key: value.to(torch.float32 if key.startswith("head.") else dtype) for key, value in weights.items()}
-    made.load_state_dict(kept, assign=True)
-    round_rotations(made.backbone)
-    return made.to(device).eval().requires_grad_(False)
+    network.load_state_dict(kept, assign=True)
+    round_rotations(network.backbone)
+    return network.to(device).eval().requires_grad_(False)
 
 
 def renamed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Published names to those of `HPSv3Model`; unknown ones stay as they are."""
+    """The weights under the names of `HPSv3Model`; unknown names are unchanged."""
     names = {}
     for key in weights.keys() - _UNUSED:
         prefix = next((pair for pair in _RENAMED if key.startswith(pair[0])), ("", ""))
@@ -153,7 +161,7 @@ def renamed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def round_rotations(backbone: Any) -> None:
-    """Rotary embeddings as the published model learned them, rounded to bfloat16 where the original rounds."""
+    """Round rotary embeddings to bfloat16 where the original does: the published model was trained with them."""
     for name, buffer in backbone.named_buffers():
         if name.endswith("inv_freq"):
             buffer.copy_(buffer.bfloat16())
@@ -161,7 +169,7 @@ def round_rotations(backbone: Any) -> None:
 
 
 def _rounded_angles(rotary: Any, inputs: tuple[Any, ...], output: Any) -> tuple[Tensor, Tensor]:  # noqa: ARG001
-    """cos and sin [N, C] in place of `output`: transformers 4.45 took them of angles in bfloat16, in bfloat16."""
+    """cos and sin [N, C] instead of `output`: transformers 4.45 computes angles, cos and sin in bfloat16."""
     positions = inputs[1]  # [N, 2]: row and column of each patch
     angles = (positions[..., None].float() * rotary.inv_freq.float()).bfloat16().flatten(1)
     both = torch.cat([angles, angles], dim=-1)

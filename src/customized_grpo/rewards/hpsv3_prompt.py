@@ -1,4 +1,4 @@
-"""What HPSv3 is asked, to the letter: part of the model's format, two blanks at the end of a line included.
+"""The exact question that HPSv3 was trained with, including two spaces at the end of some lines.
 
 From hpsv3/dataset/data_collator_qwen.py of MizzenAI/HPSv3 (MIT, Copyright (c) 2024 HPSv3 Team), inside the chat
 template of Qwen2-VL.
@@ -54,15 +54,10 @@ _ENDING = f"\nPlease provide the overall ratings of this image: {REWARD_TOKEN}\n
 
 
 def question(prompt: str, image_tokens: int) -> str:
-    """The whole text for an image that takes up `image_tokens` tokens.
-
-    Raises ValueError for a prompt that holds one of the two tokens itself.
-    """
-    held = [token for token in (REWARD_TOKEN, IMAGE_TOKEN) if token in prompt]
-    if held:
-        raise UsageError(
-            f"hpsv3: the prompt {prompt!r} holds {held[0]}, which means something to the model; reword it"
-        )
+    """The complete text for an image of `image_tokens` tokens. Raises UsageError for a prompt with a special token."""
+    special = [token for token in (REWARD_TOKEN, IMAGE_TOKEN) if token in prompt]
+    if special:
+        raise UsageError(f"hpsv3: the prompt {prompt!r} holds {special[0]}, a special token of the model; reword it")
     return (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
         f"<|im_start|>user\n<|vision_start|>{IMAGE_TOKEN * image_tokens}<|vision_end|>"

@@ -1,15 +1,16 @@
-"""A reward behind a small JSON interface, for scorers that cannot share our environment.
+"""A reward behind a small JSON interface, for scorers that cannot run in this environment.
 
 POST to the URL, as `application/json`:
 
     {"version": 1, "samples": [{"id", "prompt", "class_word", "image", "references", "other_views"}, ...]}
 
 `class_word` may be null; pictures are base64 of PNG files; `references` and `other_views` are lists, empty unless
-`send` asks for them. One `id` may come several times: it is the sample's, not the image's. The reply, with status 200:
+`send` asks for them. An `id` may occur several times: it identifies the sample, not the image. The reply, with status
+200:
 
     {"scores": [number or null, ...]}
 
-One score for each sample, in order, higher is better, null for an image that could not be scored.
+One score per sample, in order; higher is better, null means that the image could not be scored.
 """
 
 from __future__ import annotations
@@ -26,18 +27,26 @@ from torch import Tensor
 
 from customized_grpo.data import Sample
 from customized_grpo.data.images import to_pictures
-from customized_grpo.rewards.remote import AskError, RemoteReward, as_png, make_client, no_answer, read_key, refused
+from customized_grpo.rewards.remote import (
+    AskError,
+    RemoteReward,
+    as_png,
+    error_status,
+    make_client,
+    no_reply,
+    read_key,
+)
 
-VERSION = 1  # of the interface; a server can refuse others
+VERSION = 1  # of the interface; a server can refuse versions that it does not know
 LARGEST = float(torch.finfo(torch.float32).max)
 
 
 class HttpReward(RemoteReward):
-    """Scores [N] as the server gives them, NaN if it gives none that can be true; see `unscored` for the causes.
+    """Scores [N] from the server; NaN if it gives none or an impossible one. `unscored` counts the causes.
 
-    The arguments are the fields of `HttpSettings`, which says what they mean.
+    The arguments are the fields of `HttpSettings`, which explains them.
 
-    Raises ValueError where a reference cannot be read, and at once where the key's variable is missing.
+    Raises UsageError if the key's variable is not set, and PictureError if a reference cannot be read.
     """
 
     def __init__(
@@ -70,16 +79,16 @@ class HttpReward(RemoteReward):
         parts = [slice(start, start + size) for start in range(0, len(pictures), size)]
         requests = [partial(self._request, pictures[part], [described[s] for s in samples[part]]) for part in parts]
         scores = torch.full((len(pictures),), torch.nan)
-        for part, found in zip(parts, self._ask_all(requests), strict=True):
-            if isinstance(found, AskError):
-                self._count(found.cause, len(pictures[part]))
+        for part, answer in zip(parts, self._ask_all(requests), strict=True):
+            if isinstance(answer, AskError):
+                self._count(answer.cause, len(pictures[part]))
             else:
-                names = [sample.id for sample in samples[part]]
-                scores[part] = torch.tensor([self._checked(*pair) for pair in zip(found, names, strict=True)])
+                ids = [sample.id for sample in samples[part]]
+                scores[part] = torch.tensor([self._checked(*pair) for pair in zip(answer, ids, strict=True)])
         return scores
 
     def _describe(self, sample: Sample) -> dict[str, Any]:
-        """What is sent of a sample beside the image."""
+        """The JSON of a sample without the image."""
         send, side = self._send, self._max_side
         references = sample.reference_images() if send in ("references", "all") else []
         views = sample.other_view_images() if send in ("other_views", "all") else []
@@ -92,41 +101,41 @@ class HttpReward(RemoteReward):
         }
 
     def _request(self, pictures: Sequence[Image.Image], described: Sequence[Mapping[str, Any]]) -> list[Any]:
-        """One try: what stands under "scores", one entry for each picture."""
-        sent = [{**sample, "image": as_png(picture)} for picture, sample in zip(pictures, described, strict=True)]
+        """One try: the entries of "scores", one per picture, not yet checked."""
+        body = [{**sample, "image": as_png(picture)} for picture, sample in zip(pictures, described, strict=True)]
         try:
-            response = self._client.post(self._url, json={"version": VERSION, "samples": sent})
+            response = self._client.post(self._url, json={"version": VERSION, "samples": body})
         except httpx2.HTTPError as error:
-            raise no_answer(error, self._timeout) from error
+            raise no_reply(error, self._timeout) from error
         if not response.is_success:
-            raise refused(response)
+            raise error_status(response)
         return _scores(response.content, len(pictures))
 
     def _checked(self, score: Any, sample: str) -> float:
-        """The score, or NaN, counted, where it is none."""
+        """The score as a float. If it is not a possible score: NaN, and the cause is counted."""
         if score is None:
             self._count("null", 1, f"sample {sample!r} was given null")
         elif isinstance(score, bool) or not isinstance(score, int | float):
-            self._count("bad_reply", 1, f"sample {sample!r} was given {json.dumps(score)}, which is no number")
-        elif not self._low <= score <= self._high:  # NaN and infinities too: Python's JSON lets them pass
+            self._count("bad_reply", 1, f"sample {sample!r} was given {json.dumps(score)}, which is not a number")
+        elif not self._low <= score <= self._high:  # also NaN and infinities, which Python's JSON accepts
             bounds = f"{self._low:g} to {self._high:g}"
-            self._count(
-                "out_of_range", 1, f"sample {sample!r} was given a score outside {bounds}: {json.dumps(score)}"
-            )
+            message = f"sample {sample!r} was given a score outside {bounds}: {json.dumps(score)}"
+            self._count("out_of_range", 1, message)
         else:
             return float(score)
         return torch.nan
 
 
 def _scores(body: bytes, images: int) -> list[Any]:
+    """The list under "scores" in a reply. Raises AskError if there is none of the right length."""
     try:
         reply = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise AskError("bad_reply", f"the reply is not JSON: {error}", again=True) from error
+        raise AskError("bad_reply", f"the reply is not JSON: {error}", retry=True) from error
     scores = reply.get("scores") if isinstance(reply, dict) else None
     if not isinstance(scores, list):
-        words = f'the reply has no list under "scores": {body.decode(errors="replace")}'
-        raise AskError("bad_reply", words, again=True)
+        message = f'the reply has no list under "scores": {body.decode(errors="replace")}'
+        raise AskError("bad_reply", message, retry=True)
     if len(scores) != images:
-        raise AskError("bad_reply", f"{len(scores)} scores for {images} images", again=True)
+        raise AskError("bad_reply", f"{len(scores)} scores for {images} images", retry=True)
     return scores

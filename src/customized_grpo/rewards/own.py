@@ -1,15 +1,17 @@
-"""A reward of the user's own, by dotted path ("my_package.scores:sharpness") or by file ("scores.py:sharpness")."""
+"""The user's own rewards, by dotted path ("my_package.scores:sharpness") or by file ("scores.py:sharpness")."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
+import sysconfig
 import threading
 import traceback
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from queue import Empty, Queue
 from types import ModuleType
@@ -19,17 +21,25 @@ import torch
 from torch import Tensor
 
 from customized_grpo.data import Sample
-from customized_grpo.errors import UsageError
+from customized_grpo.errors import InputError, RunError, UsageError
+from customized_grpo.files import PACKAGE
 from customized_grpo.rewards import Reward
 from customized_grpo.rewards.scoring import RewardError
 
+_LIBRARIES = tuple({sysconfig.get_path(key) for key in ("stdlib", "platstdlib", "purelib", "platlib")})
+_MACHINERY = (str(PACKAGE), importlib.__file__, "<frozen ")  # what calls the user's code
 
-class Limited:
-    """A reward that is given up when it has not answered after `timeout` seconds.
 
-    It works in a thread that does not keep the program alive: nothing can end a function that hangs. Raises
-    RewardError then, and where the reward raises something, with the place. Whatever else one asks of it (`remote`,
-    `last_error`, ...) is the reward's.
+class OwnCodeError(InputError, RuntimeError):
+    """The user's own code raised an exception while it was imported or while its class was made."""
+
+
+class TimeLimited:
+    """A reward that is given up if it has not answered within `timeout` seconds.
+
+    It runs in a thread that does not keep the program alive, because a hanging function cannot be stopped. Raises
+    RewardError if time runs out or if the reward raises an exception. All other attributes (`remote`, `last_error`,
+    ...) are the reward's.
     """
 
     def __init__(self, name: str, reward: Reward, timeout: float, device: torch.device):
@@ -43,9 +53,9 @@ class Limited:
 
         def work() -> None:
             try:
-                with torch.no_grad(), self._current_device():  # both are a thread's own
+                with torch.no_grad(), self._current_device():  # both apply to one thread only
                     answers.put(self.reward(images, samples))
-            except BaseException as error:  # raised again where it was asked for
+            except BaseException as error:  # raised again in the caller's thread
                 answers.put(error)
 
         threading.Thread(target=work, name=f"reward {self.name}", daemon=True).start()
@@ -53,81 +63,121 @@ class Limited:
             answer = answers.get(timeout=self.timeout)
         except Empty:
             raise RewardError(
-                f"reward {self.name!r} has not answered for {self.timeout:g} seconds; see where it hangs, or give it "
-                "more with timeout"
+                f"reward {self.name!r} has not answered for {self.timeout:g} seconds; find out where it hangs, or "
+                "raise its timeout"
             ) from None
         if isinstance(answer, torch.OutOfMemoryError | RewardError):
-            raise answer  # the first is answered with smaller batches, the second says itself what is wrong
+            raise answer  # out of memory is answered with smaller batches, a RewardError explains itself
         if isinstance(answer, BaseException):
-            place = traceback.extract_tb(answer.__traceback__)[-1]
-            raise RewardError(
-                f"reward {self.name!r} raised {type(answer).__name__}: {answer} "
-                f"({place.filename}, line {place.lineno})"
-            ) from answer
+            raise RewardError(f"reward {self.name!r} raised {_described(answer)}") from answer
         return answer
 
     def _current_device(self) -> AbstractContextManager[Any]:
-        """What "cuda" without a number means inside: the GPU of this process, not the first one."""
+        """Makes "cuda" without a number mean this process's GPU instead of the first one."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
 
 def load_function(name: str, options: Mapping[str, Any], device: torch.device, timeout: float = 600.0) -> Reward:
-    """The function `name`; a class is made once, from `options` by keyword and `device` where it takes one.
+    """The function `name`, or an instance of the class `name`, made from `options` and, if it takes one, `device`.
 
-    timeout  seconds after which a call is given up
+    timeout  seconds that a call may take
 
-    Raises ValueError where the module, the file or the function is not there, or the options are not the class's;
-    what the module itself raises is its own.
+    Raises UsageError if the module, file or function does not exist or does not take the options, and OwnCodeError if
+    the code raises an exception while it is imported or made.
     """
-    where, _, attribute = name.rpartition(":")
-    module = _from_file(Path(where)) if where.endswith(".py") else _by_name(where, name)
-    found = getattr(module, attribute, None)
-    if not callable(found):
+    location, _, attribute = name.rpartition(":")
+    module = _module_from_file(name, location) if location.endswith(".py") else _module_by_name(name, location)
+    function = getattr(module, attribute, None)
+    if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
-        shown = ", ".join(known[:10]) + (f" and {len(known) - 10} more" if len(known) > 10 else "")
-        raise UsageError(f"reward {name!r}: {where} has no function {attribute!r}; it has {shown or 'nothing'}")
-    if isinstance(found, type):
-        made = found(**_arguments(found, name, options, device))
-        if not callable(made):
-            raise UsageError(f"reward {name!r}: {attribute} has no __call__(self, images, samples)")
-        return Limited(name, cast("Reward", made), timeout, device)
-    if options:
+        listed = ", ".join(known[:10]) + (f" and {len(known) - 10} more" if len(known) > 10 else "")
+        raise UsageError(f"reward {name!r}: {location} has no function {attribute!r}; it has {listed or 'none'}")
+    if isinstance(function, type):
+        function = _instance(function, name, options, device)
+    elif options:
         raise UsageError(f"reward {name!r}: a function takes no options ({', '.join(options)}); make it a class")
-    return Limited(name, cast("Reward", found), timeout, device)
+    return TimeLimited(name, cast("Reward", function), timeout, device)
 
 
-def _arguments(kind: type, name: str, options: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """What the class is made from: the options, and the device where its signature has one."""
-    signature = inspect.signature(kind)
-    given = ({"device": device} if "device" in signature.parameters else {}) | dict(options)
+def _instance(kind: type, name: str, options: Mapping[str, Any], device: torch.device) -> Callable[..., Any]:
     try:
-        signature.bind(**given)
+        signature = inspect.signature(kind)
+        arguments = ({"device": device} if "device" in signature.parameters else {}) | dict(options)
+    except ValueError:
+        raise UsageError(f"reward {name!r}: the arguments of a built-in class are unknown; write your own") from None
+    try:
+        signature.bind(**arguments)
     except TypeError as error:
         raise UsageError(f"reward {name!r}: options: {error}; the class takes {signature}") from None
-    return given
+    with _user_code(f"reward {name!r} cannot be made"):
+        instance = kind(**arguments)
+    if not callable(instance):
+        raise UsageError(f"reward {name!r}: {kind.__name__} has no __call__(self, images, samples)")
+    return instance
 
 
-def _from_file(path: Path) -> ModuleType:
-    path = path.expanduser()
-    if not path.is_file():
-        raise UsageError(f"reward {str(path)!r}: no such file; the path starts from {Path.cwd()}")
-    # Under a name of its own: it must not take the place of a package that happens to be called the same.
-    name = f"customized_grpo_own_reward_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
+def _module_from_file(name: str, location: str) -> ModuleType:
+    # os.path, because pathlib raises for an unknown user, a name that is too long or a folder that is not readable.
+    path = Path(os.path.expanduser(location))  # noqa: PTH111
+    if not os.path.isfile(path):  # noqa: PTH113
+        raise UsageError(f"reward {name!r}: no file {path}; relative paths start from {Path.cwd()}")
+    # Under a name of its own, so that it cannot replace a package of the same name.
+    module_name = f"customized_grpo_own_reward_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
+    sys.modules[module_name] = module
+    try:
+        with _user_code(f"reward {name!r}: {path} cannot be imported"):
+            spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module_name]
+        raise
     return module
 
 
-def _by_name(where: str, name: str) -> ModuleType:
+def _module_by_name(name: str, location: str) -> ModuleType:
+    missing = (
+        f"reward {name!r}: there is no module {location!r}; write package.module:function or path/to/file.py:function"
+    )
+    if not all(location.split(".")):
+        raise UsageError(missing)
     try:
-        return importlib.import_module(where)
-    except ModuleNotFoundError as error:
-        if error.name and not f"{where}.".startswith(f"{error.name}."):
-            raise  # the module is there, and something that it imports is not
-        raise UsageError(
-            f"reward {name!r}: there is no module {where!r}; write package.module:function or path/to/file.py:function"
-        ) from None
+        with _user_code(f"reward {name!r}: {location} cannot be imported"):
+            return importlib.import_module(location)
+    except OwnCodeError as error:
+        cause = error.__cause__
+        # The module itself is missing, not something that it imports.
+        if isinstance(cause, ModuleNotFoundError) and cause.name and f"{location}.".startswith(f"{cause.name}."):
+            raise UsageError(missing) from None
+        raise
+
+
+@contextmanager
+def _user_code(failure: str) -> Iterator[None]:
+    """Around a block that runs the user's code: its exceptions become OwnCodeError, with file and line."""
+    try:
+        yield
+    except (InputError, RunError, torch.OutOfMemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+        remedy = f"install {missing} or correct the code" if missing not in {"", *sys.modules} else "correct the code"
+        raise OwnCodeError(f"{failure}: {_described(error)}; {remedy}") from error
+
+
+def _described(error: BaseException) -> str:
+    """An exception of the user's code in one line: type, message, file and line."""
+    message = error.msg if isinstance(error, SyntaxError) else str(error)
+    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    return " ".join(f"{text} {_place(error)}".split())
+
+
+def _place(error: BaseException) -> str:
+    """The deepest line of the user's code that led to an exception, or of any code; "" if there is none."""
+    if isinstance(error, SyntaxError) and error.filename and Path(error.filename).is_file():
+        return f"({error.filename}, line {error.lineno or 1})"
+    frames = [each for each in traceback.extract_tb(error.__traceback__) if not each.filename.startswith(_MACHINERY)]
+    own = [each for each in frames if not each.filename.startswith(_LIBRARIES)]
+    return next((f"({each.filename}, line {each.lineno})" for each in reversed(own or frames)), "")

@@ -1,8 +1,8 @@
-"""What rewards behind a server share: bounded tries, a limit of requests in flight, keys that stay secret.
+"""What rewards behind a server share: limited retries, a limit of requests in flight, keys that stay secret.
 
-A request is tried again, with growing pauses, while that may help. Once it is given up it yields a `AskError` instead
-of an answer, and its images are NaN. Where the server is away the requests that still wait are given up with it: a
-batch costs at most one request's tries and one more, however many images it has.
+A request is tried again, with growing pauses, while that may help. A request that fails for good yields an `AskError`
+instead of an answer, and its images are NaN. If the whole server is down, the requests that still wait fail with it: a
+batch then costs the tries of about one request, however many images it has.
 """
 
 from __future__ import annotations
@@ -17,154 +17,161 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
-from typing import Literal, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
 from PIL import Image
 
 from customized_grpo.errors import UsageError
+from customized_grpo.rewards import Cause
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between tries; a server that asks for more gets the longest
-LARGEST_REPLY = 4 * 2**20  # bytes; scores and one short sentence are far below
-AGAIN = (408, 425, 429, 500, 502, 503, 504)  # states that may pass
-AWAY = (429, 502, 503, 504)  # states of the server, not of the one request
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between tries; the longest also limits what a server may ask for
+LARGEST_REPLY = 4 * 2**20  # bytes; scores and one short sentence need far fewer
+RETRY = (408, 425, 429, 500, 502, 503, 504)  # statuses that may pass
+SERVER_DOWN = (429, 502, 503, 504)  # statuses that concern the whole server, not one request
+LONGEST_LINE = 300  # characters of a server's message that are shown
 
-Cause = Literal["no_answer", "refused", "bad_reply", "null", "out_of_range"]
 Answer = TypeVar("Answer")
 
 
 class AskError(Exception):
-    """A try, or after the last one a request, without a usable answer.
+    """A try, or after the last try a request, without a usable answer.
 
-    words  what the server said or did, for people: whole, they are cut once the key is out of them
-    again  another try may do better
-    away   the server as a whole cannot be reached or takes nothing now
-    after  seconds that it asked to wait
+    message      what the server said or did; it is shortened only after the key has been removed from it
+    retry        another try may succeed
+    server_down  the whole server cannot be reached or accepts nothing at present
+    wait         seconds that the server asked to wait
     """
 
-    def __init__(self, cause: Cause, words: str, *, again: bool = False, away: bool = False, after: float = 0.0):
-        super().__init__(words)
+    def __init__(
+        self, cause: Cause, message: str, *, retry: bool = False, server_down: bool = False, wait: float = 0.0
+    ):
+        super().__init__(message)
         self.cause: Cause = cause
-        self.words, self.again, self.away, self.after = words, again, away, after
+        self.message, self.retry, self.server_down, self.wait = message, retry, server_down, wait
 
 
 class RemoteReward:
-    """Base of rewards that ask a server. Safe to call from several threads: they share the limit of requests."""
+    """Base of rewards that ask a server. It may be called from several threads, which share the limit of requests."""
 
     remote = True
 
     def __init__(self, url: str, *, retries: int, in_flight: int, secret: str | None):
-        self._where, self._secret = shown(url), secret
-        self._retries, self._in_flight = retries, in_flight
-        self._pool = ThreadPoolExecutor(in_flight, thread_name_prefix="ask")  # its size is the limit
+        self._shown_url, self._secret = shown_url(url), secret
+        self._retries = retries
+        self._pool = ThreadPoolExecutor(in_flight, thread_name_prefix="ask")  # its size is the limit of requests
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        self._answered = self._away = -1.0  # when the last usable answer came, and when the server was given up
+        self._last_answer = self._given_up = -1.0  # times of the last usable answer and of giving up on the server
         self._last_error: str | None = None
         self._unscored: Counter[Cause] = Counter()
-        # Not the module's: training must draw the same numbers whether or not a server had a bad moment.
+        # Its own generator: training must draw the same numbers whether or not a server had a bad moment.
         self._random = random.Random()
 
     @property
     def last_error(self) -> str | None:
-        """What went wrong last, in one line without keys; None while nothing did."""
+        """The latest failure in one line without keys; None if there was none."""
         return self._last_error
 
     @property
     def unscored(self) -> Mapping[Cause, int]:
-        """Images without a score so far, by cause.
-
-        "no_answer", "refused" and "bad_reply" cost all images of a request; "null" is what the server would not
-        score; "out_of_range" is a score that cannot be true.
-        """
+        """Images without a score so far, by cause."""
         with self._lock:
             return dict(self._unscored)
 
     def close(self) -> None:
-        """Give up what waits, and every later request; for a program that is about to end."""
+        """Give up on all waiting and later requests; for a program that is about to end."""
         self._closed.set()
 
-    def _ask_all(self, tries: Sequence[Callable[[], Answer]]) -> list[Answer | AskError]:
-        """One answer or failure for each request, in order; a request is a function that makes one try.
+    def _ask_all(self, requests: Sequence[Callable[[], Answer]]) -> list[Answer | AskError]:
+        """One answer or failure per request, in order. A request is a function that makes one try.
 
-        What a request raises besides `AskError` is raised here.
+        Any exception of a request other than `AskError` is raised here.
         """
         called = time.monotonic()
-        works = [self._pool.submit(self._ask, once, called) for once in tries]
-        return [work.result() for work in works]
+        futures = [self._pool.submit(self._ask, request, called) for request in requests]
+        return [future.result() for future in futures]
 
-    def _count(self, cause: Cause, images: int, words: str | None = None) -> None:
-        """Images that stay without a score; words, where there are some, become the last error."""
+    def _count(self, cause: Cause, images: int, message: str | None = None) -> None:
+        """Count images that remain without a score, and report the message if there is one."""
         with self._lock:
             self._unscored[cause] += images
-        if words is not None:
-            self._say(words)
+        if message is not None:
+            self._report(message)
 
-    def _ask(self, once: Callable[[], Answer], called: float) -> Answer | AskError:
-        began = time.monotonic()
+    def _ask(self, request: Callable[[], Answer], called: float) -> Answer | AskError:
+        started = time.monotonic()
         failure = AskError("no_answer", "not asked: the server was given up")
-        for left in range(self._retries, -1, -1):
-            if self._closed.is_set() or self._away >= called:
+        for tries_left in range(self._retries, -1, -1):
+            if self._closed.is_set() or self._given_up >= called:
                 break
             try:
-                answer = once()
-            except AskError as failed:
-                failure = failed
-                self._say(failure.words)
-                if not (failure.again and left):
-                    self._give_up(failure, began)
+                answer = request()
+            except AskError as error:
+                failure = error
+                self._report(failure.message)
+                if not (failure.retry and tries_left):
+                    self._give_up_if_down(failure, started)
                     break
-                self._closed.wait(self._pause(failure, self._retries - left))
+                self._closed.wait(self._pause(failure, self._retries - tries_left))
             else:
                 with self._lock:
-                    self._answered = time.monotonic()
+                    self._last_answer = time.monotonic()
                 return answer
         return failure
 
-    def _give_up(self, failure: AskError, began: float) -> None:
-        """Others are answered meanwhile: the server is busy, not away, and what waits still has its chance."""
+    def _give_up_if_down(self, failure: AskError, started: float) -> None:
+        """Give up on the server, unless it answered another request meanwhile: then it is busy, not down."""
         with self._lock:
-            if failure.away and self._answered < began:
-                self._away = time.monotonic()
+            if failure.server_down and self._last_answer < started:
+                self._given_up = time.monotonic()
 
     def _pause(self, failure: AskError, failures: int) -> float:
-        """Seconds before the next try, never more than LONGEST_PAUSE; a random part keeps clients out of step."""
-        grown = FIRST_PAUSE * 2**failures * self._random.uniform(0.5, 1)
-        return min(max(grown, failure.after), LONGEST_PAUSE)
+        """Seconds before the next try, at most LONGEST_PAUSE; a random part keeps clients out of step."""
+        pause = FIRST_PAUSE * 2 ** min(failures, 10) * self._random.uniform(0.5, 1)  # 2**10: beyond the longest
+        return min(max(pause, failure.wait), LONGEST_PAUSE)
 
-    def _say(self, words: str) -> None:
-        # The key goes before the line is cut, or a part of it could stay. Servers do repeat keys: "incorrect key ...".
-        safe = (words.replace(self._secret, "***") if self._secret else words)[:2000]
+    def _report(self, message: str) -> None:
+        # Servers do repeat keys: "incorrect key ...". Remove the key before shortening, or part of it could remain.
+        safe = (message.replace(self._secret, "***") if self._secret else message)[:2000]
         line = " ".join("".join(c if c.isprintable() else " " for c in safe).split())
-        self._last_error = f"{self._where}: {line if len(line) <= 300 else line[:299] + '…'}"
+        line = line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 1]}…"
+        self._last_error = f"{self._shown_url}: {line}"
 
 
-# --- the wire --------------------------------------------------------------------------------------------------------
+# --- HTTP ------------------------------------------------------------------------------------------------------------
 
 
 def make_client(timeout: float, in_flight: int) -> httpx2.Client:
-    """A client for one server. A reply has to be complete `timeout` seconds after its request began.
+    """A client for one server. A reply must be complete `timeout` seconds after its request started.
 
-    Redirects are not followed: a key is for the server that was named.
+    Redirects are not followed: the key is meant only for the server that was named. Raises UsageError if the
+    environment names a proxy or certificates that cannot be used.
     """
 
-    def begin(request: httpx2.Request) -> None:
+    def set_deadline(request: httpx2.Request) -> None:
         request.extensions["complete_by"] = time.monotonic() + timeout
 
-    def bound(response: httpx2.Response) -> None:
+    def limit_body(response: httpx2.Response) -> None:
         assert isinstance(response.stream, httpx2.SyncByteStream)
-        response.stream = _Bounded(response.stream, response.request.extensions["complete_by"])
+        response.stream = _LimitedBody(response.stream, response.request.extensions["complete_by"])
 
-    return httpx2.Client(
-        timeout=timeout,
-        limits=httpx2.Limits(max_connections=in_flight, max_keepalive_connections=in_flight),
-        event_hooks={"request": [begin], "response": [bound]},
-    )
+    try:
+        return httpx2.Client(
+            timeout=timeout,
+            limits=httpx2.Limits(max_connections=in_flight, max_keepalive_connections=in_flight),
+            event_hooks={"request": [set_deadline], "response": [limit_body]},
+        )
+    except (ValueError, OSError, ImportError) as error:
+        raise UsageError(
+            f"the environment does not allow HTTP requests: {_reason(error)}; check SSL_CERT_FILE and the proxies in "
+            "HTTP_PROXY, HTTPS_PROXY and ALL_PROXY"
+        ) from error
 
 
-class _Bounded(httpx2.SyncByteStream):
-    """A body with an end: the client's own timeout begins anew with every byte that trickles in."""
+class _LimitedBody(httpx2.SyncByteStream):
+    """A body with a deadline and a largest size: the client's own timeout starts again with every byte."""
 
     def __init__(self, stream: httpx2.SyncByteStream, complete_by: float):
         self.stream, self.complete_by = stream, complete_by
@@ -183,26 +190,26 @@ class _Bounded(httpx2.SyncByteStream):
         self.stream.close()
 
 
-def no_answer(error: BaseException, timeout: float) -> AskError:
-    """The failure where no complete reply came."""
+def no_reply(error: BaseException, timeout: float) -> AskError:
+    """The failure of a try that got no complete reply."""
     if isinstance(error, httpx2.TimeoutException):
-        words = f"no complete answer within {timeout:g} s"
+        message = f"no complete answer within {timeout:g} s"
     else:
-        words = f"no answer: {str(error) or type(error).__name__}"
-    return AskError("no_answer", words, again=True, away=True)
+        message = f"no answer: {_reason(error)}"
+    return AskError("no_answer", message, retry=True, server_down=True)
 
 
-def refused(response: httpx2.Response) -> AskError:
-    """The failure where the reply's status is not 2xx; its body must have been read."""
+def error_status(response: httpx2.Response) -> AskError:
+    """The failure of a try whose reply has a status other than 2xx; its body must have been read."""
     status = response.status_code
-    words = f"{status} {response.reason_phrase}: {response.text}"
-    after = retry_after(response.headers.get("retry-after", ""))
-    cause = "no_answer" if status in AWAY else "refused"
-    return AskError(cause, words, again=status in AGAIN, away=status in AWAY, after=after)
+    message = f"{status} {response.reason_phrase}: {response.text}"
+    wait = retry_after(response.headers.get("retry-after", ""))
+    down = status in SERVER_DOWN
+    return AskError("no_answer" if down else "refused", message, retry=status in RETRY, server_down=down, wait=wait)
 
 
 def retry_after(header: str) -> float:
-    """Seconds from a Retry-After header, which holds seconds or a date; 0 where there is none that can be read."""
+    """Seconds from a Retry-After header, which holds seconds or a date; 0 if it is missing or unreadable."""
     if header.strip().isdecimal():
         return float(header)
     try:
@@ -211,22 +218,27 @@ def retry_after(header: str) -> float:
         return 0.0
 
 
-def shown(url: str) -> str:
-    """A URL for people: without user, password and query, any of which may hold a secret."""
+def shown_url(url: str) -> str:
+    """A URL for messages, without user, password and query: any of them may hold a secret."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def read_key(variable: str | None, reward: str) -> str | None:
-    """The key in an environment variable; None where none is named. Raises ValueError, which never holds the key."""
+    """The key in an environment variable; None if no variable is named.
+
+    Raises UsageError, whose message never holds the key.
+    """
     if variable is None:
         return None
     key = os.environ.get(variable, "").strip()
     if not key:
-        raise UsageError(f"reward {reward!r}: api_key_env names {variable}, and the environment has no such variable")
-    # Quotes and backslashes are written otherwise inside JSON and messages, where the key could not be found again.
+        raise UsageError(f"reward {reward!r}: api_key_env names {variable}, but that variable is not set")
+    # JSON and messages escape quotes and backslashes, so a key with them could not be found and removed.
     if not (key.isascii() and key.isprintable()) or set(key) & set(" \"'\\"):
-        raise UsageError(f"reward {reward!r}: {variable} holds no key: there are blanks or odd characters in it")
+        raise UsageError(
+            f"reward {reward!r}: the value of {variable} is not a key: it holds spaces, quotes or other odd characters"
+        )
     return key
 
 
@@ -236,5 +248,9 @@ def as_png(picture: Image.Image, max_side: int | None = None) -> str:
         picture = picture.copy()
         picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    picture.save(file, "PNG", compress_level=1)  # the network is seldom slower than compression
+    picture.save(file, "PNG", compress_level=1)  # compression is usually slower than the network
     return base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,82 @@
+"""All rewards by name: the class that a reward's name chooses validates its other settings.
+
+A new reward is one file next to this one, a class of settings and a line in `REWARDS`.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import GetCoreSchemaHandler, TypeAdapter
+from pydantic_core import CoreSchema, core_schema
+
+from customized_grpo.rewards.remote_settings import HttpSettings, VlmJudgeSettings
+from customized_grpo.rewards.settings import (
+    ClipISettings,
+    ClipTSettings,
+    CopyPasteSettings,
+    DinoSettings,
+    HPSv3Settings,
+    OracleSettings,
+    OwnFunctionSettings,
+    PickScoreSettings,
+    RewardSettings,
+)
+
+REWARDS: dict[str, type[RewardSettings]] = {
+    "dino": DinoSettings,
+    "clip_i": ClipISettings,
+    "clip_t": ClipTSettings,
+    "pickscore": PickScoreSettings,
+    "hpsv3": HPSv3Settings,
+    "copy_paste": CopyPasteSettings,
+    "oracle_identity": OracleSettings,
+    "oracle_prompt": OracleSettings,
+    "joint_success": OracleSettings,
+    "http": HttpSettings,
+    "vlm_judge": VlmJudgeSettings,
+}
+
+_OWN = "own"  # stands for all names with a colon
+
+
+def _class_key(value: Any) -> str | None:
+    """The key of the class for a mapping of settings, or for settings that exist already."""
+    name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
+    if not isinstance(name, str):
+        return None
+    return _OWN if ":" in name else name
+
+
+class _ByName:
+    """Tells pydantic to choose the class by name."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        classes = [*REWARDS.items(), (_OWN, OwnFunctionSettings)]
+        choices: dict[Any, CoreSchema] = {name: handler.generate_schema(kind) for name, kind in classes}
+        union = core_schema.tagged_union_schema(choices, discriminator=_class_key)
+        return core_schema.no_info_before_validator_function(_from_line, union)
+
+
+def _from_line(value: Any) -> Any:
+    """ "dino against=other_view" -> {"name": "dino", "against": "other_view"}; other types pass unchanged."""
+    if not isinstance(value, str):
+        return value
+    try:
+        name, *settings = shlex.split(value) or [""]
+    except ValueError:
+        raise ValueError(f"{value!r} has a quotation mark that is not closed") from None
+    pairs = [setting.partition("=") for setting in settings]
+    return {"name": name} | {key: text or None for key, _, text in pairs}
+
+
+AnyReward = Annotated[RewardSettings, _ByName]
+_ANY: TypeAdapter[RewardSettings] = TypeAdapter(AnyReward)
+
+
+def parse_reward(value: Any) -> RewardSettings:
+    """Settings from a mapping or from one line, "dino against=other_view". Raises pydantic's ValidationError."""
+    return _ANY.validate_python(value)
