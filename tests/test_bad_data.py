@@ -1,4 +1,4 @@
-"""Pictures, lists and prompts that cannot be used: told all at once, exit code 2, nothing written."""
+"""Pictures, lists and prompts that cannot be used: every problem at once, exit code 2, nothing written."""
 
 import json
 import random
@@ -39,7 +39,7 @@ def entry(name: str, prompt: str = "a dog") -> dict[str, Any]:
 
 
 def bomb(file: Path) -> None:
-    """A PNG of 400 bytes that says it is 30 000 pixels a side."""
+    """A PNG of 400 bytes whose header claims 30 000 pixels a side."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
@@ -65,7 +65,7 @@ PICTURES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "bomb": (
         "dog.png",
         bomb,
-        "more pixels than Pillow opens (its guard against decompression bombs); make it smaller",
+        "too many pixels for Pillow (its guard against decompression bombs); make it smaller",
     ),
 }
 
@@ -85,7 +85,7 @@ def test_a_picture_that_cannot_be_read(kind: str, refused: Refusal):
     assert "\n" not in said
 
 
-def test_all_references_that_cannot_be_read_are_told_at_once(refused: Refusal):
+def test_all_unreadable_references_are_reported_at_once(refused: Refusal):
     said = refused(
         *("generate", "--reference", "a.png", "--reference", "b.png", "--reference", "a.png", "--prompt", "a dog"),
         *("--output", "out", "--device", "cpu"),
@@ -93,11 +93,11 @@ def test_all_references_that_cannot_be_read_are_told_at_once(refused: Refusal):
     assert [line.split(":")[0] for line in said.split("\n")] == ["a.png", "b.png"]
 
 
-def test_pictures_of_odd_kinds_are_taken_as_they_are_documented(tmp_path: Path):
-    """Of an animation its first frame, sixteen bits scaled to eight; what a file is called says nothing."""
+def test_unusual_pictures_are_read_as_documented(tmp_path: Path):
+    """The first frame of an animation, sixteen bits scaled to eight, any file name."""
     red, blue = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
     for name in ("moves.gif", "moves.webp", "moves.png"):
-        red.save(tmp_path / name, save_all=True, append_images=[blue], lossless=True)  # the last is WebP's own
+        red.save(tmp_path / name, save_all=True, append_images=[blue], lossless=True)  # lossless is an option of WebP
     Image.fromarray(np.full((8, 8), 257 * 200, dtype=np.uint16)).save(tmp_path / "deep.png")
     red.save(tmp_path / "misnamed.txt", format="PNG")
     names = sorted(path.name for path in tmp_path.iterdir())
@@ -111,8 +111,8 @@ def test_pictures_of_odd_kinds_are_taken_as_they_are_documented(tmp_path: Path):
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tiff"])
-def test_whatever_a_picture_holds_it_loads_or_is_refused(suffix: str, tmp_path: Path):
-    """Cut and with changed bytes, at random places."""
+def test_a_damaged_picture_loads_or_is_refused(suffix: str, tmp_path: Path):
+    """Cut at a random place, with random bytes changed."""
     draw = random.Random(suffix)
     whole = photograph(tmp_path / f"dog.{suffix}").read_bytes()
     for _ in range(60):
@@ -141,7 +141,7 @@ LISTS: dict[str, tuple[str, str | bytes, list[str]]] = {
     "no entries": ("list.json", "[]", ["holds no samples"]),
     "an object": ("list.json", '{"prompt": "a"}', ['must be an array, not {"prompt": "a"}']),
     "cut": ("list.json", '[{"prompt": "a dog", "image_pa', ["line 1: not JSON: Unterminated string .*"]),
-    "nested": ("list.json", "[" * 100_000, ["not JSON: brackets inside brackets, too deep to be meant"]),
+    "nested": ("list.json", "[" * 100_000, ["brackets are nested too deeply"]),
     "latin-1": ("list.jsonl", '{"prompt": "Straße"}'.encode("latin-1"), ["line 1: not UTF-8"]),
     "binary": ("list.jsonl", b"\x89PNG\r\n\x1a\n\x00\xff", ["line 1: not UTF-8"]),
     "UTF-16": ("list.json", "[]".encode("utf-16"), ["line 1: not UTF-8"]),
@@ -149,20 +149,20 @@ LISTS: dict[str, tuple[str, str | bytes, list[str]]] = {
     "same id": (
         "list.jsonl",
         "\n".join([line(id="a", **entry("dog.png")), line(id="a", **entry("dog.png", "another"))]),
-        ['list.jsonl, lines 1, 2: id "a" is used more than once; groups are told apart by it'],
+        ['list.jsonl, lines 1, 2: id "a" is used more than once; give each sample its own'],
     ),
     "empty prompts": (
         "list.jsonl",
         "\n".join(line(**entry("dog.png", prompt)) for prompt in ("", "  ", "\t")),
-        [rf"list.jsonl, line {n}: prompt must be a text and not empty, not \".*\"" for n in (1, 2, 3)],
+        [rf"list.jsonl, line {n}: prompt must be a non-empty text, not \".*\"" for n in (1, 2, 3)],
     ),
     "outside": (
         "list.jsonl",
         "\n".join(line(**entry(name)) for name in ("/etc/passwd", "../dog.png", "dog.png/../../x.png")),
         [
             'list.jsonl, line 1: "/etc/passwd" leads out of ., .*; data.root=/ allows absolute paths',
-            'list.jsonl, line 2: "../dog.png" leads out of ., .*; give data.root a folder above both',
-            'list.jsonl, line 3: "dog.png/../../x.png" leads out of ., .*; give data.root a folder above both',
+            'list.jsonl, line 2: "../dog.png" leads out of ., .*; set data.root to a folder above both',
+            'list.jsonl, line 3: "dog.png/../../x.png" leads out of ., .*; set data.root to a folder above both',
         ],
     ),
 }
@@ -187,11 +187,11 @@ def test_a_list_that_cannot_be_used(kind: str, refused: Refusal):
 
 @pytest.mark.parametrize("source", ["none", "none.json", "nowhere/none.jsonl"])
 @pytest.mark.parametrize("command", ["train", "evaluate", "probe", "check-rewards"])
-def test_a_source_that_is_not_there(command: str, source: str, refused: Refusal):
+def test_a_missing_source(command: str, source: str, refused: Refusal):
     output = ("output=run",) if command == "train" else ("--output", "out")
     device = ("--device", "cpu") if command == "evaluate" else ()
     said = refused(command, TINY, f"data.source={source}", "data.train_samples=null", *output, *device)
-    assert said.startswith(f"{source} cannot be used, 1 problem:\n  no s")
+    assert said.startswith(f"{source} cannot be used, 1 problem:\n  no")
 
 
 @pytest.mark.parametrize("name", ["dreambench", "syncd", "subjects200k", "imagefolder", "photographs"])
@@ -203,7 +203,7 @@ def test_a_named_layout_without_its_folder(name: str, refused: Refusal):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_whatever_stands_in_a_list_it_loads_or_is_refused(seed: int, tmp_path: Path):
+def test_a_list_with_random_values_loads_or_is_refused(seed: int, tmp_path: Path):
     draw = random.Random(seed)
     photograph(tmp_path / "dog.png")
     odd = [
@@ -245,7 +245,7 @@ def test_whatever_stands_in_a_list_it_loads_or_is_refused(seed: int, tmp_path: P
         (("--prompt", ""), "a prompt is empty; say what to show with --prompt"),
         (("--prompts", "latin.txt"), "--prompts latin.txt: line 2: not UTF-8; name a text file in UTF-8"),
         (("--prompts", "blank.txt"), "no prompt; say what to show with --prompt, or name a file with --prompts"),
-        (("--prompts", "none.txt"), "--prompts none.txt: no such file; name a text file in UTF-8"),
+        (("--prompts", "none.txt"), "--prompts none.txt: no such file or directory; name a text file in UTF-8"),
     ],
 )
 def test_prompts_that_cannot_be_used(arguments: tuple[str, str], message: str, refused: Refusal):
@@ -258,7 +258,7 @@ def test_prompts_that_cannot_be_used(arguments: tuple[str, str], message: str, r
 def test_a_prompt_longer_than_the_text_encoders_read_is_warned_of_once(
     make_policy: Callable[..., FluxKontextPolicy], samples: list[Sample], tmp_path: Path
 ):
-    """By T5 as by CLIP, also where the answer comes from a cache on the disk, and never for one that fits."""
+    """By T5 and by CLIP, also if the encoding comes from the cache on disk, and never for one that fits."""
     long = replace(samples[0], prompt=f"{samples[0].prompt}, in a red hat" + ", in the snow" * 40)
     for _ in range(2):  # the second from the cache
         policy = make_policy(condition_cache=tmp_path / "cache")

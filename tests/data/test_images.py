@@ -194,14 +194,14 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     Image.new("1", (100, 100)).save(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4999)  # Pillow raises above twice that
     for read in (load_image, check_image):
-        with pytest.raises(ValueError, match=r"bomb\.png: more pixels than .*; make it smaller$"):
+        with pytest.raises(ValueError, match=r"bomb\.png: too many pixels .*; make it smaller$"):
             read(tmp_path / "bomb.png")
 
 
 def test_pixels_without_a_scale_are_refused(tmp_path: Path):
     Image.new("F", (2, 2), 0.5).save(tmp_path / "float.tif")
     for read in (load_image, check_image):
-        with pytest.raises(ValueError, match=r"float\.tif: .*0\.5 to 0\.5 \(mode F\), where 16 bits hold"):
+        with pytest.raises(ValueError, match=r"float\.tif: .*0\.5 to 0\.5 \(mode F\); 16 bits hold"):
             read(tmp_path / "float.tif")
     with pytest.raises(ValueError, match=r"picture in memory: .*70000 to 70000 \(mode I\)"):
         load_image(Image.new("I", (2, 2), 70000))

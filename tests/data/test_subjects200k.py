@@ -75,7 +75,7 @@ def test_root_may_be_the_folder_of_the_tables(tmp_path: Path):
 
 
 @needs_pyarrow
-def test_pairs_that_the_data_themselves_rate_low_are_left_out(tmp_path: Path):
+def test_pairs_with_low_scores_or_invalid_descriptions_are_skipped(tmp_path: Path):
     rows = [
         row("chair", quality_assessment=GOOD | {"imageQuality": 4}),
         row("stool", quality_assessment=None),
@@ -87,7 +87,7 @@ def test_pairs_that_the_data_themselves_rate_low_are_left_out(tmp_path: Path):
 
 
 @needs_pyarrow
-def test_pictures_in_tables_are_hashable_and_say_where_they_lie(tmp_path: Path):
+def test_pictures_in_tables_are_hashable_and_name_their_location(tmp_path: Path):
     file = write(tmp_path / "train-0.parquet", row("chair"), row("stool"))
     sample = load_subjects200k(tmp_path)[1]
     assert sample.references == load_subjects200k(tmp_path)[1].references
