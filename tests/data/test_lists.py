@@ -147,8 +147,8 @@ def test_every_problem_is_listed_at_once_with_its_line(root: Path):
         CAT | {"other_views": ["dog/half.jpg"], "subject": 5, "class_word": ""},
         CAT | {"other_views": ["dog/none.png"], "id": 7},
     )
-    found = problems(file)
-    assert found == [
+    lines = problems(file)
+    assert lines == [
         'list.jsonl, lines 1, 14: id "same" is used more than once; give each sample its own',
         "list.jsonl, line 2: not JSON: Expecting ',' delimiter, column 50",
         "list.jsonl, line 4: has no prompt (fields: caption, image_paths)",
@@ -171,9 +171,9 @@ def test_every_problem_is_listed_at_once_with_its_line(root: Path):
     ]
     with pytest.raises(DataError) as caught:
         load_list(file)
-    first, *lines, remedy = str(caught.value).split("\n")
+    first, *shown, remedy = str(caught.value).split("\n")
     assert first == f"{file} cannot be used, 18 problems:"
-    assert [line.strip() for line in lines] == found
+    assert [line.strip() for line in shown] == lines
     assert "Correct the list, or set another root" in remedy
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from customized_grpo.config import ConfigError, load_config
 from customized_grpo.data import DataError, Sample, load_data
-from customized_grpo.data.sources import SOURCES
+from customized_grpo.data.sources import NAMES, SOURCES
+from customized_grpo.fields import BUILT_IN
 
 
 def load(source: object, **given: Any) -> tuple[list[Sample], list[Sample]]:
@@ -75,6 +76,13 @@ def test_a_root_in_addition_to_a_folder_is_refused(folder: Path):
 def test_critters_are_not_read_from_files():
     with pytest.raises(ValueError, match="critters are drawn, not read"):
         load("critters")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in (BUILT_IN, "subjects200k")])
+def test_a_root_with_a_null_byte(name: str):
+    word = "dog" if name == "photographs" else None
+    with pytest.raises(DataError, match=r"^'a\\x00b' cannot be used, 1 problem:\n  embedded null byte\n"):
+        load(name, root=Path("a\0b"), class_word=word)
 
 
 def test_an_unknown_name(tmp_path: Path):
