@@ -1,6 +1,8 @@
-"""Pictures, lists and prompts that cannot be used: told all at once, exit code 2, nothing written."""
+"""Pictures, lists and prompts that cannot be used: every problem at once, exit code 2, nothing written."""
 
+import errno
 import json
+import os
 import random
 import re
 import warnings
@@ -14,7 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from customized_grpo.data import DataError, Sample, load_image, load_list
+from customized_grpo.data import DataError, Sample, load_data, load_image, load_list
+from customized_grpo.data.images import PictureError
+from customized_grpo.data.paths import display
+from customized_grpo.data.sources import NAMES
+from customized_grpo.fields import BUILT_IN
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from program import TINY, Refusal
 
@@ -39,7 +45,7 @@ def entry(name: str, prompt: str = "a dog") -> dict[str, Any]:
 
 
 def bomb(file: Path) -> None:
-    """A PNG of 400 bytes that says it is 30 000 pixels a side."""
+    """A PNG of 400 bytes whose header claims 30 000 pixels a side."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
@@ -62,10 +68,12 @@ PICTURES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "truncated JPEG": ("dog.jpg", truncated, "cannot be read (image file is truncated"),
     "truncated PNG": ("dog.png", truncated, "cannot be read ("),
     "truncated WebP": ("dog.webp", truncated, "cannot be read (|not a picture that Pillow can read"),
+    "name of 300 letters": ("x" * 300 + ".png", lambda _: None, "file name too long; check the path"),
+    "line break": ("dog\n.png", lambda _: None, "no such file or directory; check the path"),
     "bomb": (
         "dog.png",
         bomb,
-        "more pixels than Pillow opens (its guard against decompression bombs); make it smaller",
+        "too many pixels for Pillow (its guard against decompression bombs); make it smaller",
     ),
 }
 
@@ -76,28 +84,29 @@ def test_a_picture_that_cannot_be_read(kind: str, refused: Refusal):
     name, make, message = PICTURES[kind]
     make(refused.folder / name)
     (refused.folder / "list.json").write_text(json.dumps([entry(name)]))
-    said = refused.train("data.source=list.json", "data.train_samples=null")
-    assert said.startswith("list.json cannot be used, 1 problem:\n  list.json, entry 1: ")
-    assert any(each in said for each in message.split("|")), said
-    said = refused("generate", "--reference", name, "--prompt", "a dog", "--output", "out", "--device", "cpu")
-    assert said.startswith(f"{name}: ")
-    assert any(each in said for each in message.split("|")), said
-    assert "\n" not in said
+    in_list = refused.train("data.source=list.json", "data.train_samples=null")
+    assert in_list.startswith("list.json cannot be used, 1 problem:\n  list.json, entry 1: ")
+    assert len(in_list.split("\n")) == 3
+    as_reference = refused("generate", "--reference", name, "--prompt", "a dog", "--output", "out", "--device", "cpu")
+    assert as_reference.startswith(f"{display(name)}: ")
+    assert "\n" not in as_reference
+    for answer in (in_list, as_reference):
+        assert any(part in answer for part in message.split("|")), answer
 
 
-def test_all_references_that_cannot_be_read_are_told_at_once(refused: Refusal):
-    said = refused(
+def test_all_unreadable_references_are_reported_at_once(refused: Refusal):
+    message = refused(
         *("generate", "--reference", "a.png", "--reference", "b.png", "--reference", "a.png", "--prompt", "a dog"),
         *("--output", "out", "--device", "cpu"),
     )
-    assert [line.split(":")[0] for line in said.split("\n")] == ["a.png", "b.png"]
+    assert [line.split(":")[0] for line in message.split("\n")] == ["a.png", "b.png"]
 
 
-def test_pictures_of_odd_kinds_are_taken_as_they_are_documented(tmp_path: Path):
-    """Of an animation its first frame, sixteen bits scaled to eight; what a file is called says nothing."""
+def test_unusual_pictures_are_read_as_documented(tmp_path: Path):
+    """The first frame of an animation, sixteen bits scaled to eight, any file name."""
     red, blue = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
     for name in ("moves.gif", "moves.webp", "moves.png"):
-        red.save(tmp_path / name, save_all=True, append_images=[blue], lossless=True)  # the last is WebP's own
+        red.save(tmp_path / name, save_all=True, append_images=[blue], lossless=True)  # lossless is an option of WebP
     Image.fromarray(np.full((8, 8), 257 * 200, dtype=np.uint16)).save(tmp_path / "deep.png")
     red.save(tmp_path / "misnamed.txt", format="PNG")
     names = sorted(path.name for path in tmp_path.iterdir())
@@ -111,22 +120,22 @@ def test_pictures_of_odd_kinds_are_taken_as_they_are_documented(tmp_path: Path):
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tiff"])
-def test_whatever_a_picture_holds_it_loads_or_is_refused(suffix: str, tmp_path: Path):
-    """Cut and with changed bytes, at random places."""
+def test_a_damaged_picture_loads_or_is_refused(suffix: str, tmp_path: Path):
+    """Cut at a random place, with random bytes changed."""
     draw = random.Random(suffix)
-    whole = photograph(tmp_path / f"dog.{suffix}").read_bytes()
+    intact = photograph(tmp_path / f"dog.{suffix}").read_bytes()
     for _ in range(60):
-        content = bytearray(whole[: draw.randint(0, len(whole))])
+        content = bytearray(intact[: draw.randint(0, len(intact))])
         for _ in range(draw.randint(0, 3) if content else 0):
             content[draw.randrange(len(content))] = draw.randrange(256)
         file = tmp_path / f"broken.{suffix}"
         file.write_bytes(content)
         try:
             assert load_image(file).mode == "RGB"
-        except ValueError as error:
-            said = str(error)
-            assert said.startswith(f"{file}: ")
-            assert "\n" not in said
+        except PictureError as error:
+            message = str(error)
+            assert message.startswith(f"{file}: ")
+            assert "\n" not in message
 
 
 # --- lists -----------------------------------------------------------------------------------------------------------
@@ -141,7 +150,14 @@ LISTS: dict[str, tuple[str, str | bytes, list[str]]] = {
     "no entries": ("list.json", "[]", ["holds no samples"]),
     "an object": ("list.json", '{"prompt": "a"}', ['must be an array, not {"prompt": "a"}']),
     "cut": ("list.json", '[{"prompt": "a dog", "image_pa', ["line 1: not JSON: Unterminated string .*"]),
-    "nested": ("list.json", "[" * 100_000, ["not JSON: brackets inside brackets, too deep to be meant"]),
+    "nested": ("list.json", "[" * 100_000, ["brackets are nested too deeply"]),
+    "nested entry": ("list.jsonl", "[" * 500 + "]" * 500, ["list.jsonl, line 1: brackets are nested too deeply"]),
+    "digits": ("list.json", f"[{'9' * 5000}]", ["a number has too many digits"]),
+    "half a character": (
+        "list.jsonl",
+        line(**entry("dog.png", "a \ud83d dog")),
+        [r'list.jsonl, line 1: "a \\ud83d dog" has a lone surrogate \(\\ud83d\), half a character; remove it'],
+    ),
     "latin-1": ("list.jsonl", '{"prompt": "Straße"}'.encode("latin-1"), ["line 1: not UTF-8"]),
     "binary": ("list.jsonl", b"\x89PNG\r\n\x1a\n\x00\xff", ["line 1: not UTF-8"]),
     "UTF-16": ("list.json", "[]".encode("utf-16"), ["line 1: not UTF-8"]),
@@ -149,20 +165,20 @@ LISTS: dict[str, tuple[str, str | bytes, list[str]]] = {
     "same id": (
         "list.jsonl",
         "\n".join([line(id="a", **entry("dog.png")), line(id="a", **entry("dog.png", "another"))]),
-        ['list.jsonl, lines 1, 2: id "a" is used more than once; groups are told apart by it'],
+        ['list.jsonl, lines 1, 2: id "a" is used more than once; give each sample its own'],
     ),
     "empty prompts": (
         "list.jsonl",
         "\n".join(line(**entry("dog.png", prompt)) for prompt in ("", "  ", "\t")),
-        [rf"list.jsonl, line {n}: prompt must be a text and not empty, not \".*\"" for n in (1, 2, 3)],
+        [rf"list.jsonl, line {n}: prompt must be a non-empty text, not \".*\"" for n in (1, 2, 3)],
     ),
     "outside": (
         "list.jsonl",
         "\n".join(line(**entry(name)) for name in ("/etc/passwd", "../dog.png", "dog.png/../../x.png")),
         [
             'list.jsonl, line 1: "/etc/passwd" leads out of ., .*; data.root=/ allows absolute paths',
-            'list.jsonl, line 2: "../dog.png" leads out of ., .*; give data.root a folder above both',
-            'list.jsonl, line 3: "dog.png/../../x.png" leads out of ., .*; give data.root a folder above both',
+            'list.jsonl, line 2: "../dog.png" leads out of ., .*; set data.root to a folder above both',
+            'list.jsonl, line 3: "dog.png/../../x.png" leads out of ., .*; set data.root to a folder above both',
         ],
     ),
 }
@@ -175,35 +191,75 @@ def test_a_list_that_cannot_be_used(kind: str, refused: Refusal):
     (refused.folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
     for command in ("train", "check-rewards"):
         output = ("output=run",) if command == "train" else ("--output", "out")
-        said = refused(command, TINY, f"data.source={name}", "data.train_samples=null", *output)
-        first, *found, remedy = said.split("\n")
+        message = refused(command, TINY, f"data.source={name}", "data.train_samples=null", *output)
+        first, *lines, remedy = message.split("\n")
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         assert first == f"{name} cannot be used, {count}:"
-        assert len(found) == len(problems)
-        for wrong, expected in zip(found, problems, strict=True):
-            assert re.fullmatch(f"  {expected}", wrong), wrong
+        for problem, expected in zip(lines, problems, strict=True):
+            assert re.fullmatch(f"  {expected}", problem), problem
         assert remedy
 
 
 @pytest.mark.parametrize("source", ["none", "none.json", "nowhere/none.jsonl"])
 @pytest.mark.parametrize("command", ["train", "evaluate", "probe", "check-rewards"])
-def test_a_source_that_is_not_there(command: str, source: str, refused: Refusal):
+def test_a_missing_source(command: str, source: str, refused: Refusal):
     output = ("output=run",) if command == "train" else ("--output", "out")
     device = ("--device", "cpu") if command == "evaluate" else ()
-    said = refused(command, TINY, f"data.source={source}", "data.train_samples=null", *output, *device)
-    assert said.startswith(f"{source} cannot be used, 1 problem:\n  no s")
+    message = refused(command, TINY, f"data.source={source}", "data.train_samples=null", *output, *device)
+    assert message.startswith(f"{source} cannot be used, 1 problem:\n  no")
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ("x" * 300, "not the name of a source, and no such file or folder"),
+        ("x" * 300 + ".json", "file name too long"),
+        ("dog.png/list.json", "not a directory"),
+    ],
+)
+def test_an_impossible_source(source: str, problem: str, refused: Refusal):
+    photograph(refused.folder / "dog.png")
+    message = refused.train(f"data.source={source}", "data.train_samples=null")
+    assert f" cannot be used, 1 problem:\n  {problem}\n" in message
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != BUILT_IN])
+@pytest.mark.parametrize(
+    ("root", "problem"), [("x" * 300, "file name too long"), ("dog.png", "not a directory"), ("none", "no such file")]
+)
+def test_an_impossible_root(name: str, root: str, problem: str, refused: Refusal):
+    if name == "subjects200k":
+        pytest.importorskip("pyarrow")
+    photograph(refused.folder / "dog.png")
+    word = ("data.class_word=dog",) if name == "photographs" else ()
+    message = refused.train(f"data.source={name}", f"data.root={root}", *word)
+    assert f" cannot be used, 1 problem:\n  {problem}" in message
+
+
+@pytest.mark.parametrize("source", ["list.json", "folder"])
+def test_a_source_without_permission(source: str, refused: Refusal, monkeypatch: pytest.MonkeyPatch):
+    """Raised in place of the system, which allows the root user everything."""
+
+    def forbid(_: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    (refused.folder / "list.json").write_text("[]")
+    (refused.folder / "folder").mkdir()
+    monkeypatch.setattr(Path, "read_bytes" if source == "list.json" else "iterdir", forbid)
+    with pytest.raises(DataError, match=r"^\S+ cannot be used, 1 problem:\n  permission denied\nCheck the path\.$"):
+        load_data(source, root=None, class_word="dog", held_out_share=0, seed=0)
 
 
 @pytest.mark.parametrize("name", ["dreambench", "syncd", "subjects200k", "imagefolder", "photographs"])
 def test_a_named_layout_without_its_folder(name: str, refused: Refusal):
     word = ("data.class_word=dog",) if name == "photographs" else ()
-    said = refused.train(f"data.source={name}", *word)
-    assert said == f"data.root: data.source={name} needs the folder of its files; add data.root=path/to/{name}"
+    message = refused.train(f"data.source={name}", *word)
+    assert message == f"data.root: data.source={name} needs the folder of its files; add data.root=path/to/{name}"
     assert "cannot be used" in refused.train(f"data.source={name}", "data.root=nowhere", *word)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_whatever_stands_in_a_list_it_loads_or_is_refused(seed: int, tmp_path: Path):
+def test_a_list_with_random_values_loads_or_is_refused(seed: int, tmp_path: Path):
     draw = random.Random(seed)
     photograph(tmp_path / "dog.png")
     odd = [
@@ -245,7 +301,8 @@ def test_whatever_stands_in_a_list_it_loads_or_is_refused(seed: int, tmp_path: P
         (("--prompt", ""), "a prompt is empty; say what to show with --prompt"),
         (("--prompts", "latin.txt"), "--prompts latin.txt: line 2: not UTF-8; name a text file in UTF-8"),
         (("--prompts", "blank.txt"), "no prompt; say what to show with --prompt, or name a file with --prompts"),
-        (("--prompts", "none.txt"), "--prompts none.txt: no such file; name a text file in UTF-8"),
+        (("--prompts", "."), "--prompts .: is a directory; name a text file in UTF-8"),
+        (("--prompts", "none.txt"), "--prompts none.txt: no such file or directory; name a text file in UTF-8"),
     ],
 )
 def test_prompts_that_cannot_be_used(arguments: tuple[str, str], message: str, refused: Refusal):
@@ -258,14 +315,14 @@ def test_prompts_that_cannot_be_used(arguments: tuple[str, str], message: str, r
 def test_a_prompt_longer_than_the_text_encoders_read_is_warned_of_once(
     make_policy: Callable[..., FluxKontextPolicy], samples: list[Sample], tmp_path: Path
 ):
-    """By T5 as by CLIP, also where the answer comes from a cache on the disk, and never for one that fits."""
+    """By T5 and by CLIP, also if the encoding comes from the cache on disk, and never for one that fits."""
     long = replace(samples[0], prompt=f"{samples[0].prompt}, in a red hat" + ", in the snow" * 40)
     for _ in range(2):  # the second from the cache
         policy = make_policy(condition_cache=tmp_path / "cache")
-        with warnings.catch_warnings(record=True, action="always") as said:
+        with warnings.catch_warnings(record=True, action="always") as caught:
             policy.encode([samples[0], long, long])
             policy.encode([long, samples[1]])
-        (found,) = [str(each.message) for each in said if "longer than" in str(each.message)]
-        assert re.match(r"a prompt is longer than the model reads: \d+ tokens, of which T5 .* reads 16; ", found)
-        assert "of which CLIP" in found
-        assert repr(long.prompt) in found
+        (message,) = [str(warning.message) for warning in caught if "longer than" in str(warning.message)]
+        assert re.match(r"a prompt is longer than the model reads: \d+ tokens, of which T5 .* reads 16; ", message)
+        assert "of which CLIP" in message
+        assert repr(long.prompt) in message

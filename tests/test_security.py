@@ -16,7 +16,7 @@ import customized_grpo
 from customized_grpo.config import RunConfig, load_config
 from customized_grpo.critters.weights import FOLDER
 from customized_grpo.data import DataError, load_list
-from customized_grpo.data.images import inside
+from customized_grpo.data.paths import inside
 from customized_grpo.data.syncd import load_syncd
 from customized_grpo.policies.adapter_file import ADAPTER_FILE
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy

@@ -10,17 +10,17 @@ from customized_grpo.data import DataError
 
 @pytest.fixture
 def dreambench() -> Path:
-    """30 photographed subjects: $CUSTOMIZED_GRPO_DREAMBENCH or ../shared/dreambench of the repository."""
-    beside = Path(__file__).parents[2].parent / "shared" / "dreambench"
-    folder = Path(os.environ.get("CUSTOMIZED_GRPO_DREAMBENCH", beside))
+    """30 photographed subjects: $CUSTOMIZED_GRPO_DREAMBENCH or shared/dreambench next to the repository."""
+    default = Path(__file__).parents[2].parent / "shared" / "dreambench"
+    folder = Path(os.environ.get("CUSTOMIZED_GRPO_DREAMBENCH", default))
     if not folder.is_dir():
-        pytest.skip("no DreamBench photographs here")
+        pytest.skip("the DreamBench photographs are not on this machine")
     return folder
 
 
 @pytest.fixture
 def draw(tmp_path: Path) -> Callable[..., Path]:
-    """Pictures of one colour at paths below the temporary folder, which it returns."""
+    """Saves pictures of one colour at paths below the temporary folder, which it returns."""
 
     def draw(*names: str, colour: str = "red") -> Path:
         for name in names:
@@ -33,7 +33,7 @@ def draw(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def problems() -> Callable[..., list[str]]:
-    """What a loader finds wrong."""
+    """The problems that a loader reports."""
 
     def problems(load: Callable[..., object], *arguments: object) -> list[str]:
         with pytest.raises(DataError) as caught:

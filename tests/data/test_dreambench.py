@@ -9,7 +9,7 @@ import pytest
 from customized_grpo.data import DataError, Sample, dreambench_cases, dreambench_pairs, load_data
 from customized_grpo.data.dreambench import REFERENCES
 
-# The file's form, with 25 made-up prompts in each list; every third subject is a dog.
+# The published form of the file, with 25 invented prompts in each list; every third subject is a dog.
 CLASSES = {name: ("lamp", "lamp", "dog")[index % 3] for index, name in enumerate(REFERENCES)}
 FORMAT = "'a {{0}} {{1}} {} {}'.format(unique_token, class_token),"
 
@@ -71,26 +71,23 @@ def test_every_problem_of_text_and_photographs_is_listed_at_once(made: Path, pro
     (made / "candle/02.jpg").unlink()
     shutil.rmtree(made / "clock")
     assert problems(dreambench_cases, made) == [
-        'prompts_and_classes.txt, line 4: is no subject and class with a comma between: "backpack"',
-        "prompts_and_classes.txt, line 5: toaster is none of the 30 subjects with a customary reference",
-        "prompts_and_classes.txt, line 7: names berry_bowl once more",
-        'prompts_and_classes.txt, line 41: is no prompt with {0} and {1} in quotes: "a prompt without quotes"',
+        'prompts_and_classes.txt, line 4: not a subject and its class, separated by a comma: "backpack"',
+        "prompts_and_classes.txt, line 5: toaster is not one of the 30 subjects with a customary reference",
+        "prompts_and_classes.txt, line 7: names berry_bowl a second time",
+        'prompts_and_classes.txt, line 41: not a quoted prompt with {0} and {1}: "a prompt without quotes"',
         "prompts_and_classes.txt: 24 prompts under Object Prompts, not 25",
         "prompts_and_classes.txt: 24 prompts under Live Subject Prompts, not 25",
         "prompts_and_classes.txt: no class for backpack, backpack_dog, bear_plushie, vase",
-        f"{made}/candle/02.jpg: no such file; it is the customary reference",
-        f"{made}/clock: no such folder; every subject has one",
+        f"{made}/candle/02.jpg: missing; it is the customary reference",
+        f"{made}/clock: no such file or directory",
         f"{made}/can/other.jpg: not a picture that Pillow can read; save it as PNG or JPEG, or leave it out",
-        f"{made}/candle/02.jpg: no such file or directory; check the path",
     ]
 
 
-def test_a_folder_that_is_no_dreambench_says_what_is(tmp_path: Path):
-    with pytest.raises(
-        DataError, match=r"no prompts_and_classes\.txt, neither here nor in dataset/\n.*google/dreambooth"
-    ):
+def test_a_folder_that_is_not_dreambench_is_refused(tmp_path: Path):
+    with pytest.raises(DataError, match=r"no prompts_and_classes\.txt here or in dataset/\n.*google/dreambooth"):
         dreambench_cases(tmp_path)
-    with pytest.raises(DataError, match="no such folder"):
+    with pytest.raises(DataError, match="no such file or directory"):
         dreambench_cases(tmp_path / "none")
 
 
@@ -131,7 +128,7 @@ PAIRS = [
 ]
 
 
-def test_masks_that_somebody_made_are_found(made: Path, draw: Callable[..., Path]):
+def test_masks_next_to_the_subjects_are_found(made: Path, draw: Callable[..., Path]):
     draw("masks/backpack/02.png")
     masked = [case for case in dreambench_cases(made) if case.mask is not None]
     assert {case.subject for case in masked} == {"backpack"}
@@ -141,7 +138,7 @@ def test_masks_that_somebody_made_are_found(made: Path, draw: Callable[..., Path
 def test_pairs_keep_both_references_in_order_and_number_the_prompts_of_each_pair(made: Path):
     (made / "dreambench_multiip.json").write_text(json.dumps(PAIRS))
     pairs = dreambench_pairs(made)
-    assert [each.id for each in pairs] == ["backpack+bear_plushie/00", "can+vase/00", "backpack+bear_plushie/01"]
+    assert [case.id for case in pairs] == ["backpack+bear_plushie/00", "can+vase/00", "backpack+bear_plushie/01"]
     assert pairs[0] == Sample(
         id="backpack+bear_plushie/00",
         subject="backpack+bear_plushie",
@@ -150,22 +147,22 @@ def test_pairs_keep_both_references_in_order_and_number_the_prompts_of_each_pair
     )
 
 
-def test_the_list_of_pairs_may_lie_above_the_dataset_folder(made: Path, tmp_path_factory: pytest.TempPathFactory):
+def test_the_list_of_pairs_may_be_above_the_dataset_folder(made: Path, tmp_path_factory: pytest.TempPathFactory):
     clone = tmp_path_factory.mktemp("clone")
     shutil.copytree(made, clone / "dataset")
     (clone / "dreambench_multiip.json").write_text(json.dumps(PAIRS))
     assert dreambench_pairs(clone)[0].references[0] == clone / "dataset/backpack/02.jpg"
 
 
-def test_everything_wrong_with_pairs_is_listed_at_once(made: Path, problems: Callable[..., list[str]]):
+def test_every_problem_of_pairs_is_listed_at_once(made: Path, problems: Callable[..., list[str]]):
     entries = [PAIRS[0], pair("alone", "can/01.jpg"), pair("", "can/01.jpg", "vase/02.jpg")]
     (made / "dreambench_multiip.json").write_text(json.dumps(entries))
     assert problems(dreambench_pairs, made) == [
-        "dreambench_multiip.json, entry 2: has 1 references where 2 are needed",
-        'dreambench_multiip.json, entry 3: prompt must be a text and not empty, not ""',
+        "dreambench_multiip.json, entry 2: needs 2 references, has 1",
+        'dreambench_multiip.json, entry 3: prompt must be a non-empty text, not ""',
     ]
 
 
-def test_pairs_without_their_list_say_where_it_is(made: Path):
+def test_a_missing_list_of_pairs_is_reported_with_its_source(made: Path):
     with pytest.raises(DataError, match=r"no dreambench_multiip\.json\nCopy .*github\.com/bytedance/UNO"):
         dreambench_pairs(made)

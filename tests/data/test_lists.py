@@ -1,13 +1,13 @@
 import json
-import warnings
 from collections import Counter
-from itertools import pairwise
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from customized_grpo.data import DataError, Sample, load_list, split_by_subject
+from customized_grpo.data import DataError, Sample, load_list
+from customized_grpo.data.lists import load_imagefolder
 
 
 @pytest.fixture
@@ -101,8 +101,8 @@ def test_relative_paths_in_the_working_folder(root: Path, monkeypatch: pytest.Mo
     assert load_list("list.json")[0].subject == "dog"
     assert load_list("around.json")[0].references == (Path("00.png"),)
     assert problems(Path("up.json")) == [
-        'up.json, entry 1: "../00.png" leads out of ., where pictures are read from; '
-        "give data.root a folder above both"
+        'up.json, entry 1: "../00.png" leads out of ., the folder of the pictures; '
+        "set data.root to a folder above both"
     ]
 
 
@@ -122,7 +122,7 @@ def test_shared_leading_folders_are_dropped_for_the_whole_list_or_not_at_all(roo
     one_missing = moved(DOG, "a/b") | {"mask": "a/b/dog/none.png"}
     (line,) = problems(write(root / "list.json", one_missing, moved(CAT, "a/b")), root)
     assert line == f"list.json, entry 1: {root}/dog/none.png: no such file or directory; check the path"
-    with pytest.raises(DataError, match=r'looked up in .*, without the leading "a/b"\)\.$'):
+    with pytest.raises(DataError, match=r'searched in .*, without the leading "a/b"\)\.$'):
         load_list(root / "list.json", root)
 
 
@@ -147,40 +147,40 @@ def test_every_problem_is_listed_at_once_with_its_line(root: Path):
         CAT | {"other_views": ["dog/half.jpg"], "subject": 5, "class_word": ""},
         CAT | {"other_views": ["dog/none.png"], "id": 7},
     )
-    found = problems(file)
-    assert found == [
-        'list.jsonl, lines 1, 14: id "same" is used more than once; groups are told apart by it',
+    lines = problems(file)
+    assert lines == [
+        'list.jsonl, lines 1, 14: id "same" is used more than once; give each sample its own',
         "list.jsonl, line 2: not JSON: Expecting ',' delimiter, column 50",
         "list.jsonl, line 4: has no prompt (fields: caption, image_paths)",
         f"list.jsonl, lines 4, 16: {root}/dog/none.png: no such file or directory; check the path",
-        'list.jsonl, line 5: prompt must be a text and not empty, not "  "',
-        "list.jsonl, line 6: prompt must be a text and not empty, not 3",
+        'list.jsonl, line 5: prompt must be a non-empty text, not "  "',
+        "list.jsonl, line 6: prompt must be a non-empty text, not 3",
         'list.jsonl, line 7: must be an object with prompt and image_paths, not ["not", "an", "object"]',
         "list.jsonl, line 8: has no image_paths; list at least one picture of the subject",
         "list.jsonl, line 9: has no image_paths; list at least one picture of the subject",
         'list.jsonl, line 10: image_paths must be a list of paths, not "dog/00.png"',
         'list.jsonl, line 11: image_paths must be a list of paths, not ["dog/00.png", 1]',
-        'list.jsonl, line 12: image_path must be a text and not empty, not ["dog/00.png"]',
+        'list.jsonl, line 12: image_path must be a non-empty text, not ["dog/00.png"]',
         "list.jsonl, line 13: has both image_path and image_paths; keep one",
-        'list.jsonl, line 14: mask must be a text and not empty, not ["cat/mask.png"]',
-        "list.jsonl, line 15: subject must be a text and not empty, not 5",
-        'list.jsonl, line 15: class_word must be a text and not empty, not ""',
+        'list.jsonl, line 14: mask must be a non-empty text, not ["cat/mask.png"]',
+        "list.jsonl, line 15: subject must be a non-empty text, not 5",
+        'list.jsonl, line 15: class_word must be a non-empty text, not ""',
         f"list.jsonl, line 15: {root}/dog/half.jpg: not a picture that Pillow can read; save it as PNG or "
         "JPEG, or leave it out",
-        "list.jsonl, line 16: id must be a text and not empty, not 7",
+        "list.jsonl, line 16: id must be a non-empty text, not 7",
     ]
     with pytest.raises(DataError) as caught:
         load_list(file)
-    first, *lines, remedy = str(caught.value).split("\n")
+    first, *shown, remedy = str(caught.value).split("\n")
     assert first == f"{file} cannot be used, 18 problems:"
-    assert [line.strip() for line in lines] == found
-    assert "Correct the list, or give another root" in remedy
+    assert [line.strip() for line in shown] == lines
+    assert "Correct the list, or set another root" in remedy
 
 
 def test_entries_of_an_array_are_counted_from_1(root: Path):
     assert problems(write(root / "list.json", DOG, "x", DOG | {"prompt": ""})) == [
         'list.json, entry 2: must be an object with prompt and image_paths, not "x"',
-        'list.json, entry 3: prompt must be a text and not empty, not ""',
+        'list.json, entry 3: prompt must be a non-empty text, not ""',
     ]
 
 
@@ -194,7 +194,7 @@ def test_the_message_shows_20_problems_and_counts_the_rest(root: Path):
     assert lines[21] == "  and 5 more"
 
 
-def test_a_missing_picture_is_told_once_however_many_samples_use_it(root: Path):
+def test_a_missing_picture_is_reported_once_for_all_its_samples(root: Path):
     file = write(root / "list.json", *[DOG | {"image_paths": ["dog/none.png"]}] * 25)
     (line,) = problems(file)
     assert line.startswith(f"list.json, entries 1, 2, 3 and 22 more: {root}/dog/none.png: no such file")
@@ -217,13 +217,13 @@ def test_a_missing_picture_is_told_once_however_many_samples_use_it(root: Path):
         ("list.csv", b"prompt,image", "unknown ending '.csv'"),
     ],
 )
-def test_files_that_are_no_list(name: str, content: bytes, expected: str, tmp_path: Path):
+def test_files_that_are_not_lists(name: str, content: bytes, expected: str, tmp_path: Path):
     (tmp_path / name).write_bytes(content)
     assert problems(tmp_path / name) == [expected]
 
 
 def test_a_list_that_does_not_exist(tmp_path: Path):
-    assert problems(tmp_path / "none.json") == ["no such file"]
+    assert problems(tmp_path / "none.json") == ["no such file or directory"]
 
 
 def test_names_that_no_file_can_have(root: Path):
@@ -244,83 +244,54 @@ def test_dreambench(dreambench: Path):
     assert samples[0].reference_images()[0].size == (512, 512)
 
 
-def test_dreambench_split(dreambench: Path):
-    train, held_out = split_by_subject(load_list(dreambench / "reference_list_750.json"), 0.2, seed=0)
-    assert (len(train), len(held_out)) == (24 * 25, 6 * 25)
-    assert not {sample.subject for sample in train} & {sample.subject for sample in held_out}
+# --- imagefolder -----------------------------------------------------------------------------------------------------
 
 
-def made(subjects: int, prompts: int) -> list[Sample]:
-    picture = (Path("a.png"),)
-    return [
-        Sample(f"{subject}-{prompt}", f"subject {subject}", f"prompt {prompt}", picture)
-        for subject in range(subjects)
-        for prompt in range(prompts)
+def imagefolder(root: Path, *items: object) -> Path:
+    (root / "metadata.jsonl").write_text("".join(f"{json.dumps(item)}\n" for item in items))
+    return root
+
+
+def test_a_line_is_a_sample(draw: Callable[..., Path]):
+    root = draw("dog/0.png", "dog/1.png", "cat/0.png")
+    samples = load_imagefolder(
+        imagefolder(
+            root,
+            {"file_name": "dog/0.png", "text": "a dog in a boat", "other_views": ["dog/1.png"], "score": 3},
+            {"file_name": "cat/0.png", "prompt": "a cat in a boat", "class_word": "cat"},
+        )
+    )
+    assert samples[0] == Sample(
+        id="00000",
+        subject="dog",
+        prompt="a dog in a boat",
+        references=(root / "dog/0.png",),
+        other_views=(root / "dog/1.png",),
+        extra={"score": 3},
+    )
+    assert (samples[1].prompt, samples[1].subject, samples[1].class_word) == ("a cat in a boat", "cat", "cat")
+
+
+def test_problems_name_the_fields_as_the_file_does(draw: Callable[..., Path], problems: Callable[..., list[str]]):
+    root = imagefolder(
+        draw("0.png"),
+        {"text": "no picture"},
+        {"file_name": "0.png"},
+        {"file_name": "0.png", "text": 5},
+        {"file_name": "0.png", "text": "a", "prompt": "b"},
+        {"file_name": "none.png", "text": "a"},
+    )
+    assert problems(load_imagefolder, root) == [
+        "metadata.jsonl, line 1: has no file_name; list at least one picture of the subject",
+        "metadata.jsonl, line 2: has no text (fields: file_name)",
+        "metadata.jsonl, line 3: text must be a non-empty text, not 5",
+        "metadata.jsonl, line 4: has both prompt and text; keep one",
+        f"metadata.jsonl, line 5: {root}/none.png: no such file or directory; check the path",
     ]
 
 
-@pytest.mark.parametrize("share", [0.01, 0.1, 0.25, 0.5, 0.99])
-@pytest.mark.parametrize("subjects", [2, 3, 10, 31])
-def test_split_divides_subjects(share: float, subjects: int):
-    samples = made(subjects, 3)
-    train, held_out = split_by_subject(samples, share, seed=0)
-    held = {sample.subject for sample in held_out}
-    assert len(held) == min(max(1, int(share * subjects + 0.5)), subjects - 1)
-    assert [sample for sample in samples if sample.subject in held] == held_out  # whole subjects, order kept
-    assert [sample for sample in samples if sample.subject not in held] == train
-
-
-def test_split_does_not_depend_on_order_or_on_how_many_prompts():
-    samples = made(10, 3)
-    held = {sample.subject for sample in split_by_subject(samples, 0.3, seed=1)[1]}
-    for other in (samples[::-1], samples[::2] + samples[1::2], made(10, 1)):
-        assert {sample.subject for sample in split_by_subject(other, 0.3, seed=1)[1]} == held
-
-
-def test_split_is_the_same_in_every_process_and_differs_by_seed():
-    chosen = [{sample.subject for sample in split_by_subject(made(10, 1), 0.2, seed)[1]} for seed in range(200)]
-    assert chosen[0] == {"subject 0", "subject 3"}  # as first computed: runs of years ago stay comparable
-    # each of 10 subjects is held out in a fifth of the seeds: 40 +- 5.7 of 200
-    counts = Counter(subject for held in chosen for subject in held)
-    assert len(counts) == 10
-    assert all(17 < count < 63 for count in counts.values())
-
-
-def test_a_larger_share_holds_out_a_superset():
-    held = [{s.id for s in split_by_subject(made(10, 2), share / 10, seed=3)[1]} for share in range(10)]
-    assert all(small < large for small, large in pairwise(held))
-
-
-def test_one_subject_is_divided_by_prompt_with_a_warning():
-    samples = [*made(1, 10), Sample("again", "subject 0", "prompt 4", (Path("b.png"),))]
-    with pytest.warns(UserWarning, match=r"all 11 samples are of one subject \(subject 0\): held out by prompt"):
-        train, held_out = split_by_subject(samples, 0.2, seed=0)
-    held = {sample.prompt for sample in held_out}
-    assert len(held) == 2
-    assert not held & {sample.prompt for sample in train}
-    assert len(train) + len(held_out) == 11
-
-
-def test_one_prompt_is_divided_by_sample_with_a_warning():
-    samples = [Sample(name, "dog", "a dog", (Path("a.png"),)) for name in "abc"]
-    with pytest.warns(UserWarning, match="held out by id"):
-        train, held_out = split_by_subject(samples, 0.1, seed=0)
-    assert (len(train), len(held_out)) == (2, 1)
-
-
-def test_nothing_to_split():
-    with warnings.catch_warnings(action="error"):
-        assert split_by_subject(made(1, 5), 0, seed=0) == (made(1, 5), [])
-        assert split_by_subject(made(1, 1), 0.5, seed=0) == (made(1, 1), [])
-        assert split_by_subject([], 0.5, seed=0) == ([], [])
-
-
-@pytest.mark.parametrize("share", [-0.1, 1, 1.5, float("nan")])
-def test_impossible_shares(share: float):
-    with pytest.raises(ValueError, match=r"held_out_share = .* must be in \[0, 1\)"):
-        split_by_subject(made(2, 2), share, seed=0)
-
-
-def test_ids_must_differ_to_split():
-    with pytest.raises(ValueError, match="share an id"):
-        split_by_subject(made(2, 2) * 2, 0.5, seed=0)
+def test_a_folder_without_metadata(tmp_path: Path):
+    with pytest.raises(
+        ValueError, match=r'(?s)no metadata\.jsonl.*\{"file_name": \.\.\., "text": \.\.\.\} per picture'
+    ):
+        load_imagefolder(tmp_path)

@@ -35,7 +35,7 @@ def test_one_subject_warns_of_overfitting(draw: Callable[..., Path]):
         load_photographs(draw("rex/a.png", "rex/b.png") / "rex", "dog")
 
 
-def test_hidden_files_are_no_photographs_but_everything_else_must_be_one(
+def test_hidden_files_are_ignored_and_all_others_must_be_photographs(
     draw: Callable[..., Path], problems: Callable[..., list[str]]
 ):
     root = draw("a.png")
@@ -45,15 +45,15 @@ def test_hidden_files_are_no_photographs_but_everything_else_must_be_one(
     (root / "b.jpg").write_bytes(b"no jpeg")
     (root / "more").mkdir()
     assert problems(load_photographs, root, "dog") == [
-        f"{root}/more: is a folder; several subjects go in a list or an imagefolder",
+        f"{root}/more: is a folder; for several subjects, use a list or an imagefolder",
         f"{root}/a.txt: not a picture that Pillow can read; save it as PNG or JPEG, or leave it out",
         f"{root}/b.jpg: not a picture that Pillow can read; save it as PNG or JPEG, or leave it out",
     ]
 
 
-def test_an_empty_folder_and_none(tmp_path: Path, problems: Callable[..., list[str]]):
+def test_an_empty_folder_and_a_missing_one(tmp_path: Path, problems: Callable[..., list[str]]):
     assert problems(load_photographs, tmp_path, "dog") == ["holds no photographs"]
-    assert problems(load_photographs, tmp_path / "none", "dog") == ["no such folder"]
+    assert problems(load_photographs, tmp_path / "none", "dog") == ["no such file or directory"]
 
 
 def test_the_built_in_prompts_are_30_and_10_different_ones_with_one_place_for_the_word():
@@ -63,7 +63,7 @@ def test_the_built_in_prompts_are_30_and_10_different_ones_with_one_place_for_th
     assert all("the {}" in prompt for prompt in prompts)
 
 
-def test_no_built_in_prompt_takes_up_a_scene_of_dreambench(dreambench: Path):
+def test_no_built_in_prompt_uses_a_scene_of_dreambench(dreambench: Path):
     common = {"a", "an", "the", "of", "on", "in", "with", "and", "top", "to", "it", "background", "around", "street"}
     theirs = {word for case in dreambench_cases(dreambench) for word in case.prompt.split()} - common
     theirs -= {case.class_word for case in dreambench_cases(dreambench)}

@@ -8,7 +8,8 @@ import pytest
 
 from customized_grpo.config import ConfigError, load_config
 from customized_grpo.data import DataError, Sample, load_data
-from customized_grpo.data.sources import SOURCES
+from customized_grpo.data.sources import NAMES, SOURCES
+from customized_grpo.fields import BUILT_IN
 
 
 def load(source: object, **given: Any) -> tuple[list[Sample], list[Sample]]:
@@ -18,7 +19,7 @@ def load(source: object, **given: Any) -> tuple[list[Sample], list[Sample]]:
 
 @pytest.fixture
 def folder(draw: Callable[..., Path]) -> Path:
-    """Two subjects, and both a list and an imagefolder that say the same of them."""
+    """Two subjects, and both a list and an imagefolder of the same samples."""
     root = draw("dog/0.png", "cat/0.png")
     entries = [{"prompt": f"a {name} in a boat", "image_path": f"{name}/0.png"} for name in ("dog", "cat")]
     (root / "list.json").write_text(json.dumps(entries))
@@ -44,10 +45,12 @@ def test_a_class_word_goes_to_all_samples_of_a_list_that_has_none(folder: Path):
     assert [sample.class_word for sample in (*train, *held_out)] == ["pet", "pet"]
 
 
-def test_a_class_word_beside_one_in_the_list_is_refused(folder: Path):
+def test_a_class_word_in_addition_to_one_in_the_list_is_refused(folder: Path):
     entry = {"prompt": "p", "image_path": "dog/0.png", "class_word": "dog"}
     (folder / "list.json").write_text(json.dumps([entry]))
-    with pytest.raises(ValueError, match=r"^data\.class_word: 1 of 1 samples of .* the first 'dog'; take 'pet' out"):
+    with pytest.raises(
+        ValueError, match=r"^data\.class_word: 1 of 1 samples of .* the first 'dog'; remove 'pet' or theirs$"
+    ):
         load(folder / "list.json", class_word="pet")
 
 
@@ -59,14 +62,14 @@ def test_a_folder_of_photographs_with_its_class_word(folder: Path):
     assert load(folder / "dog", class_word="dog", held_out_share=0) == (train, [])
 
 
-def test_a_folder_of_photographs_without_class_word_says_the_way_out(folder: Path):
+def test_a_folder_of_photographs_needs_a_class_word(folder: Path):
     with pytest.raises(ValueError, match=r"^data\.class_word: .*/dog is a folder without metadata\.jsonl.*=dog$"):
         load(folder / "dog")
 
 
-def test_a_root_beside_a_folder_is_refused(folder: Path):
+def test_a_root_in_addition_to_a_folder_is_refused(folder: Path):
     for source, word in ((folder, None), (folder / "dog", "dog")):
-        with pytest.raises(ValueError, match=r"^data\.root: .* is itself the folder"):
+        with pytest.raises(ValueError, match=r"^data\.root: .* is already the folder"):
             load(source, root=folder, class_word=word)
 
 
@@ -75,9 +78,16 @@ def test_critters_are_not_read_from_files():
         load("critters")
 
 
-def test_a_name_that_nothing_has(tmp_path: Path):
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in (BUILT_IN, "subjects200k")])
+def test_a_root_with_a_null_byte(name: str):
+    word = "dog" if name == "photographs" else None
+    with pytest.raises(DataError, match=r"^'a\\x00b' cannot be used, 1 problem:\n  embedded null byte\n"):
+        load(name, root=Path("a\0b"), class_word=word)
+
+
+def test_an_unknown_name(tmp_path: Path):
     with pytest.raises(
-        DataError, match=r"(?s)no source has this name.*dreambench, dreambench_pairs, syncd, subjects200k"
+        DataError, match=r"(?s)not the name of a source.*dreambench, dreambench_pairs, syncd, subjects200k"
     ):
         load(tmp_path / "dreambnch")
     with pytest.raises(DataError, match="no such file"):
@@ -85,10 +95,10 @@ def test_a_name_that_nothing_has(tmp_path: Path):
 
 
 CONTRADICTIONS = [
-    (["data.class_word=dog"], "data.class_word: data.source=critters says itself what its subjects are"),
+    (["data.class_word=dog"], "data.class_word: data.source=critters has class words of its own"),
     *(([f"data.source={name}"], f"data.root: data.source={name} needs the folder of its files") for name in SOURCES),
-    (["data.source=dreambench", "data.root=x", "data.class_word=dog"], "leave 'dog' out"),
-    (["data.source=photographs", "data.root=x"], "data.class_word: photographs need a word for what they show"),
+    (["data.source=dreambench", "data.root=x", "data.class_word=dog"], "remove 'dog'"),
+    (["data.source=photographs", "data.root=x"], "data.class_word: photographs need a word for their subject"),
     (["data.source=list.json", "data.class_word=' '"], "data.class_word: ' ' is empty"),
 ]
 

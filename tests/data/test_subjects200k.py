@@ -1,4 +1,5 @@
 import io
+import random
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
@@ -75,7 +76,7 @@ def test_root_may_be_the_folder_of_the_tables(tmp_path: Path):
 
 
 @needs_pyarrow
-def test_pairs_that_the_data_themselves_rate_low_are_left_out(tmp_path: Path):
+def test_pairs_with_low_scores_or_invalid_descriptions_are_skipped(tmp_path: Path):
     rows = [
         row("chair", quality_assessment=GOOD | {"imageQuality": 4}),
         row("stool", quality_assessment=None),
@@ -87,7 +88,7 @@ def test_pairs_that_the_data_themselves_rate_low_are_left_out(tmp_path: Path):
 
 
 @needs_pyarrow
-def test_pictures_in_tables_are_hashable_and_say_where_they_lie(tmp_path: Path):
+def test_pictures_in_tables_are_hashable_and_name_their_location(tmp_path: Path):
     file = write(tmp_path / "train-0.parquet", row("chair"), row("stool"))
     sample = load_subjects200k(tmp_path)[1]
     assert sample.references == load_subjects200k(tmp_path)[1].references
@@ -111,13 +112,51 @@ def test_every_problem_of_every_table_is_listed_at_once(tmp_path: Path, problems
     assert found[:1] == [
         "a.parquet, row 1: has no item (fields: description_0, description_1, category, description_valid)"
     ]
-    assert found[1].startswith("b.parquet: not Parquet: ")
+    assert found[1].startswith("b.parquet: not a readable Parquet table: ")
     assert found[2:] == [
         "c.parquet: no column collection, quality_assessment, description (columns: image, caption)",
         f"{tmp_path}/a.parquet, row 2: not a picture that Pillow can read; save it as PNG or JPEG, or leave it out",
         f"{tmp_path}/a.parquet, row 3: cannot be read (600 x 528 pixels, not two pictures of 512 side by side); "
         "save it again as 8-bit PNG or JPEG, or leave it out",
     ]
+
+
+@needs_pyarrow
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"image": "a.png"}, "column image has no field bytes (type: string)"),
+        ({"quality_assessment": 5}, "column quality_assessment has no field compositeStructure, objectConsistency, "),
+        ({"description": ["a chair"]}, "column description has no field item, description_1 (type: list<"),
+        ({"quality_assessment": dict.fromkeys(GOOD, "5")}, "no row with compositeStructure, objectConsistency, "),
+        ({"image": {"bytes": None, "path": "a.png"}}, "train-0.parquet, row 1: not a picture that Pillow can read; "),
+    ],
+)
+def test_columns_of_other_types(
+    changes: dict[str, Any], problem: str, tmp_path: Path, problems: Callable[..., list[str]]
+):
+    write(tmp_path / "train-0.parquet", row("chair", **changes))
+    (line,) = problems(load_subjects200k, tmp_path)
+    assert problem in line
+
+
+@needs_pyarrow
+def test_a_damaged_table_loads_or_is_refused(tmp_path: Path):
+    """Random bytes of the footer, which describes the columns, are changed."""
+    pick = random.Random(0)
+    intact = write(tmp_path / "intact", row("chair")).read_bytes()
+    refused = 0
+    for number in range(60):
+        content = bytearray(intact)
+        for _ in range(3):
+            content[pick.randrange(len(content) - 1500, len(content))] = pick.randrange(256)
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "a.parquet").write_bytes(content)
+        try:
+            load_subjects200k(tmp_path / str(number))
+        except DataError:
+            refused += 1
+    assert refused > 20
 
 
 @needs_pyarrow

@@ -19,7 +19,7 @@ CAT = entry("cat_0_0_0_0.jpg", "cat_0_0_0_1.jpg", objaverse_id="", category="def
 
 @pytest.fixture
 def root(draw: Callable[..., Path]) -> Path:
-    """Two parts, as the published archive unpacks: pictures, their masks beside them, one metadata file each."""
+    """Two parts, as the published archive unpacks: pictures, their masks, one metadata file each."""
     for part, each in (("rigid", RIGID), ("deformable", CAT)):
         names = each["filenames"]
         assert isinstance(names, list)
@@ -51,7 +51,7 @@ def test_root_may_be_one_part(root: Path):
     assert [sample.id for sample in load_syncd(root / "rigid")] == ["0_0_0", "0_0_1", "0_0_2"]
 
 
-def test_metadata_with_scores_are_read_only_where_there_are_no_others(root: Path):
+def test_metadata_with_scores_are_read_only_if_there_are_no_others(root: Path):
     (root / "rigid/metadata_with_scores.json").write_text(json.dumps([RIGID]))
     assert len(load_syncd(root)) == 5
     (root / "rigid/metadata.json").unlink()
@@ -81,10 +81,10 @@ def test_every_problem_of_every_file_is_listed_at_once(root: Path, problems: Cal
     assert found == [
         'metadata.json, entry 1: must be an object with filenames and prompts, not "text"',
         "metadata.json, entry 2: has no prompts (fields: filenames)",
-        "metadata.json, entry 3: has 3 filenames and 1 prompts; a set has as many of both, at least two",
+        "metadata.json, entry 3: has 3 filenames and 1 prompts; a set needs two or more, one prompt each",
         'metadata.json, entry 4: filenames must be a list of paths, not "0_0_0.jpg"',
         *(
-            f'metadata.json, entries 5, 6: id "rigid/0_0_{number}" is used more than once; groups are told apart by it'
+            f'metadata.json, entries 5, 6: id "rigid/0_0_{number}" is used more than once; give each sample its own'
             for number in range(3)
         ),
         f"metadata.json, entries 5, 6: {root}/rigid/masks/0_0_1.jpg: no such file or directory; check the path",
@@ -92,6 +92,6 @@ def test_every_problem_of_every_file_is_listed_at_once(root: Path, problems: Cal
     ]
 
 
-def test_a_folder_without_metadata_says_what_is_needed(tmp_path: Path):
+def test_a_folder_without_metadata_is_refused(tmp_path: Path):
     with pytest.raises(DataError, match=r"(?s)metadata\.json.* one folder below.*unzip\.sh"):
         load_syncd(tmp_path)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from customized_grpo.config import CONFIG, load_config
 from customized_grpo.data import DataError, Sample
-from customized_grpo.data.entries import read_text
 from customized_grpo.data.images import check_image, to_pictures
+from customized_grpo.data.reading import read_text
 from customized_grpo.errors import UsageError
 from customized_grpo.fields import BUILT_IN
 from customized_grpo.files.durable import check_folder, make_folder

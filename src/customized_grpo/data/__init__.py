@@ -1,4 +1,4 @@
-"""What a run learns from: samples of (references, prompt), and the files, by name of their layout, they come from."""
+"""Samples (references and a prompt) and the loaders of every file layout that they can come from."""
 
 from customized_grpo.data.dreambench import dreambench_cases, dreambench_pairs
 from customized_grpo.data.findings import DataError

@@ -1,8 +1,8 @@
 """DreamBench: the 30 photographed subjects of DreamBooth (arXiv 2208.12242), 25 prompts each.
 
-Read from https://github.com/google/dreambooth: `dataset/<subject>/00.jpg, ...`, four to six photographs each, and
-`dataset/prompts_and_classes.txt` with the class of each subject and two lists of prompts, for objects and for live
-subjects (its README: nine dogs and cats).
+Read from a clone of https://github.com/google/dreambooth: `dataset/<subject>/00.jpg, ...`, four to six photographs
+each, and `dataset/prompts_and_classes.txt` with the class of each subject and two lists of prompts, for objects and
+for live subjects (nine dogs and cats, according to its README).
 """
 
 import re
@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from customized_grpo.data.entries import read_text
 from customized_grpo.data.findings import DataError, Findings, Place, check_pictures, show
-from customized_grpo.data.images import pictures_in
 from customized_grpo.data.lists import load_list
+from customized_grpo.data.paths import is_file
+from customized_grpo.data.reading import list_folder, read_text
 from customized_grpo.data.sample import Sample
 
-# Which photograph is the reference in the customary list of 750 cases (datasets/dreambench_singleip.json of UNO); the
-# same as in scripts/remove_dreambench_multiimg.sh of github.com/xichenpan/Kosmos-G.
+# The reference photographs of the customary list of 750 cases (datasets/dreambench_singleip.json of UNO), the same as
+# in scripts/remove_dreambench_multiimg.sh of github.com/xichenpan/Kosmos-G.
 REFERENCES = {
     "backpack": "02.jpg",
     "backpack_dog": "02.jpg",
@@ -62,18 +62,18 @@ def dreambench_cases(root: Path) -> list[Sample]:
 
     root  a clone of google/dreambooth, its folder `dataset`, or a copy of that folder
 
-    Ids are subject and number of the prompt, "backpack/00" to "wolf_plushie/24". The benchmark has no masks; where
-    somebody has made them, a subject's is masks/<subject>/<its reference>.png beside the subjects' folders.
+    Ids are subject and number of the prompt, "backpack/00" to "wolf_plushie/24". The benchmark has no masks; if
+    masks/<subject>/<its reference>.png exists next to the subjects' folders, it is used.
 
     Raises:
-        DataError: everything wrong with text and photographs at once.
+        DataError: all problems of text and photographs at once.
     """
     folder = _folder(root)
     findings = Findings(folder)
     text = _parse(folder / _TEXT, findings)
     views = {name: _photographs(folder / name, reference, findings) for name, reference in REFERENCES.items()}
-    masks = {name: mask for name in REFERENCES if (mask := _mask(folder, name)).is_file()}
-    pictures = [*masks.values(), *(view for each in views.values() for view in each)]
+    masks = {name: mask for name in REFERENCES if is_file(mask := _mask(folder, name))}
+    pictures = [*masks.values(), *(view for photographs in views.values() for view in photographs)]
     check_pictures(((None, picture) for picture in pictures), findings)
     findings.raise_if_any(_CLONE)
     return [
@@ -94,36 +94,35 @@ def dreambench_cases(root: Path) -> list[Sample]:
 def dreambench_pairs(root: Path) -> list[Sample]:
     """The customary cases with two subjects, in the order of UNO's list: both references, subject "can+clock".
 
-    Which subjects are paired is written down only in that list, so it is read, not made:
-    `datasets/dreambench_multiip.json` of https://github.com/bytedance/UNO (Apache-2.0) has to lie in `root` or beside
-    the subjects' folders. Its entries are {"prompt": "a backpack and a stuffed animal in the jungle", "image_paths":
-    [".../backpack_dog/02.jpg", ".../bear_plushie/03.jpg"]}.
+    The pairs are defined only in that list: `datasets/dreambench_multiip.json` of https://github.com/bytedance/UNO
+    (Apache-2.0) must be in `root` or next to the subjects' folders. Its entries are {"prompt": "a backpack and a
+    stuffed animal in the jungle", "image_paths": [".../backpack_dog/02.jpg", ".../bear_plushie/03.jpg"]}.
 
     Ids are pair and number of its prompt: "backpack_dog+bear_plushie/00".
 
     Raises:
-        DataError: no such list, or everything wrong with it at once.
+        DataError: the list is missing, or all its problems at once.
     """
     folder = _folder(root)
-    file = next((each / _PAIRS for each in (root, folder) if (each / _PAIRS).is_file()), None)
+    file = next((place / _PAIRS for place in (root, folder) if is_file(place / _PAIRS)), None)
     if file is None:
         remedy = f"Copy datasets/{_PAIRS} of https://github.com/bytedance/UNO into that folder."
         raise DataError(root, [f"no {_PAIRS}"], remedy)
-    met: dict[str, int] = {}
+    numbers: dict[str, int] = {}  # of the last prompt of each pair
     pairs = []
-    for sample in load_list(file, folder, pictures=2):
+    for sample in load_list(file, folder, reference_count=2):
         subject = "+".join(reference.parent.name for reference in sample.references if isinstance(reference, Path))
-        number = met[subject] = met.get(subject, -1) + 1
+        number = numbers[subject] = numbers.get(subject, -1) + 1
         pairs.append(replace(sample, id=f"{subject}/{number:02d}", subject=subject, class_word=None))
     return pairs
 
 
 def _folder(root: Path) -> Path:
     for folder in (root, root / "dataset"):
-        if (folder / _TEXT).is_file():
+        if is_file(folder / _TEXT):
             return folder
-    problem = f"no {_TEXT}, neither here nor in dataset/" if root.is_dir() else "no such folder"
-    raise DataError(root, [problem], _CLONE)
+    list_folder(root, _CLONE)  # raises if root itself is the problem
+    raise DataError(root, [f"no {_TEXT} here or in dataset/"], _CLONE)
 
 
 def _mask(folder: Path, subject: str) -> Path:
@@ -131,19 +130,21 @@ def _mask(folder: Path, subject: str) -> Path:
 
 
 def _photographs(folder: Path, reference: str, findings: Findings) -> list[Path]:
-    """The reference and then the others, by name."""
-    if not folder.is_dir():
-        findings.add([], f"{folder}: no such folder; every subject has one")
+    """The reference first, then the others by name."""
+    try:
+        views = list_folder(folder)
+    except DataError as error:
+        findings.include(folder, error)
         return []
-    views = pictures_in(folder)
     if folder / reference not in views:
-        findings.add([], f"{folder / reference}: no such file; it is the customary reference")
+        findings.add([], f"{folder / reference}: missing; it is the customary reference")
+        return views
     return [folder / reference, *(view for view in views if view.name != reference)]
 
 
 @dataclass
 class _Text:
-    """What prompts_and_classes.txt says; templates have {} for the class."""
+    """The content of prompts_and_classes.txt; templates have {} for the class."""
 
     classes: dict[str, str] = field(default_factory=dict)
     objects: list[str] = field(default_factory=list)
@@ -158,7 +159,7 @@ def _parse(path: Path, findings: Findings) -> _Text:
         elif (template := _template(line)) is not None:
             (text.live if section.startswith("Live") else text.objects).append(template)
         else:
-            findings.add([place], f"is no prompt with {{0}} and {{1}} in quotes: {show(line)}")
+            findings.add([place], f"not a quoted prompt with {{0}} and {{1}}: {show(line)}")
     for kind, prompts in (("Object", text.objects), ("Live Subject", text.live)):
         if len(prompts) != _PROMPTS:
             findings.add([], f"{path.name}: {len(prompts)} prompts under {kind} Prompts, not {_PROMPTS}")
@@ -169,10 +170,10 @@ def _parse(path: Path, findings: Findings) -> _Text:
 
 
 def _lines(path: Path) -> Iterator[tuple[Place, str, str]]:
-    """(place, section, line) of the lines that say something."""
+    """(place, section, line) of each line with a class or a prompt."""
     section = ""
-    for number, given in enumerate(read_text(path).split("\n"), start=1):
-        line = given.strip()
+    for number, text in enumerate(read_text(path).split("\n"), start=1):
+        line = text.strip()
         if line == "Classes" or line.endswith("Prompts"):
             section = line
         elif line not in ("", "subject_name,class", "prompt_list = [", "]"):
@@ -182,17 +183,17 @@ def _lines(path: Path) -> Iterator[tuple[Place, str, str]]:
 def _read_class(place: Place, line: str, text: _Text, findings: Findings) -> None:
     subject, comma, class_word = (part.strip() for part in line.partition(","))
     if not (subject and comma and class_word):
-        findings.add([place], f"is no subject and class with a comma between: {show(line)}")
+        findings.add([place], f"not a subject and its class, separated by a comma: {show(line)}")
     elif subject in text.classes:
-        findings.add([place], f"names {subject} once more")
+        findings.add([place], f"names {subject} a second time")
     elif subject not in REFERENCES:
-        findings.add([place], f"{subject} is none of the {len(REFERENCES)} subjects with a customary reference")
+        findings.add([place], f"{subject} is not one of the {len(REFERENCES)} subjects with a customary reference")
     else:
         text.classes[subject] = class_word
 
 
 def _template(line: str) -> str | None:
     """ "'a {0} {1} in the snow'.format(...)," -> "a {} in the snow": the customary cases have no unique token."""
-    found = re.match(r"""(['"])(.*?)\1""", line)
-    template = found[2].replace("{0} {1}", "{}") if found else ""
+    quoted = re.match(r"""(['"])(.*?)\1""", line)
+    template = quoted[2].replace("{0} {1}", "{}") if quoted else ""
     return template if template.count("{") == template.count("{}") == template.count("}") == 1 else None

@@ -1,94 +1,113 @@
-"""The entries of JSON and JSONL files, field by field; what is wrong goes to the findings."""
+"""The entries of JSON and JSONL files, read field by field; problems are added to the findings."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from customized_grpo.data.findings import DataError, Findings, Place, show
+from customized_grpo.data.reading import read_text
 
-_DEEP = "brackets inside brackets, too deep to be meant"
+_DEEPEST = 100  # levels of brackets in an entry
+_TOO_DEEP = "brackets are nested too deeply"
 
 
 def read_entries(path: Path, findings: Findings) -> Iterator[tuple[Place, Any]]:
     """(place, value) of each entry: `.json` holds one array, `.jsonl` or `.ndjson` one value per line, in UTF-8.
 
+    A single entry that cannot be used is added to the findings and skipped.
+
     Raises:
-        DataError: the file as a whole is no list of entries. A line that is no JSON goes to the findings.
+        DataError: the file as a whole is not a list of entries.
     """
     by_line = path.suffix.lower() in (".jsonl", ".ndjson")
     if not by_line and path.suffix.lower() != ".json":
-        remedy = "Call it .json for one array of objects, .jsonl for one object per line."
+        remedy = "Name it .json for one array of objects, .jsonl for one object per line."
         raise DataError(path, [f"unknown ending {path.suffix!r}"], remedy)
     text = read_text(path)
-    yield from _of_lines(text, path, findings) if by_line else _of_array(text, path)
+    for place, value in _parse_lines(text, path, findings) if by_line else _parse_array(text, path):
+        if flaw := _flaw(value):
+            findings.add([place], flaw)
+        else:
+            yield place, value
 
 
-def read_text(path: Path) -> str:
-    """Raises: DataError, if there is no such file or it is not UTF-8."""
-    if not path.is_file():
-        raise DataError(path, ["no such file"], "Check the path.")
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise DataError(path, [f"line {line}: not UTF-8"], "Save it as UTF-8.") from error
-
-
-def _of_lines(text: str, path: Path, findings: Findings) -> Iterator[tuple[Place, Any]]:
+def _parse_lines(text: str, path: Path, findings: Findings) -> Iterator[tuple[Place, Any]]:
     for number, line in enumerate(text.split("\n"), start=1):  # splitlines() also breaks inside JSON strings
         if not line.strip():
             continue
         place = Place(path, number, "line")
         try:
-            item = json.loads(line)
-        except json.JSONDecodeError as error:
-            findings.add([place], f"not JSON: {error.msg}, column {error.colno}")
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            findings.add([place], _why_not_parsed(error))
             continue
-        except RecursionError:
-            findings.add([place], f"not JSON: {_DEEP}")
-            continue
-        yield place, item
+        yield place, value
 
 
-def _of_array(text: str, path: Path) -> Iterator[tuple[Place, Any]]:
-    remedy = "A .json list is one array of objects; call a list with one object per line .jsonl."
+def _parse_array(text: str, path: Path) -> Iterator[tuple[Place, Any]]:
+    remedy = "A .json list is one array of objects; name a list with one object per line .jsonl."
     try:
-        items = json.loads(text)
-    except json.JSONDecodeError as error:
-        problem = f"line {error.lineno}: not JSON: {error.msg}, column {error.colno}"
-        raise DataError(path, [problem], remedy) from error
-    except RecursionError:
-        raise DataError(path, [f"not JSON: {_DEEP}"], remedy) from None
-    if not isinstance(items, list):
-        raise DataError(path, [f"must be an array, not {show(items)}"], remedy)
-    for number, item in enumerate(items, start=1):
-        yield Place(path, number), item
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        line = f"line {error.lineno}: " if isinstance(error, json.JSONDecodeError) else ""
+        raise DataError(path, [f"{line}{_why_not_parsed(error)}"], remedy) from error
+    if not isinstance(values, list):
+        raise DataError(path, [f"must be an array, not {show(values)}"], remedy)
+    for number, value in enumerate(values, start=1):
+        yield Place(path, number), value
+
+
+def _why_not_parsed(error: ValueError | RecursionError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON: {error.msg}, column {error.colno}"
+    if isinstance(error, RecursionError):
+        return _TOO_DEEP
+    return "a number has too many digits"  # Python's limit, the only other ValueError of json.loads
+
+
+def _flaw(value: Any, depth: int = 0) -> str | None:
+    """What JSON allows but no later step can handle."""
+    if depth > _DEEPEST:
+        return _TOO_DEEP
+    if isinstance(value, str):
+        lone = next((letter for letter in value if "\ud800" <= letter <= "\udfff"), None)
+        return lone and f"{show(value)} has a lone surrogate (\\u{ord(lone):04x}), half a character; remove it"
+    parts: Sequence[Any] = ()
+    if isinstance(value, dict):
+        parts = [*value.keys(), *value.values()]
+    elif isinstance(value, list):
+        parts = value
+    return next((flaw for part in parts if (flaw := _flaw(part, depth + 1))), None)
 
 
 class Entry:
-    """Reads the fields of one entry; null is absent, and so is what is wrong, which goes to the findings.
+    """Reads the fields of one entry. null counts as absent; a wrong value is added to the findings, then absent too.
 
-    spelled  what a layout calls our fields: {"prompt": "text"}. Our own name will do as well, but not both.
+    aliases  what a layout calls our fields: {"prompt": "text"}. Our own name is accepted as well, but not both
     """
 
     def __init__(
-        self, place: Place, given: Mapping[str, Any], findings: Findings, spelled: Mapping[str, str] | None = None
+        self, place: Place, given: Mapping[str, Any], findings: Findings, aliases: Mapping[str, str] | None = None
     ) -> None:
         self.place = place
         self.fields = {name: value for name, value in given.items() if value is not None}
         self.findings = findings
-        self.spelled = spelled or {}
-        for name, other in self.spelled.items():
-            if name in self.fields and other in self.fields:
-                self.say(f"has both {name} and {other}; keep one")
+        self.aliases = aliases or {}
+        for name, alias in self.aliases.items():
+            if name in self.fields and alias in self.fields:
+                self.report(f"has both {name} and {alias}; keep one")
 
-    def say(self, problem: str) -> None:
+    def report(self, problem: str) -> None:
+        """Add a problem of this entry to the findings."""
         self.findings.add([self.place], problem)
 
+    def report_missing(self, name: str) -> None:
+        self.report(f"has no {self.key(name)} (fields: {', '.join(self.fields) or 'none'})")
+
     def key(self, name: str) -> str:
-        """Under which name a field stands in this entry, or should."""
-        return name if name in self.fields else self.spelled.get(name, name)
+        """The name under which this entry has a field, or should have it."""
+        return name if name in self.fields else self.aliases.get(name, name)
 
     def __contains__(self, name: str) -> bool:
         return self.key(name) in self.fields
@@ -97,17 +116,17 @@ class Entry:
         value = self.fields.get(self.key(name))
         if value is None or (isinstance(value, str) and value.strip()):
             return value
-        self.say(f"{self.key(name)} must be a text and not empty, not {show(value)}")
+        self.report(f"{self.key(name)} must be a non-empty text, not {show(value)}")
         return None
 
     def required_text(self, name: str) -> str:
         if name not in self:
-            self.say(f"has no {self.key(name)} (fields: {', '.join(self.fields) or 'none'})")
+            self.report_missing(name)
         return self.text(name) or ""
 
     def texts(self, name: str, what: str = "paths") -> list[str]:
         value = self.fields.get(self.key(name), [])
-        if isinstance(value, list) and all(isinstance(each, str) and each.strip() for each in value):
+        if isinstance(value, list) and all(isinstance(item, str) and item.strip() for item in value):
             return value
-        self.say(f"{self.key(name)} must be a list of {what}, not {show(value)}")
+        self.report(f"{self.key(name)} must be a list of {what}, not {show(value)}")
         return []

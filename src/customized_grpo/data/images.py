@@ -1,19 +1,19 @@
-"""Pictures as every model and reward sees them: upright, RGB, eight bits, nothing transparent.
+"""Pictures as every model and reward sees them: upright, RGB, eight bits, no transparency.
 
-Colour profiles are not applied: pixel values are taken as sRGB.
+Colour profiles are ignored: pixel values are taken as sRGB.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from customized_grpo.data.paths import display, why
 from customized_grpo.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 class PictureError(InputError, ValueError):
-    """A file that is missing, truncated, or no picture; one line with the reason."""
+    """A picture that cannot be read: the file is missing, truncated or not a picture. One line with the reason."""
 
 
 class Stored(Protocol):
-    """A picture inside another file, such as a table: opened at each call, never kept. `str` says where it lies."""
+    """A picture inside another file, such as a table: opened at each call, never cached. `str` is its location."""
 
     def __hash__(self) -> int: ...
 
@@ -38,22 +38,22 @@ _WIDE_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
 
 def load_image(source: Source | str) -> Image.Image:
-    """A new RGB picture: upright by its EXIF, transparency on white, 16-bit grey scaled to 8, first frame.
+    """A new RGB picture: upright by its EXIF, transparency on white, 16-bit grey scaled to 8, first frame only.
 
-    A picture in memory is converted the same way and left untouched.
+    A picture in memory is converted in the same way and left unchanged.
 
     Raises:
-        ValueError: the file is missing, truncated, corrupt or no picture; its pixels have no fixed scale.
+        PictureError: the file is missing, truncated, corrupt or not a picture, or its pixels have no fixed scale.
     """
     with _opened(source) as image:
         return _rgb(image)
 
 
 def load_mask(source: Source | str) -> Image.Image:
-    """A mask as an upright 8-bit grey picture, the subject white; of a cut-out, what is opaque.
+    """A mask as an upright 8-bit grey picture, the subject white. A cut-out gives its opaque part.
 
     Raises:
-        ValueError: as for `load_image`.
+        PictureError: as for `load_image`.
     """
     with _opened(source) as image:
         if image.has_transparency_data:
@@ -64,10 +64,10 @@ def load_mask(source: Source | str) -> Image.Image:
 
 
 def check_image(source: Source) -> None:
-    """Passes over a picture that `load_image` can read, at a fraction of its cost for JPEG and PNG files.
+    """Check that `load_image` can read a picture, at a fraction of its cost for JPEG and PNG files.
 
     Raises:
-        ValueError: as for `load_image`.
+        PictureError: as for `load_image`.
     """
     with _opened(source) as image:
         if image.format in ("JPEG", "MPO"):
@@ -79,27 +79,11 @@ def check_image(source: Source) -> None:
             _rgb(image)
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """All that lies in a folder, by name, but hidden files: not by ending, so nothing is passed over in silence."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-
-
-def inside(name: PurePath, root: Path) -> Path | None:
-    """The file of a listed path under `root`, without "..", or None where it leads out of it.
-
-    Paths are compared as they are written. A link inside `root` is followed wherever it points: it was put there by
-    whoever owns the folder, not by whoever wrote the list.
-    """
-    file = Path(os.path.normpath(root / name))
-    here, there = (Path(os.path.abspath(each)) for each in (root, file))  # noqa: PTH100 - resolve() follows links
-    return file if there.is_relative_to(here) else None
-
-
 def fit(image: Image.Image, width: int, height: int) -> Image.Image:
-    """The centre of an RGB or grey picture, resized to width x height; itself if that is its size.
+    """The centre of an RGB or grey picture, resized to width x height; the picture itself if it has that size.
 
     Raises:
-        ValueError: a side below 1, or a mode that cannot be resampled.
+        ValueError: a side is below 1, or the mode cannot be resampled.
     """
     if width < 1 or height < 1:
         raise ValueError(f"cannot fit a picture to {width} x {height}; both sides must be at least 1 pixel")
@@ -123,11 +107,11 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bit_grey(image: Image.Image) -> Image.Image:
-    """0..65535 to 0..255, rounded; Pillow's own conversion clips at 255."""
+    """Scale 0..65535 to 0..255, rounded; Pillow's own conversion clips at 255."""
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         span = f"{values.min():g} to {values.max():g}"
-        raise ValueError(f"grey values from {span} (mode {image.mode}), where 16 bits hold 0 to 65535")
+        raise ValueError(f"grey values from {span} (mode {image.mode}); 16 bits hold 0 to 65535")
     grey = (values.astype(np.int64) + 128) // 257  # 65535 = 255 * 257
     if (transparent := image.info.get("transparency")) is not None:
         grey[values == transparent] = 255
@@ -142,28 +126,27 @@ def to_pictures(images: Tensor) -> list[Image.Image]:
 
 @contextmanager
 def _opened(source: Source | str) -> Iterator[Image.Image]:
-    """The picture; whatever goes wrong with it inside the block becomes one line: which, why, what to do."""
-    name = "picture in memory" if isinstance(source, Image.Image) else source
+    """The opened picture. Any error inside the block becomes one line: which picture, why, what to do."""
+    name = "picture in memory" if isinstance(source, Image.Image) else display(source)
     try:
-        with _context(source) as image:
+        with _open(source) as image:
             yield image
-    # A bad file makes decoders raise OSError, SyntaxError, ValueError, RuntimeError, struct.error and others.
+    # On a bad file, decoders raise OSError, SyntaxError, ValueError, RuntimeError, struct.error and many more.
     except Exception as error:
-        raise PictureError(f"{name}: {_why(error)}") from error
+        raise PictureError(f"{name}: {_reason(error)}") from error
 
 
-def _context(source: Source | str) -> AbstractContextManager[Image.Image]:
+def _open(source: Source | str) -> AbstractContextManager[Image.Image]:
     if isinstance(source, Image.Image):
         return nullcontext(source)
     return Image.open(source) if isinstance(source, str | Path) else source.open_image()
 
 
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror.lower()}; check the path"
+        return f"{why(error)}; check the path"
     if isinstance(error, UnidentifiedImageError):
         return "not a picture that Pillow can read; save it as PNG or JPEG, or leave it out"
     if isinstance(error, Image.DecompressionBombError):
-        return "more pixels than Pillow opens (its guard against decompression bombs); make it smaller"
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return f"cannot be read ({reason}); save it again as 8-bit PNG or JPEG, or leave it out"
+        return "too many pixels for Pillow (its guard against decompression bombs); make it smaller"
+    return f"cannot be read ({why(error)}); save it again as 8-bit PNG or JPEG, or leave it out"

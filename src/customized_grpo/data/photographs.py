@@ -1,44 +1,44 @@
-"""A plain folder of photographs of one subject and its class word: the prompts are ours (see `prompts.py`)."""
+"""A plain folder of photographs of one subject and its class word, with the built-in prompts of `prompts.py`."""
 
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from customized_grpo.data.findings import DataError, Findings, check_pictures
-from customized_grpo.data.images import pictures_in
+from customized_grpo.data.findings import Findings, check_pictures
+from customized_grpo.data.paths import is_folder
 from customized_grpo.data.prompts import TRAINING, VALIDATION
+from customized_grpo.data.reading import list_folder
 from customized_grpo.data.sample import Sample
 
 
 def load_photographs(root: Path, class_word: str) -> tuple[list[Sample], list[Sample]]:
     """(training, validation) samples; validation prompts are never trained on, but the subject is the same.
 
-    Every photograph is the reference in turn, the others are its other views. Prompts turn slowly, photographs fast,
-    so any head of the samples shows all photographs. Ids: "dog1.jpg/07" and, of validation, "dog1.jpg/v07".
+    Each photograph is the reference of one sample per prompt, with all others as its other views. Samples are ordered
+    by prompt, then by photograph, so that even the first few show every photograph. Ids: "dog1.jpg/07", and
+    "dog1.jpg/v07" for validation.
 
-    class_word  as it stands in a prompt after "the": "dog", "wooden toy"
+    class_word  what follows "the" in a prompt: "dog", "wooden toy"
 
-    Warns that one subject alone will be overfitted.
+    Warns that a single subject will be overfitted.
 
     Raises:
-        DataError: everything wrong with the folder at once; whatever lies there must be a picture.
+        DataError: all problems of the folder at once; every visible file must be a picture.
     """
-    if not root.is_dir():
-        raise DataError(root, ["no such folder"], "Check the path.")
-    found, findings = pictures_in(root), Findings(root)
-    folders = [path for path in found if path.is_dir()]
+    contents, findings = list_folder(root), Findings(root)
+    folders = [path for path in contents if is_folder(path)]
     for folder in folders:
-        findings.add([], f"{folder}: is a folder; several subjects go in a list or an imagefolder")
-    check_pictures(((None, path) for path in found if path not in folders), findings)
-    if not found:
+        findings.add([], f"{folder}: is a folder; for several subjects, use a list or an imagefolder")
+    check_pictures(((None, path) for path in contents if path not in folders), findings)
+    if not contents:
         findings.add([], "holds no photographs")
-    findings.raise_if_any("Leave only photographs of the subject there, or describe them in a metadata.jsonl.")
+    findings.raise_if_any("Keep only photographs of the subject there, or describe the files in a metadata.jsonl.")
     warnings.warn(
-        f"one subject alone ({root.resolve().name}, photographs: {len(found)}): the model will overfit to it; "
-        "held-out cases have prompts of their own but the same photographs, and say nothing about other subjects",
+        f"one subject alone ({root.resolve().name}, photographs: {len(contents)}): the model will overfit to it; "
+        "held-out cases have new prompts but the same photographs, and tell nothing about other subjects",
         stacklevel=2,
     )
-    return _samples(root, found, class_word, TRAINING, ""), _samples(root, found, class_word, VALIDATION, "v")
+    return _samples(root, contents, class_word, TRAINING, ""), _samples(root, contents, class_word, VALIDATION, "v")
 
 
 def _samples(
@@ -50,7 +50,7 @@ def _samples(
             subject=root.resolve().name,
             prompt=template.format(class_word),
             references=(photograph,),
-            other_views=tuple(other for other in photographs if other != photograph),
+            other_views=tuple(view for view in photographs if view != photograph),
             class_word=class_word,
         )
         for number, template in enumerate(templates)

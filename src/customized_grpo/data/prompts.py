@@ -1,10 +1,10 @@
-"""Built-in prompts for a subject of one's own, in our own words; {} is its class word.
+"""Built-in prompts for photographs of one subject; {} is its class word.
 
-They are written for animals, people's things and toys alike. None takes up a scene of DreamBench's prompts, so that
-what is trained here is not what is measured there. "the" instead of "a" spares the choice between "a" and "an".
+Each prompt suits animals, everyday objects and toys. None uses a scene of DreamBench's prompts, so that training does
+not see what that benchmark measures. "the" avoids the choice between "a" and "an".
 """
 
-# 10 places, 5 kinds of light and weather, 5 doings and surroundings, 5 looks, 5 pictures made by hand or machine
+# 10 places, 5 kinds of light and weather, 5 activities and surroundings, 5 materials, 5 styles and camera angles
 TRAINING = (
     "the {} beside a waterfall among ferns",
     "the {} at the edge of a desert canyon",
@@ -38,7 +38,7 @@ TRAINING = (
     "an extreme close-up of the {} on a black background",
 )
 
-# No prompt, place or material of the training prompts; the same kinds of thing are asked for.
+# The same kinds of prompt, but none of the places or materials of the training prompts.
 VALIDATION = (
     "the {} on a bridge over a canal",
     "the {} on the surface of the moon",

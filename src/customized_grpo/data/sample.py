@@ -1,4 +1,4 @@
-"""One sample: a subject seen in reference pictures, and the prompt it has to follow."""
+"""One sample: reference pictures of a subject, and a prompt for a new picture of it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,22 +11,24 @@ from customized_grpo.data.images import Source, load_image, load_mask
 
 @dataclass(frozen=True)
 class Sample:
-    """What a policy is conditioned on and a reward may look at. Groups are keyed by `id`: keep it unique.
+    """What a policy is conditioned on and what rewards may look at. Groups are keyed by `id`, so ids must be unique.
 
-    Pictures are files or pictures in memory; files are opened at each call and never kept.
+    Pictures are files or pictures in memory. Files are opened at each call and never cached.
 
     Raises:
-        ValueError: no id, or no reference.
+        ValueError: the id is empty, or there is no reference.
     """
 
     id: str
-    subject: str  # samples of one subject are never divided between training and held-out
+    subject: str  # samples of one subject never end up in both training and held-out
     prompt: str
     references: tuple[Source, ...]  # what the policy is shown
-    other_views: tuple[Source, ...] = ()  # the same subject in other pictures, for identity without copying
+    other_views: tuple[
+        Source, ...
+    ] = ()  # further pictures of the subject, for identity rewards that do not favour copies
     mask: Source | None = None  # where the subject is in the first reference, white on black
     class_word: str | None = None  # "dog" for a subject named "dog6"
-    extra: Mapping[str, Any] = field(default_factory=dict)  # whatever else the list said
+    extra: Mapping[str, Any] = field(default_factory=dict)  # all other fields of the entry
 
     def __post_init__(self) -> None:
         if not self.id:
@@ -41,7 +43,7 @@ class Sample:
         """The references as RGB at original resolution.
 
         Raises:
-            ValueError: a picture cannot be read.
+            PictureError: a picture cannot be read.
         """
         return [load_image(source) for source in self.references]
 
@@ -49,7 +51,7 @@ class Sample:
         """The other views as RGB at original resolution.
 
         Raises:
-            ValueError: a picture cannot be read.
+            PictureError: a picture cannot be read.
         """
         return [load_image(source) for source in self.other_views]
 
@@ -57,6 +59,6 @@ class Sample:
         """The mask in grey, the subject white.
 
         Raises:
-            ValueError: the mask cannot be read.
+            PictureError: the mask cannot be read.
         """
         return None if self.mask is None else load_mask(self.mask)

@@ -1,4 +1,4 @@
-"""Data by name: what `data.source` may say, and who reads it. A new layout is one file and one line of `SOURCES`."""
+"""The values of `data.source` and their loaders. A new layout is one file and one line of `SOURCES`."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -7,6 +7,7 @@ from pathlib import Path
 from customized_grpo.data.dreambench import dreambench_cases, dreambench_pairs
 from customized_grpo.data.findings import DataError
 from customized_grpo.data.lists import METADATA, load_imagefolder, load_list
+from customized_grpo.data.paths import is_file, is_folder
 from customized_grpo.data.photographs import load_photographs
 from customized_grpo.data.sample import Sample
 from customized_grpo.data.splits import split_by_subject
@@ -18,13 +19,13 @@ from customized_grpo.fields import BUILT_IN
 
 @dataclass(frozen=True)
 class Layout:
-    """How the files of a named source are read: all samples of a folder, divided by subject afterwards."""
+    """How a named source is loaded: all samples of a folder, split by subject afterwards."""
 
     load: Callable[[Path], list[Sample]]
-    class_word: bool = False  # whether data.class_word may say what its subjects are
+    class_word: bool = False  # whether data.class_word may be set
 
 
-# Beside these: "photographs", whose prompts are divided and not its subjects, and the paths of lists and folders.
+# In addition: "photographs", which is split by prompt and not by subject, and paths of lists and folders.
 SOURCES = {
     "dreambench": Layout(dreambench_cases),
     "dreambench_pairs": Layout(dreambench_pairs),
@@ -37,31 +38,32 @@ NAMES = (BUILT_IN, *SOURCES, PHOTOGRAPHS)
 
 
 def contradictions(source: str, root: str | Path | None, class_word: str | None) -> Iterator[str]:
-    """What cannot be meant, by the settings alone; one line each, with the way out."""
+    """Settings that contradict each other, whatever the files hold: one line each, with the way out."""
     if source in (*SOURCES, PHOTOGRAPHS) and root is None:
         yield f"data.root: data.source={source} needs the folder of its files; add data.root=path/to/{source}"
     if class_word is not None and not class_word.strip():
-        yield f"data.class_word: {class_word!r} is empty; write for instance data.class_word=dog"
+        yield f"data.class_word: {class_word!r} is empty; set for instance data.class_word=dog"
     if class_word is not None and (source == BUILT_IN or (source in SOURCES and not SOURCES[source].class_word)):
-        yield f"data.class_word: data.source={source} says itself what its subjects are; leave {class_word!r} out"
+        yield f"data.class_word: data.source={source} has class words of its own; remove {class_word!r}"
     if source == PHOTOGRAPHS and class_word is None:
-        yield "data.class_word: photographs need a word for what they show; add for instance data.class_word=dog"
+        yield "data.class_word: photographs need a word for their subject; add for instance data.class_word=dog"
 
 
 def load_data(
     source: str, *, root: Path | None, class_word: str | None, held_out_share: float, seed: int
 ) -> tuple[list[Sample], list[Sample]]:
-    """(train, held_out) of a source with files, before any truncation; by subject, see `split_by_subject`.
+    """(train, held_out) of a source with files, before any truncation, split by subject (`split_by_subject`).
 
-    source          a key of `SOURCES`; "photographs"; the path of a .json or .jsonl list, of a folder with a
-                    metadata.jsonl, or of a plain folder of photographs of one subject
-    root            the folder of a named source; where a list's paths start from, by default the list's own folder
-    class_word      what photographs show, or the samples of a list that does not say it
-    held_out_share  of the subjects, in [0, 1). Of photographs the validation prompts are held out unless it is 0
+    source          a key of `SOURCES`; "photographs"; or the path of a .json or .jsonl list, of a folder with a
+                    metadata.jsonl, or of a plain folder with photographs of one subject
+    root            the folder of a named source; the folder that a list's paths start from, by default its own
+    class_word      the class word of photographs, or of the samples of a list that has none
+    held_out_share  share of the subjects, in [0, 1); for photographs, 0 drops the validation prompts and any other
+                    value holds all of them out
 
     Raises:
-        DataError: everything wrong with the files at once.
-        ValueError: settings that contradict each other or the files.
+        DataError: all problems of the files at once.
+        UsageError: settings that contradict each other or the files.
     """
     if problems := list(contradictions(source, root, class_word)):
         raise UsageError("\n".join(problems))
@@ -72,48 +74,48 @@ def load_data(
         return _photographs(root, class_word, held_out_share)
     if source in SOURCES and root is not None:
         samples = SOURCES[source].load(root)
-    elif not path.is_dir():
+    elif not is_folder(path):
         samples = _listed(path, root)
-    elif (path / METADATA).is_file():
+    elif is_file(path / METADATA):
         _refuse_root(path, root)
         samples = load_imagefolder(path)
     else:
         _refuse_root(path, root)
         return _photographs(path, class_word, held_out_share)
-    return split_by_subject(_worded(samples, source, class_word), held_out_share, seed)
+    return split_by_subject(_with_class_word(samples, source, class_word), held_out_share, seed)
 
 
 def _listed(path: Path, root: Path | None) -> list[Sample]:
-    if path.suffix or path.exists():
+    if path.suffix or is_file(path):
         return load_list(path, root)
     remedy = f"data.source is one of {', '.join(NAMES)}, a .json or .jsonl list, or a folder."
-    raise DataError(path, ["no source has this name, and no file or folder is there"], remedy)
+    raise DataError(path, ["not the name of a source, and no such file or folder"], remedy)
 
 
 def _refuse_root(folder: Path, root: Path | None) -> None:
     if root is not None:
         raise UsageError(
-            f"data.root: {root} has nothing to do, as data.source is itself the folder {folder}; drop one"
+            f"data.root: {root} has no effect, because data.source is already the folder {folder}; remove one of them"
         )
 
 
 def _photographs(folder: Path, class_word: str | None, held_out_share: float) -> tuple[list[Sample], list[Sample]]:
     if class_word is None:
         raise UsageError(
-            f"data.class_word: {folder} is a folder without {METADATA}; say what its photographs show, for instance "
-            "data.class_word=dog"
+            f"data.class_word: {folder} is a folder without {METADATA}; name the subject of its photographs, for "
+            "instance data.class_word=dog"
         )
     train, validation = load_photographs(folder, class_word)
     return train, validation if held_out_share else []
 
 
-def _worded(samples: list[Sample], source: str, class_word: str | None) -> list[Sample]:
+def _with_class_word(samples: list[Sample], source: str, class_word: str | None) -> list[Sample]:
     if class_word is None:
         return samples
     own = [sample for sample in samples if sample.class_word is not None]
     if own:
         raise UsageError(
             f"data.class_word: {len(own)} of {len(samples)} samples of {source} have a class_word of their own, the "
-            f"first {own[0].class_word!r}; take {class_word!r} out, or those"
+            f"first {own[0].class_word!r}; remove {class_word!r} or theirs"
         )
     return [replace(sample, class_word=class_word) for sample in samples]

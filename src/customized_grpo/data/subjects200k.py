@@ -1,6 +1,6 @@
 """Subjects200K (arXiv 2411.15098): generated pairs of pictures that show one subject in two scenes.
 
-Read from https://github.com/Yuanshi9815/Subjects200K (README.md, src/dataset.py) and the card of
+The format is taken from https://github.com/Yuanshi9815/Subjects200K (README.md, src/dataset.py) and the card of
 huggingface.co/datasets/Yuanshi/Subjects200K, which publishes Parquet tables `data/train-*.parquet`. A row has
 `image` (both pictures side by side, with a margin), `quality_assessment` {compositeStructure, objectConsistency,
 imageQuality: 0 to 5, or null}, `description` {item, description_0, description_1, category, description_valid} and
@@ -22,16 +22,24 @@ from PIL import Image
 
 from customized_grpo.data.entries import Entry
 from customized_grpo.data.findings import DataError, Findings, Place, check_ids, check_pictures
+from customized_grpo.data.paths import why
+from customized_grpo.data.reading import list_folder
 from customized_grpo.data.sample import Sample
 
-_COLUMNS = ("image", "collection", "quality_assessment", "description")
 _SCORES = ("compositeStructure", "objectConsistency", "imageQuality")
+_COLUMNS = {  # and the fields that are read of each
+    "image": ("bytes",),
+    "collection": (),
+    "quality_assessment": _SCORES,
+    "description": ("item", "description_1"),
+}
 _TABLES = ("*.parquet", "data/*.parquet")
+_DOWNLOAD = "data.root is a download of huggingface.co/datasets/Yuanshi/Subjects200K."
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The composite picture of one row; rows count from 0."""
+    """The composite picture of one row; rows are counted from 0."""
 
     file: Path
     row: int
@@ -40,7 +48,7 @@ class Pair:
         return f"{self.file}, row {self.row + 1}"
 
     def open_image(self) -> Image.Image:
-        """Not decoded yet. Raises: ValueError, if these are not two pictures side by side."""
+        """The picture, not decoded yet. Raises ValueError if it is not two pictures side by side."""
         image = Image.open(BytesIO(_stored(self.file, self.row)))
         _boxes(*image.size)
         return image
@@ -62,47 +70,46 @@ class Half:
 
 
 def load_subjects200k(root: Path) -> list[Sample]:
-    """A sample per good pair: the left picture is the reference, the right one, which the prompt describes, the other
-    view.
+    """One sample per good pair: the left picture is the reference; the right one, which the prompt describes, is the
+    other view.
 
-    Good is what the data's own README takes: all three scores 5, and no description marked invalid. Other rows are
-    left out. `description.item` is subject and class word. Ids are table and row, "train-00000-of-.../00012".
+    A pair is good by the criterion of the data's own README: all three scores are 5, and the description is not marked
+    invalid. Other rows are skipped. `description.item` is subject and class word. Ids are table and row,
+    "train-00000-of-.../00012".
 
-    root  the download, or its folder `data`; some of the tables will do
+    root  the download or its folder `data`; a subset of the tables is enough
 
     Raises:
-        DataError: pyarrow is missing, or everything wrong with the tables at once.
+        DataError: pyarrow is missing, or all problems of the tables at once.
     """
     if find_spec("pyarrow") is None:
         remedy = 'pip install "customized-grpo[datasets]"'
         raise DataError(root, ["Subjects200K is published as Parquet, and pyarrow is not installed"], remedy)
-    files = next((found for pattern in _TABLES if (found := sorted(root.glob(pattern)))), [])
+    list_folder(root, _DOWNLOAD)  # raises if root itself is the problem
+    files = next((files for pattern in _TABLES if (files := sorted(root.glob(pattern)))), [])
     if not files:
-        problem = f"no {' or '.join(_TABLES)}" if root.is_dir() else "no such folder"
-        raise DataError(root, [problem], "data.root is a download of huggingface.co/datasets/Yuanshi/Subjects200K.")
+        raise DataError(root, [f"no {' or '.join(_TABLES)}"], _DOWNLOAD)
     findings = Findings(root)
-    samples = [found for file in files for found in _samples(file, findings)]
+    samples = [sample for file in files for sample in _samples(file, findings)]
     if not samples and not findings:
         findings.add([], f"no row with {', '.join(_SCORES)} of 5")
     check_ids(((place, sample.id) for place, sample in samples), findings)
     check_pictures(((None, Pair(place.file, place.number - 1)) for place, _ in samples), findings)
-    findings.raise_if_any("Download the tables named here again, or leave them out.")
+    findings.raise_if_any("Download the tables named here again, or remove them.")
     return [sample for _, sample in samples]
 
 
 def _samples(file: Path, findings: Findings) -> Iterator[tuple[Place, Sample]]:
     try:
         table = _table(file)
-    except ValueError as error:  # pyarrow's for what is no Parquet; the other tables are told of as well
-        findings.add([], f"{file.name}: not Parquet: {' '.join(str(error).split())}")
+        if problem := _column_problem(table.schema_arrow):
+            findings.add([], f"{file.name}: {problem}")
+            return
+        rows = table.read(columns=[name for name in _COLUMNS if name != "image"]).to_pylist()
+    except (OSError, ValueError, import_module("pyarrow").ArrowException) as error:
+        findings.add([], f"{file.name}: not a readable Parquet table: {why(error)}")
         return
-    missing = [name for name in _COLUMNS if name not in table.schema_arrow.names]
-    if missing:
-        findings.add(
-            [], f"{file.name}: no column {', '.join(missing)} (columns: {', '.join(table.schema_arrow.names)})"
-        )
-        return
-    for row, values in enumerate(table.read(columns=list(_COLUMNS[1:])).to_pylist()):
+    for row, values in enumerate(rows):
         description = values["description"] or {}
         if not _good(values["quality_assessment"]) or description.get("description_valid") is False:
             continue
@@ -121,13 +128,27 @@ def _samples(file: Path, findings: Findings) -> Iterator[tuple[Place, Sample]]:
         yield entry.place, sample
 
 
+def _column_problem(schema: Any) -> str | None:
+    """What a table lacks of the columns and fields that are read."""
+    columns = {column.name: column.type for column in schema}
+    missing = [name for name in _COLUMNS if name not in columns]
+    if missing:
+        return f"no column {', '.join(missing)} (columns: {', '.join(columns)})"
+    is_struct = import_module("pyarrow").types.is_struct
+    for name, fields in _COLUMNS.items():
+        present = [field.name for field in columns[name]] if is_struct(columns[name]) else []
+        if lacking := [field for field in fields if field not in present]:
+            return f"column {name} has no field {', '.join(lacking)} (type: {columns[name]})"
+    return None
+
+
 def _good(scores: dict[str, Any] | None) -> bool:
-    return scores is not None and all((scores.get(name) or 0) >= 5 for name in _SCORES)
+    return scores is not None and all(isinstance(scores[name], int | float) and scores[name] >= 5 for name in _SCORES)
 
 
 def _boxes(width: int, height: int) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
-    """Where the pictures are, as the data's own loader cuts them: 512 (or 1024) pixels square, what is left of the
-    height half above and half below, and as much before each picture."""
+    """The boxes of both pictures, as the data's own loader crops them: 512 (or 1024) pixels square; half of the
+    remaining height is the margin above and below, and to the left and right of each picture."""
     side = 1024 if height >= 1024 else 512
     margin = (height - side) // 2
     if height < side or width < 2 * (side + margin):
@@ -143,7 +164,8 @@ def _table(file: Path) -> Any:
 def _stored(file: Path, row: int) -> bytes:
     starts = _starts(file)
     group = bisect_right(starts, row) - 1
-    return _group(file, group)[row - starts[group]]["bytes"] or b""
+    image = _group(file, group)[row - starts[group]]
+    return (image["bytes"] or b"") if image else b""  # null: opening it reports that it is not a picture
 
 
 @cache
@@ -154,6 +176,6 @@ def _starts(file: Path) -> list[int]:
     return [0, *accumulate(sizes[:-1])]
 
 
-@lru_cache(maxsize=2)  # a group, often of 100 rows, can only be read as a whole; the check goes row by row
-def _group(file: Path, group: int) -> list[dict[str, Any]]:
+@lru_cache(maxsize=2)  # a group, often of 100 rows, can only be read as a whole; the check reads row by row
+def _group(file: Path, group: int) -> list[dict[str, Any] | None]:
     return _table(file).read_row_group(group, columns=["image"]).column("image").to_pylist()

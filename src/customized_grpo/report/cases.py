@@ -8,7 +8,7 @@ from math import isnan, nan
 from pathlib import Path, PurePath
 from typing import Any
 
-from customized_grpo.data.images import inside
+from customized_grpo.data.paths import inside
 from customized_grpo.errors import InputError
 from customized_grpo.measure.intervals import Estimate
 from customized_grpo.measure.rows import EvaluationRow
