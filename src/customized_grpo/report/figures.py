@@ -8,7 +8,7 @@ from typing import Literal
 
 from markupsafe import Markup
 
-from customized_grpo.compare.front import crowd
+from customized_grpo.compare.front import better_than_base
 from customized_grpo.report.charts import Line, Owner, Track, line_chart, plane, step_chart
 from customized_grpo.report.content import Arm, Part
 from customized_grpo.report.labels import YES_OR_NO, label
@@ -242,7 +242,7 @@ def _whole_and_close(part: Part, tracks: Sequence[Track], what: str, x_name: str
     if part.front:
         sentence += f" The dotted line joins {', '.join(part.front)}: what one weight buys against the other."
     yield Figure(title, sentence, plane(title, tracks, x_name, y_name, front))
-    close = crowd(points) if part.arms else {}
+    close = better_than_base(points) if part.arms else {}
     if close:
         title, sentence = (
             f"{title}, close",
