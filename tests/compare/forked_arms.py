@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -47,10 +48,11 @@ def _compare(file: str, log: str, jobs: int, killed_by: str | None, writer: Conn
     import torch
 
     from customized_grpo import cli
-    from customized_grpo.compare import runner
+    from customized_grpo.compare import runner, tables
 
     torch.set_num_threads(1)  # as in pytest's process
-    runner.launch = lambda *arguments: ForkedArm(*arguments, killed_by)  # pyright: ignore[reportAttributeAccessIssue]
+    tables.write_plots = lambda *_: None  # they take longer than these arms
+    runner.launch = partial(ForkedArm, killed_by=killed_by)  # pyright: ignore[reportAttributeAccessIssue]
     sys.argv = ["customized-grpo", "compare", file, "--jobs", str(jobs), "--device", "cpu"]
     cli.main()
 

@@ -13,12 +13,11 @@ import torch
 from comparison_files import FILE, result, write
 from forked_arms import run_comparison, start_comparison
 
-from customized_grpo.compare import runner
+from customized_grpo.compare import runner, tables
 from customized_grpo.compare.arm import run_arm
 from customized_grpo.compare.comparison import Comparison
 from customized_grpo.compare.results import collect
 from customized_grpo.compare.runner import compare, describe, report, slots
-from customized_grpo.compare.tables import write_report
 from customized_grpo.config import ConfigError
 from customized_grpo.critters.samples import DEVELOPMENT_CRITTERS
 from customized_grpo.errors import InputError, UsageError
@@ -135,7 +134,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     comparison = Comparison.read(write(folder))
     for arm, seed in comparison.jobs:
         run_arm(comparison, arm, seed)
-    write_report(comparison, collect(comparison))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "write_plots", lambda *_: None)
+        tables.write_report(comparison, collect(comparison))
     return comparison
 
 

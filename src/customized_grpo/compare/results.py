@@ -18,7 +18,7 @@ class _Row(BaseModel):
     """One update or one evaluation: figures by name."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, float] = Field(init=False)
+    __pydantic_extra__: dict[str, float] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
     update: int
 
 
