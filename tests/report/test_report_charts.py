@@ -1,4 +1,4 @@
-"""Charts of a report: round marks, frames that fit, what lies outside cut off."""
+"""Charts of a report: round marks, frames that fit, everything outside cut off."""
 
 import re
 
@@ -29,7 +29,7 @@ def test_a_frame_fits_its_lines_and_cuts_bands_off():
     chart = str(line_chart("a chart", [Line("arm", "s1", Series([0, 10], values))]))
     ys = [float(y) for points in re.findall(r'points="([^"]+)"', chart) for y in re.findall(r",([\d.]+)", points)]
     assert min(ys) >= 14  # the top of the frame
-    assert max(ys) <= 216  # and its foot
+    assert max(ys) <= 216  # its bottom
     line = re.findall(r'<polyline class="line s1" points="[\d.]+,([\d.]+) [\d.]+,([\d.]+)"', chart)
     first, last = map(float, line[0])
     assert first - last > 0.17 * (216 - 14)  # a fifth of the height, less the room

@@ -70,7 +70,7 @@ def _tables(content: Mapping[str, Any]) -> list[Table]:
 
 
 def _selections(settings: Mapping[str, Any], finished: Sequence[str]) -> dict[str, list[str]]:
-    """Selections of many arms: the primary question's, those of the file, all. None if all arms can be shown at once."""
+    """Selections of many arms: the primary question's, those of the file, all. None if all arms fit at once."""
     arms = [name for name in finished if name != BASE]
     if len(arms) <= MANY:
         return {}

@@ -102,9 +102,7 @@ class Part:
     film: Film | None = None
     wall: Wall | None = None
     files: Mapping[str, str] = field(default_factory=dict)  # name -> text, folded
-    selections: Mapping[str, Sequence[str]] = field(
-        default_factory=dict
-    )  # name -> arms; the first is selected when the page opens
+    selections: Mapping[str, Sequence[str]] = field(default_factory=dict)  # name -> arms; the first is shown first
     front: Sequence[str] = ()  # arms that differ in one weight, in order of it
     beyond_front: Sequence[Mapping[str, Any]] = ()
     degradation: Sequence[Mapping[str, Any]] = ()

@@ -156,8 +156,8 @@ def conflict_figures(part: Part) -> list[Figure]:
     if pulls:
         title = "Which step pulls where"
         sentence = (
-            "How strongly each denoising step pulls on the model, and toward which reward: its weight times the size of "
-            "its gradient, averaged over the run. The strongest step is 1."
+            "How strongly each denoising step pulls on the model, and toward which reward: its weight times the size "
+            "of its gradient, averaged over the run. The strongest step is 1."
         )
         figures.append(Figure(title, sentence, step_chart(title, pulls, ("prompt", "identity"))))
     return [figure for figure in figures if figure]
@@ -250,7 +250,7 @@ def _complete_and_enlarged(
     if better:
         title, sentence = (
             f"{title}, enlarged",
-            "The arms that beat the base in both. Intervals are cut off at the frame.",
+            "The arms that beat the base in both. The frame cuts off intervals.",
         )
         near = [track for track in tracks if track.name in better]
         yield Figure(title, sentence, plane(title, near, x_name, y_name, front, close=True))

@@ -29,9 +29,9 @@ def degradation_verdicts(arms: Sequence[Mapping[str, Any]]) -> Verdicts | None:
         ["seeds", *(kind.title for kind in KINDS)],
         [(arm["arm"], [str(arm["seeds"]), *(_counts_cell(arm.get(kind.name)) for kind in KINDS)]) for arm in arms],
         "Degradation: on held-out cases, one reward is above the base while the other reward and its oracle figure "
-        "are below. Hacking: a reward is above the base while the oracle's figure of the same quality is below. Both are "
-        "judged by sign alone, at the end (mean of the last three evaluations) and at any evaluation on the way; a "
-        "warning requires clear trends.",
+        "are below. Hacking: a reward is above the base while the oracle's figure of the same quality is below. Both "
+        "are judged by sign alone, at the end (mean of the last three evaluations) and at any evaluation on the way; "
+        "a warning requires clear trends.",
     )
 
 
