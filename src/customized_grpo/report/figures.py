@@ -250,7 +250,7 @@ def _complete_and_enlarged(
     if better:
         title, sentence = (
             f"{title}, enlarged",
-            "The arms that beat the base in both. The frame cuts off intervals.",
+            "The arms that beat the base in both. Intervals are cut off at the frame.",
         )
         near = [track for track in tracks if track.name in better]
         yield Figure(title, sentence, plane(title, near, x_name, y_name, front, close=True))
