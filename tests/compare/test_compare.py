@@ -128,9 +128,9 @@ def test_a_file_that_cannot_be_read_is_named(name: str, reason: str, tmp_path: P
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     """A comparison whose arms ran one after the other without interruption."""
-    folder = tmp_path_factory.mktemp("whole")
+    folder = tmp_path_factory.mktemp("finished")
     comparison = Comparison.read(write(folder))
     for arm, seed in comparison.jobs:
         run_arm(comparison, arm, seed)
@@ -140,9 +140,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     return comparison
 
 
-def test_arms_share_base_cases_and_noise(whole: Comparison):
+def test_arms_share_base_cases_and_noise(finished: Comparison):
     """Before its first update every arm is the base: the same held-out figures, on the same cases."""
-    results = collect(whole)
+    results = collect(finished)
     starts = [results[arm][0]["held_out"][0] for arm in ("naive", "sars_tdw")]
     assert starts[0] == starts[1]
     assert [row["update"] for row in results["naive"][0]["held_out"]] == [0, 1, 2, 3]
@@ -151,35 +151,35 @@ def test_arms_share_base_cases_and_noise(whole: Comparison):
     assert results["naive"][0]["updates"][1] != results["sars_tdw"][0]["updates"][1]
     cases = [
         {json.loads(line)["sample"] for line in file.read_text().splitlines()}
-        for file in whole.output.glob("arms/*/seed-0/test/*/rows.jsonl")
+        for file in finished.output.glob("arms/*/seed-0/test/*/rows.jsonl")
     ]
     assert len(cases) == 5  # the base once, two checkpoints of each arm
     assert all(of_file == cases[0] and len(of_file) == 4 for of_file in cases)
 
 
-def test_an_arms_result_is_the_mean_of_its_last_checkpoints(whole: Comparison):
-    folder = whole.folder("naive", 0)
+def test_an_arms_result_is_the_mean_of_its_last_checkpoints(finished: Comparison):
+    folder = finished.folder("naive", 0)
     assert {path.name for path in (folder / "test").iterdir()} == {"step-00002", "step-00003"}
     scores = [
         json.loads(line)["scores"]["dino"]
         for file in folder.glob("test/*/rows.jsonl")
         for line in file.read_text().splitlines()
     ]
-    result = collect(whole)["naive"][0]
+    result = collect(finished)["naive"][0]
     assert result["test"]["dino"] == pytest.approx(sum(scores) / len(scores))
     rewards = [row["identity_reward"] for row in result["held_out"]]
     assert result["test"]["identity_reward_over_training"] == pytest.approx(sum(rewards[1:]) / 3)
-    assert collect(whole)["base"][0]["test"].keys() == {
+    assert collect(finished)["base"][0]["test"].keys() == {
         *("dino", "clip_t", "oracle_identity", "oracle_prompt", "joint_success")
     }
     assert (folder / "result.json").stat().st_size < 3000
 
 
-def test_another_seed_is_tested_on_other_cases(tmp_path: Path, whole: Comparison):
+def test_another_seed_is_tested_on_other_cases(tmp_path: Path, finished: Comparison):
     comparison = Comparison.read(write(tmp_path, seeds=[1]))
     run_arm(comparison, "base", 1)
     rows = (comparison.folder("base", 1) / "test" / "base" / "rows.jsonl").read_text()
-    known = (whole.folder("base", 0) / "test" / "base" / "rows.jsonl").read_text()
+    known = (finished.folder("base", 0) / "test" / "base" / "rows.jsonl").read_text()
     assert json.loads(rows.splitlines()[0])["subject"] != json.loads(known.splitlines()[0])["subject"]
 
 
@@ -192,16 +192,16 @@ def test_settings_can_be_chosen_without_looking_at_test_cases(tmp_path: Path):
     assert all(critter in DEVELOPMENT_CRITTERS for critter in critters)
 
 
-def test_a_finished_arm_is_not_run_again_and_not_mixed_with_another(whole: Comparison):
-    before = {path: path.stat().st_mtime_ns for path in whole.folder("naive", 0).rglob("*.jsonl")}
-    run_arm(whole, "naive", 0)
-    assert {path: path.stat().st_mtime_ns for path in whole.folder("naive", 0).rglob("*.jsonl")} == before
-    other = whole.model_copy(update={"overrides": {**whole.overrides, "optimizer.lr": 0.5}})
+def test_a_finished_arm_is_not_run_again_and_not_mixed_with_another(finished: Comparison):
+    before = {path: path.stat().st_mtime_ns for path in finished.folder("naive", 0).rglob("*.jsonl")}
+    run_arm(finished, "naive", 0)
+    assert {path: path.stat().st_mtime_ns for path in finished.folder("naive", 0).rglob("*.jsonl")} == before
+    other = finished.model_copy(update={"overrides": {**finished.overrides, "optimizer.lr": 0.5}})
     with pytest.raises(UsageError, match=r"was started with other settings, .* delete that folder to run"):
         run_arm(other, "naive", 0)
 
 
-def test_killed_and_continued_it_writes_the_same_file(whole: Comparison, tmp_path: Path):
+def test_killed_and_continued_it_writes_the_same_file(finished: Comparison, tmp_path: Path):
     """SIGKILL in the middle of an arm's training; its process ends too, and the next start repeats nothing."""
     file, log = write(tmp_path), tmp_path / "log.txt"
     killed, until_all_have_ended = start_comparison(file, log, jobs=1, killed_by="naive")
@@ -213,13 +213,13 @@ def test_killed_and_continued_it_writes_the_same_file(whole: Comparison, tmp_pat
     base, naive = (tmp_path / "out" / "arms" / arm / "seed-0" for arm in ("base", "naive"))
     assert len((naive / "run" / "metrics.jsonl").read_text().split("\n")) == 2  # one row
     assert not (naive / "result.json").exists()
-    finished = (base / "result.json").stat().st_mtime_ns
+    written = (base / "result.json").stat().st_mtime_ns
 
     assert run_comparison(file, log, jobs=2) == 0
-    assert (base / "result.json").stat().st_mtime_ns == finished
+    assert (base / "result.json").stat().st_mtime_ns == written
     for name in ("comparison.json", "table.md", *(f"arms/{arm}/seed-0/result.json" for arm in ("naive", "sars_tdw"))):
-        assert (tmp_path / "out" / name).read_bytes() == (whole.output / name).read_bytes()
-    table = (whole.output / "table.md").read_text()
+        assert (tmp_path / "out" / name).read_bytes() == (finished.output / name).read_bytes()
+    table = (finished.output / "table.md").read_text()
     place = f"files: {tmp_path / 'out'}; as a page: customized-grpo report {tmp_path / 'out'}"
     assert f"{table}\n{place}\n" in log.read_text()
 
@@ -239,9 +239,9 @@ def test_an_arm_that_fails_is_named_and_the_others_run(tmp_path: Path):
     assert {*collect(Comparison.read(file))} == {"base", "sars_tdw"}
 
 
-def test_an_arm_is_a_process_that_reports_damaged_files_in_one_line(whole: Comparison, tmp_path: Path):
+def test_an_arm_is_a_process_that_reports_damaged_files_in_one_line(finished: Comparison, tmp_path: Path):
     """The command that `compare` really starts. The result was cut off in the middle of a write."""
-    shutil.copytree(whole.folder("base", 0), tmp_path / "out" / "arms" / "base" / "seed-0")
+    shutil.copytree(finished.folder("base", 0), tmp_path / "out" / "arms" / "base" / "seed-0")
     result_file = tmp_path / "out" / "arms" / "base" / "seed-0" / "result.json"
     result_file.write_bytes(result_file.read_bytes()[:100])
     file = write(tmp_path)
@@ -322,11 +322,11 @@ def remove_checkpoint(file: Path) -> None:
     ],
 )
 def test_an_arm_whose_files_are_damaged_says_so(
-    name: str, damage: Callable[[Path], None], message: str, whole: Comparison, tmp_path: Path
+    name: str, damage: Callable[[Path], None], message: str, finished: Comparison, tmp_path: Path
 ):
     comparison = Comparison.read(write(tmp_path))
     folder = comparison.folder("naive", 0)
-    shutil.copytree(whole.folder("naive", 0), folder, ignore=shutil.ignore_patterns("result.json"))
+    shutil.copytree(finished.folder("naive", 0), folder, ignore=shutil.ignore_patterns("result.json"))
     shutil.rmtree(folder / "run" / "checkpoints" / "step-00001")
     damage(folder / name)
     with pytest.raises(InputError, match=message) as error:

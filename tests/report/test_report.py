@@ -168,8 +168,8 @@ def test_the_tables_of_a_comparison_are_its_json(tmp_path: Path):
     for place, arm in enumerate(("base", "naive", "sars_tdw")):
         figure = content["arms"][arm]["figures"]["joint_success"]
         assert figure["mean"] == pytest.approx(0.1 * place + 0.05)
-        said = f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
-        assert rows["joint success"][place] == said.replace("-", "−")
+        expected = f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+        assert rows["joint success"][place] == expected.replace("-", "−")
     assert [
         name for name in rows if f"{name} trained on" in " ".join(" ".join(r[0].split()) for r in page.tables[0])
     ] == [
@@ -198,8 +198,8 @@ def test_many_arms_are_rows_of_a_table_and_shown_by_selection(tmp_path: Path):
     assert [" ".join(cell.split()) for cell in page.tables[0][0]] == ["arm", "", "joint success"]
     for arm, cells in page.rows().items():
         figure = content["arms"][arm]["figures"]["joint_success"]
-        said = f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
-        assert cells[-1] == said.replace("-", "−")
+        expected = f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+        assert cells[-1] == expected.replace("-", "−")
     assert set(page.rows()) == {"base", "naive", "sars_tdw", "weight.3", "weight.4", "weight.6"}
     boxes = {str(box["value"]): "checked" in box for box in page.all("input") if box["type"] == "checkbox"}
     assert boxes == {"0": True, "1": True, "2": False, "3": False, "4": False}  # the primary question's arms
@@ -215,8 +215,8 @@ def test_many_arms_are_rows_of_a_table_and_shown_by_selection(tmp_path: Path):
     )  # by the rewards, by the oracle
     found = {each["arm"]: each for each in content["beyond_front"] if each["plane"][0] == "oracle_identity"}
     margin = found["sars_tdw"]
-    said = f"{margin['mean']:+.3f} [{margin['low']:+.3f}, {margin['high']:+.3f}], {margin['beyond']} of 2"
-    assert page.rows(-2)["sars_tdw"][-1] == said.replace("-", "−")
+    expected = f"{margin['mean']:+.3f} [{margin['low']:+.3f}, {margin['high']:+.3f}], {margin['beyond']} of 2"
+    assert page.rows(-2)["sars_tdw"][-1] == expected.replace("-", "−")
 
 
 def test_arms_that_beat_the_base_are_shown_enlarged_next_to_the_complete_plane(tmp_path: Path):
@@ -284,9 +284,9 @@ def test_a_probe_is_shown_with_the_figures_that_it_printed(tmp_path: Path, capsy
     assert len(page.rows()) == len(steps) > 4
     for step, cells in zip(steps, page.rows().values(), strict=True):
         figure = step["spread"]["identity_reward"]
-        said = f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
-        assert cells[1] == said
-        assert said in printed
+        expected = f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+        assert cells[1] == expected
+        assert expected in printed
     assert "How strongly does it pull on the update?" in page.shown
 
 
@@ -298,8 +298,8 @@ def test_a_real_run_and_its_real_evaluations(run: Path, tmp_path: Path):
     tuned = json.loads((run / "evaluation-tuned" / "summary.json").read_text())["metrics"]
     for name, metric in (("DINO identity", "dino"), ("joint success", "joint_success")):
         figure = tuned[metric]
-        said = f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
-        assert page.rows()[name][1] == said.replace("-", "−")
+        expected = f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+        assert page.rows()[name][1] == expected.replace("-", "−")
     film = json.loads(page.data)[0]["film"]
     assert film["updates"] == [0, 1, 2]
     assert [len(film["frames"]), len(film["frames"][0])] == [3, 3]

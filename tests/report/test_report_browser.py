@@ -198,7 +198,7 @@ def test_a_phone_scrolls_only_vertically(browser: Any, folder: Path, name: str):
     with Opened(browser, folder / f"{name}.html", width=400) as opened:
         assert opened.page.evaluate("document.documentElement.scrollWidth") == 400
         outside = """[...document.querySelectorAll("main *, header *")].filter(element =>
-            !element.closest(".scroll, nav, pre, svg, .hear") && element.checkVisibility() &&
+            !element.closest(".scroll, nav, pre, svg, .visually-hidden") && element.checkVisibility() &&
             element.getBoundingClientRect().right > 401)"""
         assert opened.page.evaluate(f"{outside}.map(e => e.className)") == []
 

@@ -40,13 +40,14 @@ def test_a_close_plane_shows_the_points_large_and_cuts_off_the_rest():
         return Track(f"{x}", "s1", [(None, Estimate(x, x - 1, x + 1), Estimate(y, y - 1, y + 1))])
 
     tracks = [at(0.90, 0.80), at(0.91, 0.82)]
-    whole, close = (str(plane("a plane", tracks, "x", "y", [(0.0, 0.0), (0.9, 0.8)], close=c)) for c in (False, True))
+    corners = [(0.0, 0.0), (0.9, 0.8)]
+    complete, close = (str(plane("a plane", tracks, "x", "y", corners, close=c)) for c in (False, True))
 
     def apart(chart: str) -> float:
         centres = [float(x) for x in re.findall(r'cx="([\d.]+)"', chart)]
         return abs(centres[0] - centres[1])
 
-    assert apart(close) > 20 * apart(whole)
+    assert apart(close) > 20 * apart(complete)
     ends = [float(x) for x in re.findall(r'<line class="cross s1" x1="[\d.]+" y1="[\d.]+" x2="([\d.]+)"', close)]
     assert max(ends) <= 400 - 14 - 6.4 * 4  # the right edge of the frame
     # The front reaches below the frame, in an image that cuts it off.

@@ -37,7 +37,7 @@ DIGITS = 5  # of the kept figures, so that a result is small enough to be commit
 
 
 def run_arm(comparison: Comparison, arm: str, seed: int, device: str | None = None) -> dict[str, Any]:
-    """The result of this arm and seed; runs whatever its folder does not hold yet.
+    """The result of this arm and seed; runs everything that its folder does not have yet.
 
     Raises an InputError or RunError, for instance if the folder was started with other settings.
     """

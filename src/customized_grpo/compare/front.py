@@ -50,7 +50,7 @@ def beyond_front(point: Point, front: Sequence[Point]) -> float:
 
 
 def _beyond_segment(point: Point, start: Point, end: Point) -> float:
-    """The minimum along a segment of the larger of two linear differences: at an end, or where the two are equal."""
+    """The minimum along a segment of the larger of two linear differences: at an end, or at the point of equality."""
     (x_start, y_start), (x_end, y_end) = ((point[0] - x, point[1] - y) for x, y in (start, end))
     least = min(max(x_start, y_start), max(x_end, y_end))
     turn = (x_start - y_start) - (x_end - y_end)
@@ -66,7 +66,7 @@ def beyond_fronts(comparison: Comparison, results: Results) -> list[Beyond]:
     """
     if not comparison.front or not {*comparison.front} <= {*results}:
         return []
-    found = []
+    beyond = []
     ends = {comparison.front[0], comparison.front[-1]}
     tested = {arm: next(iter(by_seed.values()))["test"] for arm, by_seed in results.items()}
     for plane in planes(comparison, tested):
@@ -76,9 +76,9 @@ def beyond_fronts(comparison: Comparison, results: Results) -> list[Beyond]:
             seeds = [seed for seed in points if all(seed in corner for corner in corners)]
             margins = [beyond_front(points[seed], [corner[seed] for corner in corners]) for seed in seeds]
             if margins:
-                beyond = sum(margin > 0 for margin in margins)
-                found.append(Beyond(arm, plane, over_seeds(margins), len(margins), beyond))
-    return found
+                seeds_beyond = sum(margin > 0 for margin in margins)
+                beyond.append(Beyond(arm, plane, over_seeds(margins), len(margins), seeds_beyond))
+    return beyond
 
 
 def planes(comparison: Comparison, figures: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:

@@ -50,7 +50,7 @@ class Running:
 def slots(jobs: int | None, device: str | None) -> list[Slot]:
     """One slot per GPU that `device` allows, or one per CPU core; `jobs` sets another number (slots may share a GPU).
 
-    On the CPU every arm has one thread, whatever `jobs` is: the number of threads changes the last bits of a result,
+    On the CPU every arm has one thread, regardless of `jobs`: the number of threads changes the last bits of a result,
     and arms that run side by side need no more.
     """
     gpus = _gpus(device)
@@ -72,7 +72,7 @@ def _gpus(device: str | None) -> list[str]:
 
 
 def compare(file: Path, *, output: Path | None, jobs: int | None, device: str | None) -> str:
-    """Run what is not finished yet, rewriting the report after each arm; returns the table and the report's place.
+    """Run what is not finished yet and rewrite the report after each arm; returns the table and the report's folder.
 
     If arms fail, the others still run; ComparisonError is raised at the end. Raises InputError before anything runs.
     """
@@ -129,7 +129,7 @@ def launch(arguments: Sequence[str], log: IO[bytes], environment: Mapping[str, s
 
 @contextmanager
 def _stopped(running: list[Running]) -> Iterator[None]:
-    """Stop the running arms when the block ends, for whatever reason."""
+    """Stop the running arms when the block ends, also by an error or Ctrl-C."""
     try:
         yield
     finally:
@@ -150,7 +150,7 @@ def _last_line(comparison: Comparison, ended: Running) -> str:
 
 
 def report(file: Path, *, output: Path | None) -> str:
-    """Rewrite the report of the finished runs and run nothing; returns the table and the report's place.
+    """Rewrite the report of the finished runs and run nothing; returns the table and the report's folder.
 
     Raises ComparisonError if no run is finished.
     """

@@ -118,7 +118,7 @@ def differences(comparison: Comparison, results: Results) -> list[ArmDifference]
     twice: that would count twice in Holm's correction.
     """
     primary = comparison.primary
-    found: list[tuple[bool, str, str, str, Difference]] = []
+    paired: list[tuple[bool, str, str, str, Difference]] = []
     for arm, against in _pairs(comparison):
         if arm not in results or against not in results:
             continue
@@ -127,11 +127,11 @@ def differences(comparison: Comparison, results: Results) -> list[ArmDifference]
             first, second = (_values(results[name], metric) for name in (arm, against))
             if first.keys() & second.keys():
                 is_primary = (arm, metric) == (primary.arm, primary.metric) and against in primary.against
-                found.append((is_primary, arm, against, metric, paired_difference(first, second)))
-    corrected = iter(holm([difference.p_value for is_primary, *_, difference in found if not is_primary]))
+                paired.append((is_primary, arm, against, metric, paired_difference(first, second)))
+    corrected = iter(holm([difference.p_value for is_primary, *_, difference in paired if not is_primary]))
     arm_differences = [
         ArmDifference(arm, against, metric, is_primary, difference, None if is_primary else next(corrected))
-        for is_primary, arm, against, metric, difference in found
+        for is_primary, arm, against, metric, difference in paired
     ]
     return sorted(arm_differences, key=lambda tested: not tested.primary)
 

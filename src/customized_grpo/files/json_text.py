@@ -1,6 +1,6 @@
 """JSON files that this program wrote earlier, checked before anything in them is used.
 
-A file may have been cut short, edited or written by another version since: whatever is wrong with it is one line.
+A file may since have been cut short, edited, or replaced by one of another version. A problem is reported in one line.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def read_json(file: Path, shape: Shape, way_out: str) -> Any:
 
 
 def check_shape(content: Any, shape: Shape, name: str, way_out: str) -> None:
-    """Raises JsonError, which begins with `name`, unless the content has this shape; numbers in quotes have not."""
+    """Raises JsonError, which starts with `name`, unless the content has this shape. Types are not converted."""
     try:
         if isinstance(shape, TypeAdapter):
             shape.validate_python(content, strict=True)

@@ -106,9 +106,9 @@ def film_of(arms: Sequence[Arm]) -> Film | None:
     kept = {name: evaluations for name, evaluations in kept.items() if evaluations}
     if not kept:
         return None
-    shown = _keys(next(iter(next(iter(kept.values())).values())))
+    keys = _keys(next(iter(next(iter(kept.values())).values())))
     same = {
-        name: {update: cases for update, cases in evaluations.items() if _keys(cases) == shown}
+        name: {update: cases for update, cases in evaluations.items() if _keys(cases) == keys}
         for name, evaluations in kept.items()
     }
     same = {name: evaluations for name, evaluations in same.items() if evaluations}

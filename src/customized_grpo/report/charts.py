@@ -254,8 +254,8 @@ def step_chart(title: str, pulls: Sequence[tuple[int, float, float]], names: tup
     steps = [step for step, _, _ in pulls]
     x = Scale(steps[0] - 0.6, steps[-1] + 0.6, LEFT, WIDTH - right)
     half = min(0.4 * (x(1) - x(0)), 18)
-    shown = steps[:: max(len(steps) // 12, 1)]
-    parts = [*_frame(x, y, [0, 0.25, 0.5, 0.75, 1], shown, "denoising step")]
+    x_marks = steps[:: max(len(steps) // 12, 1)]
+    parts = [*_frame(x, y, [0, 0.25, 0.5, 0.75, 1], x_marks, "denoising step")]
     for step, prompt, identity in pulls:
         tooltip = f"step {step}: {names[0]} {number(prompt, digits=2)}, {names[1]} {number(identity, digits=2)}"
         for low, high, colour in ((0, prompt, "s2"), (prompt, prompt + identity, "s1")):

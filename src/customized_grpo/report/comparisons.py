@@ -64,9 +64,11 @@ def _tables(content: Mapping[str, Any]) -> list[Table]:
     notes = [SPREAD]
     if content["finished"] < content["runs"]:
         notes.append(f"Not finished yet: this table has {content['finished']} of {content['runs']} runs.")
-    tables = [Table(title, list(figures), [rows[metric] for metric in wanted], notes, each="arm")]
+    tables = [Table(title, list(figures), [rows[metric] for metric in wanted], notes, column_kind="arm")]
     others = [row for metric, row in rows.items() if metric not in wanted]
-    return [*tables, Table("All other figures", list(figures), others, folded=True, each="arm")] if others else tables
+    if others:
+        tables.append(Table("All other figures", list(figures), others, folded=True, column_kind="arm"))
+    return tables
 
 
 def _selections(settings: Mapping[str, Any], finished: Sequence[str]) -> dict[str, list[str]]:

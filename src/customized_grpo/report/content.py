@@ -51,7 +51,7 @@ class Table:
     rows: Sequence[MetricRow]
     notes: Sequence[str] = ()
     folded: bool = False
-    each: str = "model"  # what a column is
+    column_kind: str = "model"  # what a column is: a model, an arm, a step
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Part:
     film: Film | None = None
     wall: Wall | None = None
     files: Mapping[str, str] = field(default_factory=dict)  # name -> text, folded
-    selections: Mapping[str, Sequence[str]] = field(default_factory=dict)  # name -> arms; the first is shown first
+    selections: Mapping[str, Sequence[str]] = field(default_factory=dict)  # name -> arms; the first is active
     front: Sequence[str] = ()  # arms that differ in one weight, in order of it
     beyond_front: Sequence[Mapping[str, Any]] = ()
     degradation: Sequence[Mapping[str, Any]] = ()

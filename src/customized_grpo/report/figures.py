@@ -64,7 +64,7 @@ CONFLICT = (
     ),
     Panel(
         "Correlation inside groups",
-        "Below zero, images that one reward prefers are disliked by the other, and their sum cancels out.",
+        "Below zero, images that score high on one reward score low on the other, so that their sum cancels out.",
         {"correlation": "correlation"},
         (-1, 1),
         (0, "independent"),
@@ -86,7 +86,7 @@ CONFLICT_OF_ARMS = (
     ),
     Panel(
         "Correlation inside groups",
-        "Below zero, images that one reward prefers are disliked by the other, and their sum cancels out.",
+        "Below zero, images that score high on one reward score low on the other, so that their sum cancels out.",
         {"correlation": ""},
         rule=(0, "independent"),
     ),
@@ -169,8 +169,8 @@ def _of_one(arm: Arm, part: Log, panel: Panel) -> Figure | None:
         smooth = SMOOTH if part == "updates" else 1
         smoothed, raw = series(arm, part, metric, smooth), series(arm, part, metric) if smooth > 1 else None
         if smoothed:
-            alike = raw is None or len(smoothed.updates) == len(raw.updates)  # too few rows to average
-            lines.append(Line(name, COLOURS.get(metric, "ink"), smoothed, None if alike else raw))
+            unchanged = raw is None or len(smoothed.updates) == len(raw.updates)  # too few rows to average
+            lines.append(Line(name, COLOURS.get(metric, "ink"), smoothed, None if unchanged else raw))
     return Figure(panel.title, panel.sentence, _chart(panel, lines)) if lines else None
 
 
@@ -248,9 +248,7 @@ def _complete_and_enlarged(
     yield Figure(title, sentence, plane(title, tracks, x_name, y_name, front))
     better = better_than_base(points) if part.arms else {}
     if better:
-        title, sentence = (
-            f"{title}, enlarged",
-            "The arms that beat the base in both. Intervals are cut off at the frame.",
-        )
+        title = f"{title}, enlarged"
+        sentence = "The arms that beat the base in both. Intervals are cut off at the frame."
         near = [track for track in tracks if track.name in better]
         yield Figure(title, sentence, plane(title, near, x_name, y_name, front, close=True))

@@ -75,8 +75,8 @@ KINDS: dict[str, Callable[[Path], bool]] = {
 def _kind(folder: Path) -> str:
     if not folder.is_dir():
         raise ReportError(f"{folder} is not a folder; name the folder of a run, evaluation, comparison, probe or demo")
-    for kind, holds in KINDS.items():
-        if holds(folder):
+    for kind, matches in KINDS.items():
+        if matches(folder):
             return kind
     raise ReportError(
         f"{folder} is not a run (config.yaml and environment.json), evaluation (settings.json and rows.jsonl), "

@@ -1,7 +1,7 @@
 """The files that a report reads: the keys that it needs of each, checked when the file is read.
 
-Folders come from other machines and other versions. Whatever is wrong with one is one line that names the file and the
-place in it; keys that a report does not need are ignored.
+Folders may come from other machines and other versions. A problem is reported in one line, with the file and the place
+in it. Keys that a report does not need are ignored.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WAY_OUT = "copy the folder again, or make it again with this version"
 
 
 class ReportError(InputError, ValueError):
-    """A folder that cannot be shown; the message says what was looked for."""
+    """A folder that cannot be shown; the message names the files that were expected."""
 
 
 def read_json(file: Path, shape: Shape) -> Any:

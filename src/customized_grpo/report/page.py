@@ -151,20 +151,20 @@ def colours(columns: Sequence[str], part: Part) -> list[str]:
 
 def _table(table: Table, part: Part) -> dict[str, Any]:
     """A table with a row per metric, or with a row per model if there are many models."""
-    kinds, down = colours(table.columns, part), len(table.columns) > WIDE
-    shown = {
+    kinds, by_model = colours(table.columns, part), len(table.columns) > WIDE
+    view = {
         "table": table,
-        "down": down,
+        "by_model": by_model,
         "columns": list(zip(table.columns, kinds, strict=True)),
         "trained": any(row.trained_on for row in table.rows),
     }
-    if down:
-        by_model = zip(table.columns, kinds, zip(*(row.figures for row in table.rows), strict=True), strict=True)
+    if by_model:
+        models = zip(table.columns, kinds, zip(*(row.figures for row in table.rows), strict=True), strict=True)
         within = extent(table.rows[0].figures)
-        rows = [(name, kind, figures, interval_plot(figures[:1], [kind], within)) for name, kind, figures in by_model]
-        return {**shown, "rows": rows}
+        rows = [(name, kind, figures, interval_plot(figures[:1], [kind], within)) for name, kind, figures in models]
+        return {**view, "rows": rows}
     rows = [(row, interval_plot(row.figures, kinds)) for row in table.rows]
-    return {**shown, "changes": any(row.change for row in table.rows), "rows": rows}
+    return {**view, "changes": any(row.change for row in table.rows), "rows": rows}
 
 
 def _headline(part: Part) -> list[dict[str, Any]]:
@@ -221,8 +221,8 @@ def _cards(columns: Sequence[str], cases: Sequence[Case], part: Part, album: Alb
         }
         for case in cases
     ]
-    shown = [place for place, column in enumerate(columns) if column not in hidden]
-    return {"cards": cards, "width": 1 + len(shown), "last": shown[-1] if shown else 0}
+    visible = [place for place, column in enumerate(columns) if column not in hidden]
+    return {"cards": cards, "width": 1 + len(visible), "last": visible[-1] if visible else 0}
 
 
 def _frames(film: Film | None, album: Album) -> Mapping[str, Any] | None:

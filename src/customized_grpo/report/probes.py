@@ -35,7 +35,7 @@ def probe_part(folder: Path) -> Part:
     note = f"No schedule: {content['obstacle']}." if fit is None else fit["verdict"]
     columns = [f"{step['step']}, sigma {step['sigma']:.2f}" for step in steps]
     title = "How much noise at one step changes each figure: spread within a prompt"
-    table = Table(title, columns, rows, [note, "Intervals: 95 %, over prompts."], each="step")
+    table = Table(title, columns, rows, [note, "Intervals: 95 %, over prompts."], column_kind="step")
     return Part("Probe", "Which step decides what", facts, [table], probe=content)
 
 

@@ -93,7 +93,7 @@ class Watch:
         return {**row, "warnings": warnings} if warnings else row
 
     def replay(self, rows: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]]) -> None:
-        """Bring a fresh watch to where the logs of a stopped run end."""
+        """Bring a fresh watch to the state at the end of a stopped run's logs."""
         waiting = deque(evaluations)
         for row in rows:
             while waiting and waiting[0]["update"] <= row["update"]:
