@@ -1,4 +1,4 @@
-"""Comparison files of the tiny recipe, and results of finished runs with figures at will."""
+"""Comparison files of the tiny recipe, and results of finished runs with chosen figures."""
 
 from pathlib import Path
 from typing import Any

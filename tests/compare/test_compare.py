@@ -1,24 +1,27 @@
-"""`compare`: equal terms, seeds as the unit, and a kill that nobody sees in the result."""
+"""`compare`: arms on equal terms, seeds as the unit, and a kill that leaves no trace in the result."""
 
 import json
 import os
+import shutil
 import signal
-import subprocess
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from comparison_files import FILE, write
+from comparison_files import FILE, result, write
+from forked_arms import run_comparison, start_comparison
 
+from customized_grpo.compare import runner, tables
 from customized_grpo.compare.arm import run_arm
 from customized_grpo.compare.comparison import Comparison
-from customized_grpo.compare.runner import ComparisonError, collect, compare, describe, slots
-from customized_grpo.compare.tables import write_report
+from customized_grpo.compare.results import collect
+from customized_grpo.compare.runner import compare, describe, report, slots
 from customized_grpo.config import ConfigError
 from customized_grpo.critters.samples import DEVELOPMENT_CRITTERS
+from customized_grpo.errors import InputError, UsageError
+from customized_grpo.files.json_text import JsonError
 
 
 def problems(folder: Path, **changes: Any) -> list[str]:
@@ -54,44 +57,49 @@ def test_the_primary_question_is_answered_first(tmp_path: Path):
     assert jobs == [*asked, ("extra", 0), ("extra", 1)]
 
 
-def test_every_mistake_of_the_file_and_of_its_arms_is_said_at_once(tmp_path: Path):
-    arms = {"naive": {"shaping.rul": "linear"}, "sars_tdw": {"optimizer.lr": -1}, "base": None}
+def test_every_mistake_in_the_file_and_its_arms_is_reported_at_once(tmp_path: Path):
+    arms = {"naive": {"shaping.rul": "linear"}, "sars_tdw": {"optimizer.lr": -1}, "base": None, "../up": None}
     found = problems(tmp_path, arms=arms, primary={"arm": "sarstdw", "against": ["naive"]})
     assert found == [
-        "arms.base: this name is taken or no name for a folder",
+        "arms.base: this name is taken; choose another name",
         "arms.naive: shaping.rul: unknown key; did you mean 'rule'?",
         "arms.sars_tdw: optimizer.lr: input should be greater than 0, not -1",
-        "primary: no arm is named 'sarstdw'; arms: naive, sars_tdw, base",
+        "arms.../up: this is not a name for a folder; choose another name",
+        "primary: no arm is named 'sarstdw'; arms: naive, sars_tdw, base, ../up",
     ]
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"seed": [0]}, "seed: extra inputs are not permitted"),
-        ({"seeds": []}, "seeds: tuple should have at least 1 item"),
         ({"seeds": 3}, "seeds: input should be a valid tuple, not 3; write a list such as [0, 1, 2]"),
         ({"arms": {**FILE["arms"], "few": {"seeds": 3}}}, "few: seeds: input should be a valid tuple, not 3; write a"),
         ({"arms": {**FILE["arms"], "few": {"seeds": []}}}, "arms.few: seeds: tuple should have at least 1 item"),
-        ({"arms": {**FILE["arms"], "few": {"seeds": [-1]}}}, "arms.few: seeds.0: input should be greater than or"),
-        ({"test": {"checkpoints": 4}}, "3 updates with save_every=1 leave 3 checkpoints, test.checkpoints asks for 4"),
+        (
+            {"test": {"checkpoints": 4}},
+            "3 updates with save_every=1 leave 3 checkpoints, but test.checkpoints asks for 4",
+        ),
         ({"arms": {**FILE["arms"], "long": {"updates": 9}}}, "different numbers of images while training (naive 18"),
-        ({"arms": {**FILE["arms"], "wide": {"groups.size": 4}}}, "sars_tdw 18, wide 24); equal them"),
-        ({"arms": {**FILE["arms"], "other": {"data.train_samples": 2}}}, "arms share their data"),
+        ({"arms": {**FILE["arms"], "wide": {"groups.size": 4}}}, "sars_tdw 18, wide 24); make them equal"),
+        (
+            {"arms": {**FILE["arms"], "other": {"data.train_samples": 2}}},
+            "arms.other: all arms share their data; move",
+        ),
         ({"compare_on": ["pickscore"]}, "compare_on: pickscore is not tested; tested: dino, clip_t"),
     ],
 )
-def test_what_would_be_no_comparison_is_refused(changes: dict[str, Any], said: str, tmp_path: Path):
-    assert any(said in line for line in problems(tmp_path, **changes))
+def test_a_file_that_does_not_compare_on_equal_terms_is_refused(changes: dict[str, Any], message: str, tmp_path: Path):
+    assert any(message in line for line in problems(tmp_path, **changes))
 
 
-def test_plots_show_arms_that_there_are_under_names_for_files(tmp_path: Path):
+def test_plots_name_arms_that_exist_and_get_names_that_files_can_have(tmp_path: Path):
     selections = {"a/b": ["naive"], "none": [], "some": ["base", "tdw", "naive", "naive"]}
     assert problems(tmp_path, front=["sars_tdw"], selections=selections) == [
-        "front: one arm makes no line; name at least two, or leave `front` out",
-        "selections: 'a/b' becomes part of a file's name; use letters, digits, _, - and .",
-        "selections.none: it names no arm; name some, or leave it out",
-        "selections.some: base is not trained and has neither weight nor curves; leave it out",
+        "front: a line needs at least two arms; name more, or leave `front` out",
+        "selections: 'a/b' becomes part of a file name; use letters, digits, _, - and .",
+        "selections.none: the list of arms is empty; name some, or leave it out",
+        "selections.some: base is not trained, so it has no weight and no curves; leave it out",
         "selections.some: no arm is named 'tdw'; arms: naive, sars_tdw",
         "selections.some: naive is named 2 times; name it once",
     ]
@@ -106,69 +114,76 @@ def test_plots_change_no_run(tmp_path: Path):
     assert all(shown.config(arm, seed) == plain.config(arm, seed) for arm, seed in plain.jobs)
 
 
-def test_a_file_that_is_none_is_refused(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"no comparison in .*nothing\.yaml"):
-        Comparison.read(tmp_path / "nothing.yaml")
+@pytest.mark.parametrize(
+    ("name", "reason"), [("nothing.yaml", "no such file or directory"), ("folder", "is a directory")]
+)
+def test_a_file_that_cannot_be_read_is_named(name: str, reason: str, tmp_path: Path):
+    (tmp_path / "folder").mkdir()
+    message = f"^cannot read {tmp_path / name}: {reason}; name the YAML file of a comparison$"
+    with pytest.raises(ConfigError, match=message):
+        Comparison.read(tmp_path / name)
 
 
 # --- the runs --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
-    """A comparison whose arms ran one after the other without a stop."""
-    folder = tmp_path_factory.mktemp("whole")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    """A comparison whose arms ran one after the other without interruption."""
+    folder = tmp_path_factory.mktemp("finished")
     comparison = Comparison.read(write(folder))
     for arm, seed in comparison.jobs:
         run_arm(comparison, arm, seed)
-    write_report(comparison, collect(comparison))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "write_plots", lambda *_: None)
+        tables.write_report(comparison, collect(comparison))
     return comparison
 
 
-def test_arms_share_base_cases_and_noise(whole: Comparison):
+def test_arms_share_base_cases_and_noise(finished: Comparison):
     """Before its first update every arm is the base: the same held-out figures, on the same cases."""
-    results = collect(whole)
+    results = collect(finished)
     starts = [results[arm][0]["held_out"][0] for arm in ("naive", "sars_tdw")]
     assert starts[0] == starts[1]
     assert [row["update"] for row in results["naive"][0]["held_out"]] == [0, 1, 2, 3]
     first = [results[arm][0]["updates"][0] for arm in ("naive", "sars_tdw")]
-    assert first[0] == first[1]  # the same prompts and images; what is learnt from them differs
+    assert first[0] == first[1]  # the same prompts and images; what the arms learn from them differs
     assert results["naive"][0]["updates"][1] != results["sars_tdw"][0]["updates"][1]
     cases = [
         {json.loads(line)["sample"] for line in file.read_text().splitlines()}
-        for file in whole.output.glob("arms/*/seed-0/test/*/rows.jsonl")
+        for file in finished.output.glob("arms/*/seed-0/test/*/rows.jsonl")
     ]
     assert len(cases) == 5  # the base once, two checkpoints of each arm
-    assert all(each == cases[0] and len(each) == 4 for each in cases)
+    assert all(of_file == cases[0] and len(of_file) == 4 for of_file in cases)
 
 
-def test_an_arms_result_is_the_mean_of_its_last_checkpoints(whole: Comparison):
-    folder = whole.folder("naive", 0)
+def test_an_arms_result_is_the_mean_of_its_last_checkpoints(finished: Comparison):
+    folder = finished.folder("naive", 0)
     assert {path.name for path in (folder / "test").iterdir()} == {"step-00002", "step-00003"}
     scores = [
         json.loads(line)["scores"]["dino"]
         for file in folder.glob("test/*/rows.jsonl")
         for line in file.read_text().splitlines()
     ]
-    result = collect(whole)["naive"][0]
+    result = collect(finished)["naive"][0]
     assert result["test"]["dino"] == pytest.approx(sum(scores) / len(scores))
-    watched = [row["identity_reward"] for row in result["held_out"]]
-    assert result["test"]["identity_reward_over_training"] == pytest.approx(sum(watched[1:]) / 3)
-    assert collect(whole)["base"][0]["test"].keys() == {
+    rewards = [row["identity_reward"] for row in result["held_out"]]
+    assert result["test"]["identity_reward_over_training"] == pytest.approx(sum(rewards[1:]) / 3)
+    assert collect(finished)["base"][0]["test"].keys() == {
         *("dino", "clip_t", "oracle_identity", "oracle_prompt", "joint_success")
     }
     assert (folder / "result.json").stat().st_size < 3000
 
 
-def test_another_seed_is_tested_on_other_cases(tmp_path: Path, whole: Comparison):
+def test_another_seed_is_tested_on_other_cases(tmp_path: Path, finished: Comparison):
     comparison = Comparison.read(write(tmp_path, seeds=[1]))
     run_arm(comparison, "base", 1)
     rows = (comparison.folder("base", 1) / "test" / "base" / "rows.jsonl").read_text()
-    known = (whole.folder("base", 0) / "test" / "base" / "rows.jsonl").read_text()
+    known = (finished.folder("base", 0) / "test" / "base" / "rows.jsonl").read_text()
     assert json.loads(rows.splitlines()[0])["subject"] != json.loads(known.splitlines()[0])["subject"]
 
 
-def test_settings_can_be_chosen_without_a_look_at_test_cases(tmp_path: Path):
+def test_settings_can_be_chosen_without_looking_at_test_cases(tmp_path: Path):
     comparison = Comparison.read(write(tmp_path, test={"cases": 3, "split": "development"}))
     run_arm(comparison, "base", 0)
     rows = (comparison.folder("base", 0) / "test" / "base" / "rows.jsonl").read_text().splitlines()
@@ -177,57 +192,149 @@ def test_settings_can_be_chosen_without_a_look_at_test_cases(tmp_path: Path):
     assert all(critter in DEVELOPMENT_CRITTERS for critter in critters)
 
 
-def test_a_finished_arm_is_not_run_again_and_another_one_not_mixed_in(whole: Comparison):
-    before = {path: path.stat().st_mtime_ns for path in whole.folder("naive", 0).rglob("*.jsonl")}
-    run_arm(whole, "naive", 0)
-    assert {path: path.stat().st_mtime_ns for path in whole.folder("naive", 0).rglob("*.jsonl")} == before
-    other = whole.model_copy(update={"overrides": {**whole.overrides, "optimizer.lr": 0.5}})
-    with pytest.raises(ValueError, match="was begun with other settings"):
+def test_a_finished_arm_is_not_run_again_and_not_mixed_with_another(finished: Comparison):
+    before = {path: path.stat().st_mtime_ns for path in finished.folder("naive", 0).rglob("*.jsonl")}
+    run_arm(finished, "naive", 0)
+    assert {path: path.stat().st_mtime_ns for path in finished.folder("naive", 0).rglob("*.jsonl")} == before
+    other = finished.model_copy(update={"overrides": {**finished.overrides, "optimizer.lr": 0.5}})
+    with pytest.raises(UsageError, match=r"was started with other settings, .* delete that folder to run"):
         run_arm(other, "naive", 0)
 
 
-def test_killed_and_continued_it_writes_the_same_file(whole: Comparison, tmp_path: Path):
-    """SIGKILL in the middle of an arm's training; its process goes too, and the next start repeats nothing."""
-    file = write(tmp_path)
-    output = tmp_path / "out"
-    command = [sys.executable, "-m", "customized_grpo", "compare", str(file), "--jobs", "1", "--device", "cpu"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    training = output / "arms" / "naive" / "seed-0" / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (training.exists() and training.stat().st_size):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert (output / "arms" / "base" / "seed-0" / "result.json").exists()
-    assert not (output / "arms" / "naive" / "seed-0" / "result.json").exists()
-    time.sleep(1.5)  # the arm notices within half a second
-    stopped = training.read_text()
-    time.sleep(1.0)
-    assert training.read_text() == stopped
-    base = (output / "arms" / "base" / "seed-0" / "result.json").stat().st_mtime_ns
+def test_killed_and_continued_it_writes_the_same_file(finished: Comparison, tmp_path: Path):
+    """SIGKILL in the middle of an arm's training; its process ends too, and the next start repeats nothing."""
+    file, log = write(tmp_path), tmp_path / "log.txt"
+    killed, until_all_have_ended = start_comparison(file, log, jobs=1, killed_by="naive")
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    assert until_all_have_ended.poll(timeout=20)  # the arm would go on for a minute
+    with pytest.raises(EOFError):
+        until_all_have_ended.recv()
+    base, naive = (tmp_path / "out" / "arms" / arm / "seed-0" for arm in ("base", "naive"))
+    assert len((naive / "run" / "metrics.jsonl").read_text().split("\n")) == 2  # one row
+    assert not (naive / "result.json").exists()
+    written = (base / "result.json").stat().st_mtime_ns
 
-    table = compare(file, output=None, jobs=2, device="cpu")
-    assert (output / "arms" / "base" / "seed-0" / "result.json").stat().st_mtime_ns == base
-    for name in ("comparison.json", "table.md"):
-        assert (output / name).read_text() == (whole.output / name).read_text()
-    for arm in ("naive", "sars_tdw"):
-        files = [each.folder(arm, 0) / "result.json" for each in (whole, Comparison.read(file))]
-        assert files[0].read_bytes() == files[1].read_bytes()
-    figures, place = table.split("\n\nfiles: ")
-    assert figures.strip() in (output / "table.md").read_text()
-    assert place == f"{output}; as a page: customized-grpo report {output}"
+    assert run_comparison(file, log, jobs=2) == 0
+    assert (base / "result.json").stat().st_mtime_ns == written
+    for name in ("comparison.json", "table.md", *(f"arms/{arm}/seed-0/result.json" for arm in ("naive", "sars_tdw"))):
+        assert (tmp_path / "out" / name).read_bytes() == (finished.output / name).read_bytes()
+    table = (finished.output / "table.md").read_text()
+    place = f"files: {tmp_path / 'out'}; as a page: customized-grpo report {tmp_path / 'out'}"
+    assert f"{table}\n{place}\n" in log.read_text()
 
 
 def test_an_arm_that_fails_is_named_and_the_others_run(tmp_path: Path):
     """The encoder of one arm's reward does not exist."""
     arms = {"naive": {"rewards.identity.model": str(tmp_path / "none")}, "sars_tdw": None}
-    file = write(tmp_path, arms=arms, overrides={**FILE["overrides"], "updates": 1}, test={"cases": 1})
-    with pytest.raises(ComparisonError, match=r"failed: naive \(seed 0\); see .*log\.txt"):
-        compare(file, output=None, jobs=2, device="cpu")
-    assert "error: no model in" in (tmp_path / "out" / "arms" / "naive" / "seed-0" / "log.txt").read_text()
+    overrides = {**FILE["overrides"], "updates": 1, "evaluation.every": 0}
+    primary = {**FILE["primary"], "metric": "dino"}
+    file = write(tmp_path, arms=arms, overrides=overrides, primary=primary, compare_on=[], test={"cases": 1})
+    log = tmp_path / "log.txt"
+    assert run_comparison(file, log, jobs=2) == 1
+    arm_log = tmp_path / "out" / "arms" / "naive" / "seed-0" / "log.txt"
+    message = f"failed: naive (seed 0); see {arm_log}. Fix this, then run the same command again"
+    assert log.read_text().split("\n")[-2] == message
+    assert "error: no model in" in arm_log.read_text()
     assert {*collect(Comparison.read(file))} == {"base", "sars_tdw"}
+
+
+def test_an_arm_is_a_process_that_reports_damaged_files_in_one_line(finished: Comparison, tmp_path: Path):
+    """The command that `compare` really starts. The result was cut off in the middle of a write."""
+    shutil.copytree(finished.folder("base", 0), tmp_path / "out" / "arms" / "base" / "seed-0")
+    result_file = tmp_path / "out" / "arms" / "base" / "seed-0" / "result.json"
+    result_file.write_bytes(result_file.read_bytes()[:100])
+    file = write(tmp_path)
+    started = runner._start(Comparison.read(file), file, "base", 0, slots(1, "cpu")[0])
+    assert started.process.wait() == 1
+    started.log.close()
+    assert runner._last_line(Comparison.read(file), started).startswith(f"error: {result_file} is not JSON: EOF while")
+    log = (result_file.parent / "log.txt").read_text()
+    assert "Traceback" not in log
+
+
+# --- damaged files ---------------------------------------------------------------------------------------------------
+
+
+def edited(**changes: Any) -> str:
+    return json.dumps({**result(0.5), **changes})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (edited()[:50], "is not JSON: EOF while parsing"),
+        ("[]", ": input should be a valid dictionary or instance of _Result"),
+        (edited(test={"dino": "0.5"}), ": test.dino: input should be a valid number"),
+        (edited(updates=[{"reward_identity": 0.5}]), ": updates.0.update: field required"),
+        (edited(held_out=[{"update": 0, "dino": None}]), ": held_out.0.dino: input should be a valid number"),
+        (edited(warnings=[{"update": 3}]), ": warnings.0.kind: field required"),
+    ],
+)
+def test_a_damaged_result_is_reported_before_anything_runs(text: str, message: str, tmp_path: Path):
+    file = write(tmp_path)
+    damaged = tmp_path / "out" / "arms" / "naive" / "seed-0" / "result.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text(text)
+    for command in (
+        lambda: compare(file, output=None, jobs=1, device="cpu"),
+        lambda: report(file, output=None),
+    ):
+        with pytest.raises(JsonError) as error:
+            command()
+        assert str(error.value).startswith(f"{damaged}{' ' if message.startswith('is') else ''}{message}")
+        assert str(error.value).endswith("; restore the file, or delete it and run the comparison again")
+        assert "\n" not in str(error.value)
+    assert [path.name for path in (tmp_path / "out").rglob("*")] == ["arms", "naive", "seed-0", "result.json"]
+
+
+def cut_in_half(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def without_number(file: Path) -> None:
+    file.write_text(file.read_text().replace('"update": 2', '"update": "two"'))
+
+
+def without_rows(file: Path) -> None:
+    file.write_text("[1]\n")
+
+
+def remove_checkpoint(file: Path) -> None:
+    shutil.rmtree(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("arm.yaml", cut_in_half, r"was started with other settings, or its arm.yaml is damaged; delete that folder"),
+        (
+            "run/evaluations.jsonl",
+            without_number,
+            r"evaluations.jsonl.*update.*; restore",
+        ),
+        ("run/metrics.jsonl", without_rows, r"metrics.jsonl.*; restore"),
+        (
+            "run/checkpoints/step-00003",
+            remove_checkpoint,
+            r"run has 1 of the 2 checkpoints to test .*; delete .*naive",
+        ),
+    ],
+)
+def test_an_arm_whose_files_are_damaged_says_so(
+    name: str, damage: Callable[[Path], None], message: str, finished: Comparison, tmp_path: Path
+):
+    comparison = Comparison.read(write(tmp_path))
+    folder = comparison.folder("naive", 0)
+    shutil.copytree(finished.folder("naive", 0), folder, ignore=shutil.ignore_patterns("result.json"))
+    shutil.rmtree(folder / "run" / "checkpoints" / "step-00001")
+    damage(folder / name)
+    with pytest.raises(InputError, match=message) as error:
+        run_arm(comparison, "naive", 0)
+    assert "\n" not in str(error.value)
+
+
+# --- where arms run --------------------------------------------------------------------------------------------------
 
 
 def test_slots_share_the_machine_and_do_not_change_results():
@@ -245,15 +352,15 @@ def test_slots_share_the_machine_and_do_not_change_results():
         ("2,3", None, None, "2 3"),
         ("2,3", "cuda", 3, "2 3 2"),
         (" GPU-5a, GPU-7f ", "cuda", None, "GPU-5a GPU-7f"),
-        ("2,3,-1,4", None, None, "2 3"),  # CUDA stops at what is no device
+        ("2,3,-1,4", None, None, "2 3"),  # CUDA stops at the first invalid one
         (None, "cuda:1", None, "1"),
         ("2,3", "cuda:1", 2, "3 3"),
     ],
 )
-def test_slots_are_gpus_that_the_user_left_us(
+def test_slots_are_the_gpus_that_the_user_allows(
     visible: str | None, device: str | None, jobs: int | None, expected: str, monkeypatch: pytest.MonkeyPatch
 ):
-    """Two GPUs. A child sees one of them alone, which it calls cuda."""
+    """Two GPUs. Each arm sees one of them, and calls it cuda."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     if visible is None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

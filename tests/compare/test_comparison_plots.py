@@ -1,4 +1,4 @@
-"""The plots of a comparison: which ones there are, and what they hold."""
+"""The plots of a comparison: which ones are drawn, and what they show."""
 
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def comparison(folder: Path, **changes: Any) -> Comparison:
 
 
 def result(place: int, seed: int, trained: bool = True) -> dict[str, Any]:
-    """Identity and prompt of the arm at this place end at .5 and .6 plus a tenth of it, give or take .01 by seed."""
+    """Identity and prompt end at .5 and .6, plus .1 per place of the arm, plus or minus .01 by seed."""
     shift = 0.1 * place + (0.01 if seed else -0.01)
     names = ("dino", "clip_t", "oracle_identity", "oracle_prompt")
     test = {name: (0.5 if n % 2 == 0 else 0.6) + shift for n, name in enumerate(names)}
@@ -70,13 +70,13 @@ def drawn(comparison: Comparison, results: Results) -> dict[str, Figure]:
 
 
 def named(figure: Figure) -> list[str]:
-    """What the legend names, wherever it stands."""
+    """The names in the legend of the figure or of its axes."""
     legends = [*figure.legends, *(legend for axes in figure.axes if (legend := axes.get_legend()))]
     (legend,) = legends
     return [text.get_text() for text in legend.get_texts()]
 
 
-# --- which ones there are --------------------------------------------------------------------------------------------
+# --- which ones are drawn --------------------------------------------------------------------------------------------
 
 
 def test_without_selections_all_arms_share_their_curves(results: Results, tmp_path: Path):
@@ -97,13 +97,13 @@ def test_with_selections_each_has_its_own_curves_without_arms_that_are_not_finis
 
 
 def test_an_arm_looks_the_same_in_every_plot(results: Results, tmp_path: Path):
-    """Whatever is finished and whatever is selected."""
-    whole = drawn(comparison(tmp_path), results)["curves.png"]
+    """No matter which arms are finished or selected."""
+    curves = drawn(comparison(tmp_path), results)["curves.png"]
     part = {arm: results[arm] for arm in ("base", "sars_tdw")}
     alone = drawn(comparison(tmp_path, selections={"one": ["sars_tdw"]}), part)["curves-one.png"]
-    looks = [(line.get_color(), line.get_marker()) for line in (whole.axes[0].lines[2], alone.axes[0].lines[0])]
+    looks = [(line.get_color(), line.get_marker()) for line in (curves.axes[0].lines[2], alone.axes[0].lines[0])]
     assert looks[0] == looks[1]
-    others = {(line.get_color(), line.get_marker()) for line in whole.axes[0].lines}
+    others = {(line.get_color(), line.get_marker()) for line in curves.axes[0].lines}
     assert len(others) == 3
 
 
@@ -135,7 +135,7 @@ def test_the_plane_has_a_point_per_arm_with_its_intervals(results: Results, tmp_
     """Two values .02 apart: the mean lies in the middle, t = 12.706 times .01 to each side."""
     figure = drawn(comparison(tmp_path), results)["plane.png"]
     assert [(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes] == [
-        *[("dino", "clip_t")] * 2,  # all, and large those that are better than the base
+        *[("dino", "clip_t")] * 2,  # all arms; enlarged, those that beat the base
         *[("oracle_identity", "oracle_prompt")] * 2,
     ]
     assert named(figure) == ["base", "prompt.3", "prompt.5", "sars_tdw"]
@@ -149,13 +149,13 @@ def test_the_plane_has_a_point_per_arm_with_its_intervals(results: Results, tmp_
         assert to_hex(drawn_points[0][0].get_color()) == GREY
 
 
-def test_arms_that_are_better_than_the_base_in_both_are_shown_large(results: Results, tmp_path: Path):
+def test_arms_that_beat_the_base_in_both_are_shown_enlarged(results: Results, tmp_path: Path):
     """Base (.5, .6), arms at (.6, .7), (.7, .8), (.8, .9); the last one loses its prompt."""
     for each in results["sars_tdw"].values():
         each["test"]["clip_t"] = 0.1
-    whole, close, *_ = drawn(comparison(tmp_path), results)["plane.png"].axes
-    assert whole.get_xlim()[0] < 0.5
-    assert whole.get_ylim()[0] < 0.1
+    complete, close, *_ = drawn(comparison(tmp_path), results)["plane.png"].axes
+    assert complete.get_xlim()[0] < 0.5
+    assert complete.get_ylim()[0] < 0.1
     assert close.get_xlim() == pytest.approx((0.585, 0.715))  # .6 to .7 and 15 % of it to both sides
     assert close.get_ylim() == pytest.approx((0.685, 0.815))
     for each in results["prompt.5"].values():
@@ -175,7 +175,7 @@ def test_the_front_is_a_line_in_the_files_order(results: Results, tmp_path: Path
 
 
 def test_the_plane_has_the_pairs_that_all_arms_were_tested_on(results: Results, tmp_path: Path):
-    """An arm trained on another identity reward: its own pair is drawn where the others have it too."""
+    """An arm trained on another identity reward: its own pair is drawn if all others were tested on it."""
     arms = {**FILE["arms"], "view": {"rewards.identity.against": "other_view"}}
     file = comparison(tmp_path, arms=arms)
     results["view"] = {seed: result(1, seed) for seed in (0, 1)}

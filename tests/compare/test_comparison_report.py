@@ -49,15 +49,15 @@ def test_holms_family_is_everything_that_is_not_primary(results: Results, tmp_pa
         ("sars_tdw", "naive", "dino"),
         ("other", "naive", "joint_success"),
         ("other", "naive", "dino"),
-        ("sars_tdw", "other", "joint_success"),  # the arm in question also against arms that the question leaves out
+        ("sars_tdw", "other", "joint_success"),  # the primary arm is compared with every arm
         ("sars_tdw", "other", "dino"),
     ]
     smallest = min(tests, key=lambda test: test.difference.p_value)
     assert smallest.corrected == pytest.approx(5 * smallest.difference.p_value)
 
 
-def test_two_reference_arms_meet_once(results: Results, tmp_path: Path):
-    """Their difference with either sign is one test; twice in the family it would make every other one stricter."""
+def test_two_reference_arms_are_compared_once(results: Results, tmp_path: Path):
+    """Their difference with either sign is one test; counting it twice would make all corrected p-values larger."""
     results["other"] = {seed: result(0.1 * seed, 0.1 + 0.01 * seed) for seed in (0, 1, 2)}
     arms = {**FILE["arms"], "other": {"shaping.gamma": 0}}
     primary = {**FILE["primary"], "against": ["naive", "other"]}
@@ -72,13 +72,12 @@ def test_two_reference_arms_meet_once(results: Results, tmp_path: Path):
     ]
 
 
-def test_the_table_shows_what_is_compared_and_on_request_the_way_there(results: Results, tmp_path: Path):
+def test_the_table_shows_the_compared_metrics_and_figures_over_training_on_request(results: Results, tmp_path: Path):
     for by_seed in results.values():
         for each in by_seed.values():
             each["test"]["joint_success_over_training"] = 0.25
-    (tmp_path / "out").mkdir()
     heads = [
-        write_report(Comparison.read(write(tmp_path, compare_on=names)), results).splitlines()[0]
+        tabulate(Comparison.read(write(tmp_path, compare_on=names)), results)[1].split("\n")[0]
         for names in ([], ["dino"], ["joint_success_over_training"])
     ]
     assert heads == [
@@ -107,8 +106,8 @@ def test_the_report_has_tables_json_and_pictures(results: Results, tmp_path: Pat
     }
 
 
-def test_the_report_says_what_arms_were_trained_on(results: Results, tmp_path: Path):
-    """Without their folders, which may be nothing but results."""
+def test_the_report_names_the_metrics_that_arms_were_trained_on(results: Results, tmp_path: Path):
+    """From the comparison file, as the arms' folders may hold nothing but results."""
     results["view"] = {0: result(0.1)}
     arms = {**FILE["arms"], "view": {"rewards.identity.against": "other_view"}}
     comparison = Comparison.read(write(tmp_path, arms=arms))
@@ -125,9 +124,9 @@ def test_the_report_says_what_arms_were_trained_on(results: Results, tmp_path: P
 
 
 def test_the_report_counts_degradation_by_arm(results: Results, tmp_path: Path):
-    """In seed 1 identity falls from .5 to .4 at update 1 and is at .6 at 2, prompt falls: degraded at 2 and no end.
+    """In seed 1 identity is .5, then .4 and .6, while prompt falls: degraded at update 2, but not at the end.
 
-    Its end is the mean of both: identity .5, no more than its start.
+    The end is the mean of both evaluations: identity .5, no higher than its start.
     """
     for row, identity, prompt in zip(results["naive"][1]["held_out"], (0.5, 0.4, 0.6), (0.5, 0.4, 0.4), strict=True):
         row |= {"identity_reward": identity, "prompt_reward": prompt}
@@ -153,10 +152,10 @@ def test_the_report_counts_degradation_by_arm(results: Results, tmp_path: Path):
 def test_a_report_of_what_is_finished_runs_nothing(
     results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """From result.json alone, as they are committed; with nothing there it says where it looked."""
+    """From result.json alone, as in the committed results; if there are none it names the folder it looked in."""
     file = write(tmp_path, seeds=[0, 1])
     arms = tmp_path / "out" / "arms"
-    with pytest.raises(ComparisonError, match=f"^no run is finished in {arms}: .*--output$"):
+    with pytest.raises(ComparisonError, match=f"^no run is finished in {arms}, so .*--output$"):
         report(file, output=None)
     assert not (tmp_path / "out").exists()
     (arms / "naive" / "seed-1").mkdir(parents=True)
@@ -170,7 +169,7 @@ def test_a_report_of_what_is_finished_runs_nothing(
     assert json.loads((tmp_path / "out" / "comparison.json").read_text())["finished"] == 1
 
 
-def test_nothing_is_both_shown_and_reported(
+def test_a_dry_run_and_a_report_exclude_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     arguments = ["compare", str(write(tmp_path)), "--report-only", "--dry-run"]
@@ -183,15 +182,15 @@ def test_nothing_is_both_shown_and_reported(
     )
 
 
-def test_the_table_says_where_runs_are_of_several_commits(results: Results, tmp_path: Path):
+def test_the_table_says_if_runs_were_made_with_different_code(results: Results, tmp_path: Path):
     comparison = Comparison.read(write(tmp_path, seeds=[0, 1, 2]))
-    assert "Not one code" not in tabulate(comparison, results)[1]
+    assert "different code" not in tabulate(comparison, results)[1]
     results["naive"][1]["code"] = "abc+changes"
     last = tabulate(comparison, results)[1].splitlines()[-1]
-    assert last == "Not one code made all runs: unknown (9 runs), abc+changes (1 runs)."
+    assert last == "The runs were made with different code: unknown (9 runs), abc+changes (1 runs)."
 
 
-def test_a_report_of_one_seed_claims_no_interval(tmp_path: Path):
+def test_a_report_of_one_seed_has_no_intervals(tmp_path: Path):
     comparison = Comparison.read(write(tmp_path))
     comparison.output.mkdir()
     table = write_report(comparison, {"naive": {0: result(0.1)}, "sars_tdw": {0: result(0.3)}})

@@ -1,11 +1,11 @@
-"""Competitive degradation and hacking, by hand: rows of evaluations in, what held and when out."""
+"""Competitive degradation and hacking, worked by hand: evaluation rows in, verdicts and updates out."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from customized_grpo.compare.degradation import KINDS, Held, degradation_of, held, spoken_of
+from customized_grpo.compare.degradation import KINDS, Kind, Verdict, degradation_of, judge
 from customized_grpo.rewards.by_name import parse_reward
 from customized_grpo.training.watch import Watch
 
@@ -17,7 +17,7 @@ NOTHING: dict[str, Any] = {
 
 
 def rows(**series: Sequence[float | None]) -> list[dict[str, Any]]:
-    """Evaluations every 25 updates; None is a figure that could not be scored, which a result leaves out."""
+    """Evaluations every 25 updates; None is a figure that could not be scored and is missing from the row."""
     names, columns = [*series], zip(*series.values(), strict=True)
     return [
         {"update": 25 * n, **{name: value for name, value in zip(names, column, strict=True) if value is not None}}
@@ -32,68 +32,68 @@ BELOW: Sequence[float | None] = [0.50, 0.40, 0.55, 0.40, 0.40]  # below it at 25
 
 def test_competitive_degradation_needs_both_the_reward_and_the_oracle_to_fall():
     both = rows(identity_reward=RISING, prompt_reward=FALLING, oracle_prompt=BELOW)
-    assert held(COMPETITIVE, both) == Held(at_end=True, updates=(25, 100))
-    assert held(MIRRORED, both) == Held(at_end=False, updates=())
+    assert judge(COMPETITIVE, both) == Verdict(at_end=True, updates=(25, 100))
+    assert judge(MIRRORED, both) == Verdict(at_end=False, updates=())
     risen = rows(identity_reward=RISING, prompt_reward=FALLING, oracle_prompt=RISING)
-    assert held(COMPETITIVE, risen) == Held(at_end=False, updates=())
+    assert judge(COMPETITIVE, risen) == Verdict(at_end=False, updates=())
 
 
 def test_without_an_oracle_the_rewards_decide_and_hacking_cannot_be_judged():
-    found = rows(identity_reward=RISING, prompt_reward=FALLING)
-    assert held(COMPETITIVE, found) == Held(at_end=True, updates=(25, 50, 100))
-    assert held(IDENTITY_HACKING, found) is None
-    assert held(PROMPT_HACKING, found) is None
+    evaluations = rows(identity_reward=RISING, prompt_reward=FALLING)
+    assert judge(COMPETITIVE, evaluations) == Verdict(at_end=True, updates=(25, 50, 100))
+    assert judge(IDENTITY_HACKING, evaluations) is None
+    assert judge(PROMPT_HACKING, evaluations) is None
 
 
-def test_the_mirrored_one_asks_the_oracle_of_identity():
-    """The oracle's prompt figure, which rises, has no say in it."""
-    found = rows(identity_reward=FALLING, prompt_reward=RISING, oracle_identity=BELOW, oracle_prompt=RISING)
-    assert held(MIRRORED, found) == Held(at_end=True, updates=(25, 100))
-    assert held(COMPETITIVE, found) == Held(at_end=False, updates=())
+def test_mirrored_degradation_depends_on_the_oracles_identity_figure():
+    """The oracle's prompt figure, which rises, does not matter."""
+    evaluations = rows(identity_reward=FALLING, prompt_reward=RISING, oracle_identity=BELOW, oracle_prompt=RISING)
+    assert judge(MIRRORED, evaluations) == Verdict(at_end=True, updates=(25, 100))
+    assert judge(COMPETITIVE, evaluations) == Verdict(at_end=False, updates=())
 
 
-def test_hacking_is_a_reward_against_its_own_oracle():
-    found = rows(identity_reward=RISING, prompt_reward=FALLING, oracle_identity=FALLING, oracle_prompt=BELOW)
-    assert held(IDENTITY_HACKING, found) == Held(at_end=True, updates=(25, 50, 100))
+def test_hacking_compares_a_reward_with_its_own_oracle():
+    evaluations = rows(identity_reward=RISING, prompt_reward=FALLING, oracle_identity=FALLING, oracle_prompt=BELOW)
+    assert judge(IDENTITY_HACKING, evaluations) == Verdict(at_end=True, updates=(25, 50, 100))
     # Above its start at 75 alone, where the oracle is below.
-    assert held(PROMPT_HACKING, found) == Held(at_end=False, updates=(75,))
+    assert judge(PROMPT_HACKING, evaluations) == Verdict(at_end=False, updates=(75,))
 
 
 def test_the_end_is_the_mean_of_the_last_three_evaluations():
     """The last evaluation alone is the other way round: identity .45, prompt .60; the means are .55 and .45."""
-    found = rows(identity_reward=[0.5, 0.1, 0.6, 0.6, 0.45], prompt_reward=[0.5, 0.9, 0.35, 0.4, 0.6])
-    assert held(COMPETITIVE, found) == Held(at_end=True, updates=(50, 75))
+    evaluations = rows(identity_reward=[0.5, 0.1, 0.6, 0.6, 0.45], prompt_reward=[0.5, 0.9, 0.35, 0.4, 0.6])
+    assert judge(COMPETITIVE, evaluations) == Verdict(at_end=True, updates=(50, 75))
 
 
 def test_a_short_run_ends_with_what_it_has():
     """One evaluation after the first; the first one itself is never part of the end."""
-    assert held(COMPETITIVE, rows(identity_reward=[0.5, 0.6], prompt_reward=[0.5, 0.4])) == Held(True, (25,))
-    assert held(COMPETITIVE, rows(identity_reward=[0.5], prompt_reward=[0.5])) is None
-    assert held(COMPETITIVE, []) is None
+    assert judge(COMPETITIVE, rows(identity_reward=[0.5, 0.6], prompt_reward=[0.5, 0.4])) == Verdict(True, (25,))
+    assert judge(COMPETITIVE, rows(identity_reward=[0.5], prompt_reward=[0.5])) is None
+    assert judge(COMPETITIVE, []) is None
 
 
-def test_what_stays_equal_has_neither_risen_nor_fallen():
+def test_equal_figures_have_neither_risen_nor_fallen():
     """(.1 + .1 + .1) / 3 is more than .1 in floating point."""
     flat: Sequence[float | None] = [0.1] * 5
     for series in (
         {"identity_reward": flat, "prompt_reward": BELOW},
         {"identity_reward": RISING, "prompt_reward": flat},
     ):
-        assert held(COMPETITIVE, rows(**series)) == Held(at_end=False, updates=())
+        assert judge(COMPETITIVE, rows(**series)) == Verdict(at_end=False, updates=())
 
 
 def test_evaluations_that_could_not_be_scored_are_left_out():
     """Identity is unknown at 50 and prompt NaN at 75: the end is the mean of 25 and 100."""
-    found = rows(identity_reward=[0.5, 0.6, None, 0.7, 0.6], prompt_reward=[0.5, 0.4, 0.1, float("nan"), 0.45])
-    assert held(COMPETITIVE, found) == Held(at_end=True, updates=(25, 100))
-    assert held(COMPETITIVE, rows(identity_reward=[None, 0.6, 0.7], prompt_reward=[0.5, 0.4, 0.3])) is None
+    evaluations = rows(identity_reward=[0.5, 0.6, None, 0.7, 0.6], prompt_reward=[0.5, 0.4, 0.1, float("nan"), 0.45])
+    assert judge(COMPETITIVE, evaluations) == Verdict(at_end=True, updates=(25, 100))
+    assert judge(COMPETITIVE, rows(identity_reward=[None, 0.6, 0.7], prompt_reward=[0.5, 0.4, 0.3])) is None
 
 
 # --- the run's own warnings ------------------------------------------------------------------------------------------
 
 
-def said(**series: list[float]) -> list[dict[str, Any]]:
-    """What a run says of evaluations every 25 updates, in its own words."""
+def warnings_of(**series: list[float]) -> list[dict[str, Any]]:
+    """The rows of a run's own warnings, with evaluations every 25 updates."""
     measures = {name: parse_reward(name).measures for name in series if not name.endswith("_reward")}
     watch = Watch({"identity": "identity_reward", "prompt": "prompt_reward"}, measures=measures)
     warnings = []
@@ -107,29 +107,28 @@ UP, DOWN = [0.5, 0.55, 0.6, 0.65, 0.7], [0.7, 0.65, 0.6, 0.55, 0.5]
 
 
 @pytest.mark.parametrize(
-    ("series", "spoken"),
+    ("series", "kind"),
     [
-        ({"identity_reward": UP, "prompt_reward": DOWN}, ("identity_reward", "prompt_reward")),
-        ({"identity_reward": DOWN, "prompt_reward": UP}, ("prompt_reward", "identity_reward")),
-        (
-            {"identity_reward": UP, "prompt_reward": UP, "oracle_identity": DOWN},
-            ("identity_reward", "oracle_identity"),
-        ),
-        ({"identity_reward": UP, "prompt_reward": UP, "oracle_prompt": DOWN}, ("prompt_reward", "oracle_prompt")),
-        (
-            {"identity_reward": UP, "prompt_reward": UP, "dino against=other_view": DOWN},
-            ("identity_reward", "dino against=other_view"),
-        ),
+        ({"identity_reward": UP, "prompt_reward": DOWN}, COMPETITIVE),
+        ({"identity_reward": DOWN, "prompt_reward": UP}, MIRRORED),
+        ({"identity_reward": UP, "prompt_reward": UP, "oracle_identity": DOWN}, IDENTITY_HACKING),
+        ({"identity_reward": UP, "prompt_reward": UP, "oracle_prompt": DOWN}, PROMPT_HACKING),
+        ({"identity_reward": UP, "prompt_reward": UP, "dino against=other_view": DOWN}, None),
     ],
 )
-def test_a_warning_says_what_rose_and_what_fell(series: dict[str, list[float]], spoken: tuple[str, str]):
-    (warning,) = said(**series)
+def test_a_warning_counts_by_the_metrics_that_it_names(series: dict[str, list[float]], kind: Kind | None):
+    (warning,) = warnings_of(**series)
     assert warning["update"] == 100
-    assert spoken_of(warning) == spoken
+    arm = degradation_of("naive", {0: {"held_out": [], "warnings": [warning]}})
+    counted = [name for name, counts in arm.counts.items() if counts.warned]
+    assert (counted, arm.other_warnings) == (([kind.name], 0) if kind else ([], 1))
 
 
-def test_a_sentence_that_is_none_of_the_runs_says_nothing():
-    assert spoken_of({"update": 3, "kind": "hacking suspected", "message": "!"}) is None
+def test_a_warning_of_an_old_run_that_names_no_metrics_counts_among_the_others():
+    (warning,) = warnings_of(identity_reward=UP, prompt_reward=DOWN)
+    old = {key: warning[key] for key in ("update", "kind", "message")}
+    arm = degradation_of("naive", {0: {"held_out": [], "warnings": [old]}})
+    assert (arm.counts[COMPETITIVE.name].warned, arm.other_warnings) == (0, 1)
 
 
 # --- an arm ----------------------------------------------------------------------------------------------------------
@@ -142,11 +141,11 @@ def test_an_arm_counts_its_seeds_and_keeps_first_and_last_updates():
         "oracle_identity": RISING,
     }
     later |= {"prompt_reward": [0.5, 0.6, 0.4, 0.4, 0.4], "oracle_prompt": [0.5, 0.6, 0.4, 0.4, 0.4]}
-    warnings = said(identity_reward=UP, prompt_reward=DOWN)
+    warnings = warnings_of(identity_reward=UP, prompt_reward=DOWN)
     others = [
         {"update": 75, "kind": "saturated groups", "message": "not of these kinds"},
-        {"update": 75, "kind": "hacking suspected", "message": "!"},
-        *said(identity_reward=UP, prompt_reward=UP, joint_success=DOWN),
+        {"update": 75, "kind": "hacking suspected", "message": "from an old run"},
+        *warnings_of(identity_reward=UP, prompt_reward=UP, joint_success=DOWN),
     ]
     runs = {
         3: {"held_out": rows(identity_reward=RISING, prompt_reward=FALLING, **oracles), "warnings": warnings},
@@ -154,7 +153,7 @@ def test_an_arm_counts_its_seeds_and_keeps_first_and_last_updates():
         4: {"held_out": rows(**later), "warnings": others},
         5: {"held_out": rows(identity_reward=RISING, prompt_reward=RISING), "warnings": []},
     }
-    # others: two of one kind, the prompt's and identity's reward each against joint_success, and one without words
+    # other_warnings: identity and prompt reward each against joint_success, and one that names no metrics
     assert degradation_of("naive", runs).as_dict() == {
         "arm": "naive",
         "seeds": 3,

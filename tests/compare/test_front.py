@@ -70,7 +70,7 @@ def front_of(tmp_path: Path, front: list[str]) -> Comparison:
 
 
 def test_an_arm_meets_the_front_of_its_own_seed(results: Results, tmp_path: Path):
-    """Seed 0: .1 beyond (.6, .4). Seed 1: .1 behind (.6, .6). Seed 2 has no whole front."""
+    """Seed 0: .1 beyond (.6, .4). Seed 1: .1 behind (.6, .6). Seed 2 lacks an arm of the front."""
     comparison = front_of(tmp_path, ["low", "high"])
     (found,) = beyond_fronts(comparison, results)
     assert (found.arm, found.plane, found.seeds, found.beyond) == (
@@ -87,7 +87,7 @@ def test_an_arm_meets_the_front_of_its_own_seed(results: Results, tmp_path: Path
 
 
 def test_an_arm_of_the_front_meets_the_line_through_the_others(results: Results, tmp_path: Path):
-    """As if it were none of the front; the ends have no line that they could lie beyond."""
+    """As if it were not part of the front; the ends have no line that they could lie beyond."""
     curved = front_of(tmp_path, ["low", "sars_tdw", "high"])
     found = beyond_fronts(curved, results)
     assert [(each.arm, each.seeds) for each in found] == [("sars_tdw", 2)]

@@ -1,4 +1,4 @@
-"""What docs/results.md says is what the committed rows give."""
+"""The figures in docs/results.md are those that the committed rows give."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from customized_grpo.compare.comparison import Comparison
-from customized_grpo.compare.runner import collect
+from customized_grpo.compare.results import collect
 from customized_grpo.compare.tables import tabulate
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -34,7 +34,7 @@ def test_the_committed_tables_are_those_of_the_committed_rows(name: str):
     assert _rounded(committed) == _rounded(json.loads(json.dumps(content)))
 
 
-def test_the_page_counts_the_runs_that_are_there(tables: tuple[dict[str, Any], str]):
+def test_the_page_counts_the_committed_runs(tables: tuple[dict[str, Any], str]):
     content, _ = tables
     assert f"{content['finished']} of {content['runs']} runs are finished" in _text("docs/results.md")
 
@@ -45,7 +45,7 @@ def test_the_page_counts_the_runs_that_are_there(tables: tuple[dict[str, Any], s
 def test_every_figure_with_an_interval_is_one_of_the_tables(
     tables: tuple[dict[str, Any], str], file: str, heading: str
 ):
-    """What is written .940 [.927, .953] there is 0.940 [0.927, 0.953] in table.md."""
+    """.940 [.927, .953] on the page is 0.940 [0.927, 0.953] in table.md."""
     number = r"[+-]?\d*\.\d{3}"
     interval = rf"({number}) \[({number}), ({number})\]"
     figures = re.findall(interval, _text(file).split(heading)[1].split(" ## ")[0])
@@ -56,7 +56,7 @@ def test_every_figure_with_an_interval_is_one_of_the_tables(
 
 
 def _text(file: str) -> str:
-    """Of the repository, without emphasis and line breaks."""
+    """A file of the repository, without emphasis and line breaks."""
     return " ".join((DOCS.parent / file).read_text(encoding="utf-8").replace("**", "").split())
 
 

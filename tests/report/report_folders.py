@@ -1,4 +1,4 @@
-"""Folders that a report is made of, written as the commands write them, with texts and sizes at will."""
+"""Folders for a report, written as the commands write them, with chosen texts and sizes."""
 
 import json
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from customized_grpo.compare.comparison import Comparison
-from customized_grpo.compare.tables import write_report as write_comparison
+from customized_grpo.compare.tables import tabulate
 from customized_grpo.files.pictures import Shown
 from customized_grpo.run.cases import keep_cases, keep_reference
 
@@ -18,8 +18,9 @@ TINY = Path(__file__).parents[1] / "tiny.yaml"
 HOSTILE = "a <script>document.title = 'hacked'</script> & \"critter\" </script><!-- '"
 
 
-def shown(number: int, prompt: str, side: int = 32) -> Shown:
-    rng = np.random.default_rng(number)
+def shown(number: int, prompt: str, update: int = 0) -> Shown:
+    """A case with a picture of its own after each update."""
+    rng, side = np.random.default_rng((number, update)), 32
     pictures = [Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(2)]
     scores = {"identity_reward": 0.5, "prompt_reward": float("nan"), "oracle_identity": 1.0}
     return Shown(f"case-{number}", f"subject {number}", prompt, pictures[0], pictures[1], scores)
@@ -38,7 +39,7 @@ def fake_run(folder: Path, prompt: str = HOSTILE, warning: str = "it <b>fell</b>
             values = dict.fromkeys(metrics, 0.3 + 0.01 * update)
             sizes = {"spread": dict.fromkeys(metrics, 0.4), "scored": dict.fromkeys(metrics, 64)}
             file.write(json.dumps({"update": update, **values, **sizes}) + "\n")
-            keep_cases(folder / "images", f"eval-{update:05d}", [shown(100 * update + n, prompt) for n in range(2)])
+            keep_cases(folder / "images", f"eval-{update:05d}", [shown(n, prompt, update) for n in range(2)])
     with (folder / "metrics.jsonl").open("w") as file:
         for update in range(1, 13):
             row: dict[str, Any] = {"update": update, "reward_identity": 0.5, "reward_prompt": update / 20}
@@ -98,12 +99,12 @@ def fake_comparison(folder: Path, weights: Sequence[float] = ()) -> Path:
             }
             (run.parent / "result.json").write_text(json.dumps(result))
             results.setdefault(arm, {})[seed] = result
-    write_comparison(comparison, results)
+    (folder / "comparison.json").write_text(json.dumps(tabulate(comparison, results)[0]))
     return folder
 
 
 def fake_evaluation(folder: Path, cases: int, side: int, *, steps: int = 10, subjects: int | None = None) -> Path:
-    """Pictures of noise: nothing compresses worse. Every case shows a subject of its own, or there are `subjects`."""
+    """Pictures of noise: nothing compresses worse. Every case has its own subject, or there are `subjects` in all."""
     for part in ("images", "references"):
         (folder / part).mkdir(parents=True)
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""`report`: one page that holds everything, says what the files say, and takes no text for markup."""
+"""`report`: one page that contains everything, shows what the files hold, and takes no text for markup."""
 
 import json
 import re
@@ -13,6 +13,7 @@ from PIL import Image
 from report_folders import HOSTILE, TINY, fake_comparison, fake_demo, fake_evaluation, fake_run
 
 from customized_grpo.config import load_config
+from customized_grpo.data.images import PictureError
 from customized_grpo.measure.evaluate import make_request, write_evaluation
 from customized_grpo.measure.probe import run_probe
 from customized_grpo.report import ReportError, write_report
@@ -87,7 +88,7 @@ def run(make_trainer: Callable[..., Trainer]) -> Path:
     return trainer.directory.path
 
 
-# --- what every page is ----------------------------------------------------------------------------------------------
+# --- every page ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +98,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Page:
     return page_of(fake_demo(folder / "demo"), fake_comparison(folder / "ablation"), fake_run(folder / "alone"))
 
 
-def test_a_page_holds_all_that_it_shows(everything: Page):
+def test_a_page_contains_all_that_it_shows(everything: Page):
     for tag, attributes in everything.elements:
         for name, value in attributes.items():
             if name in ("src", "href", "srcset", "action", "data", "poster"):
@@ -125,7 +126,7 @@ def test_json_in_a_script_cannot_end_it():
     assert json.loads(as_json_script(hostile)) == hostile
 
 
-def test_what_the_page_needs_to_be_heard(everything: Page):
+def test_a_screen_reader_finds_its_way(everything: Page):
     tags = [tag for tag, _ in everything.elements]
     assert all(tags.count(tag) == 1 for tag in ("main", "header", "footer", "nav", "h1"))
     levels = [int(tag[1]) for tag in tags if re.fullmatch(r"h[1-6]", tag)]
@@ -139,12 +140,12 @@ def test_what_the_page_needs_to_be_heard(everything: Page):
     assert all("aria-label" in svg or "aria-hidden" in svg for svg in everything.all("svg"))
 
 
-def test_paths_of_the_maker_stay_at_home(everything: Page):
-    """Reports are passed around: no output folder, no command line."""
+def test_the_page_has_no_paths_of_its_author(everything: Page):
+    """Reports are passed around: they have no output folder and no command line."""
     assert "/home/someone" not in everything.text
 
 
-# --- what it says ----------------------------------------------------------------------------------------------------
+# --- its content -----------------------------------------------------------------------------------------------------
 
 
 def test_the_table_of_a_demo_is_its_summary(tmp_path: Path):
@@ -167,8 +168,8 @@ def test_the_tables_of_a_comparison_are_its_json(tmp_path: Path):
     for place, arm in enumerate(("base", "naive", "sars_tdw")):
         figure = content["arms"][arm]["figures"]["joint_success"]
         assert figure["mean"] == pytest.approx(0.1 * place + 0.05)
-        said = f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
-        assert rows["joint success"][place] == said.replace("-", "−")
+        expected = f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+        assert rows["joint success"][place] == expected.replace("-", "−")
     assert [
         name for name in rows if f"{name} trained on" in " ".join(" ".join(r[0].split()) for r in page.tables[0])
     ] == [
@@ -191,14 +192,14 @@ def test_the_tables_of_a_comparison_are_its_json(tmp_path: Path):
     assert "prompt of seed 1" not in page.text
 
 
-def test_many_arms_stand_one_below_the_other_and_are_shown_by_selection(tmp_path: Path):
+def test_many_arms_are_rows_of_a_table_and_shown_by_selection(tmp_path: Path):
     folder = fake_comparison(tmp_path / "ablation", weights=(0.3, 0.4, 0.6))
     page, content = page_of(folder), json.loads((folder / "comparison.json").read_text())
     assert [" ".join(cell.split()) for cell in page.tables[0][0]] == ["arm", "", "joint success"]
     for arm, cells in page.rows().items():
         figure = content["arms"][arm]["figures"]["joint_success"]
-        said = f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
-        assert cells[-1] == said.replace("-", "−")
+        expected = f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+        assert cells[-1] == expected.replace("-", "−")
     assert set(page.rows()) == {"base", "naive", "sars_tdw", "weight.3", "weight.4", "weight.6"}
     boxes = {str(box["value"]): "checked" in box for box in page.all("input") if box["type"] == "checkbox"}
     assert boxes == {"0": True, "1": True, "2": False, "3": False, "4": False}  # the primary question's arms
@@ -214,22 +215,22 @@ def test_many_arms_stand_one_below_the_other_and_are_shown_by_selection(tmp_path
     )  # by the rewards, by the oracle
     found = {each["arm"]: each for each in content["beyond_front"] if each["plane"][0] == "oracle_identity"}
     margin = found["sars_tdw"]
-    said = f"{margin['mean']:+.3f} [{margin['low']:+.3f}, {margin['high']:+.3f}], {margin['beyond']} of 2"
-    assert page.rows(-2)["sars_tdw"][-1] == said.replace("-", "−")
+    expected = f"{margin['mean']:+.3f} [{margin['low']:+.3f}, {margin['high']:+.3f}], {margin['beyond']} of 2"
+    assert page.rows(-2)["sars_tdw"][-1] == expected.replace("-", "−")
 
 
-def test_arms_that_crowd_beyond_the_base_stand_large_beside_the_whole_plane(tmp_path: Path):
+def test_arms_that_beat_the_base_are_shown_enlarged_next_to_the_complete_plane(tmp_path: Path):
     folder = fake_comparison(tmp_path / "ablation", weights=(0.3, 0.4, 0.6))
-    assert ", close" not in page_of(folder).text  # no arm's prompt is above the base's
+    assert ", enlarged" not in page_of(folder).text  # no arm's prompt is above the base's
     content = json.loads((folder / "comparison.json").read_text())
     content["arms"]["base"]["figures"]["oracle_prompt"]["mean"] -= 0.1
     (folder / "comparison.json").write_text(json.dumps(content))
     text = page_of(folder).text
-    assert "identity right against prompt right, close" in text
-    assert "DINO identity against CLIP prompt, close" not in text  # the arms are the base's equals there
+    assert "identity right against prompt right, enlarged" in text
+    assert "DINO identity against CLIP prompt, enlarged" not in text  # the arms equal the base there
 
 
-def test_pictures_of_the_base_alone_are_no_training_to_watch(tmp_path: Path):
+def test_pictures_of_the_base_alone_make_no_film(tmp_path: Path):
     folder = fake_run(tmp_path / "run")
     assert "Watch it learn" in page_of(folder).text
     file = folder / "evaluations.jsonl"
@@ -237,20 +238,20 @@ def test_pictures_of_the_base_alone_are_no_training_to_watch(tmp_path: Path):
     assert "Watch it learn" not in page_of(folder).text
 
 
-def test_an_evaluation_says_what_its_intervals_are_over_and_that_another_was_sampled_otherwise(tmp_path: Path):
+def test_an_evaluation_explains_its_intervals_and_different_sampling(tmp_path: Path):
     first = fake_evaluation(tmp_path / "one", 3, 8, subjects=1)
     second, third = (fake_evaluation(tmp_path / name, 3, 8, steps=28, subjects=1) for name in ("two", "three"))
-    said = page_of(first, second).text
-    assert "3 images of 1 subject. Intervals: 95 %, over its images." in said
-    assert "two: sampled with other steps, schedule, guidance or size than one." in said
-    alike = page_of(second, third).text
-    assert "sampled with other" not in alike
+    text = page_of(first, second).text
+    assert "3 images of 1 subject. Intervals: 95 %, over its images." in text
+    assert "two: steps, schedule, guidance or size of the sampling differ from one." in text
+    same = page_of(second, third).text
+    assert "of the sampling differ" not in same
     several = page_of(fake_evaluation(tmp_path / "four", 3, 8)).text
     assert "3 images of 3 subjects. Intervals: 95 %, over subjects." in several
 
 
-def test_runs_that_begin_differently_have_each_its_own_beginning(tmp_path: Path):
-    """A base of one of them would make a rise of another a fall."""
+def test_runs_with_different_starts_are_each_compared_with_their_own(tmp_path: Path):
+    """With the first run's start as the base of all, a rise of another could look like a fall."""
     one, other = (fake_run(tmp_path / name) for name in ("one", "other"))
     assert "base" in page_of(one, other).text
     file = other / "evaluations.jsonl"
@@ -258,7 +259,7 @@ def test_runs_that_begin_differently_have_each_its_own_beginning(tmp_path: Path)
     lower = [{**row, "identity_reward": row["identity_reward"] - 0.3} for row in rows]
     file.write_text("".join(json.dumps(row) + "\n" for row in lower))
     page = page_of(one, other)
-    assert "compare each with its own beginning" in page.text
+    assert "compare each with its own first evaluation" in page.text
     first, last = rows[0]["update"], rows[-1]["update"]
     heads = [" ".join(cell.split()) for cell in page.tables[0][0]]
     assert [head for head in heads if "update" in head] == [
@@ -266,7 +267,7 @@ def test_runs_that_begin_differently_have_each_its_own_beginning(tmp_path: Path)
     ]
 
 
-def test_what_a_wall_is_sorted_by(tmp_path: Path):
+def test_the_scores_that_a_wall_is_sorted_by(tmp_path: Path):
     page = page_of(fake_demo(tmp_path / "demo"))
     wall = json.loads(page.data)[0]["wall"]
     assert wall["columns"] == ["base", "tuned"]
@@ -274,7 +275,7 @@ def test_what_a_wall_is_sorted_by(tmp_path: Path):
     assert wall["scores"] == [[[0.5, None, 1.0]] * 2] * 5
 
 
-def test_a_probe_is_shown_as_it_was_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_probe_is_shown_with_the_figures_that_it_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     config = load_config(str(TINY), ["output=unused", "device=cpu", "sampling.num_steps=6"])
     run_probe(config, None, prompts=2, draws=2, output=tmp_path / "probe")
     page = page_of(tmp_path / "probe")
@@ -283,9 +284,9 @@ def test_a_probe_is_shown_as_it_was_printed(tmp_path: Path, capsys: pytest.Captu
     assert len(page.rows()) == len(steps) > 4
     for step, cells in zip(steps, page.rows().values(), strict=True):
         figure = step["spread"]["identity_reward"]
-        said = f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
-        assert cells[1] == said
-        assert said in printed
+        expected = f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+        assert cells[1] == expected
+        assert expected in printed
     assert "How strongly does it pull on the update?" in page.shown
 
 
@@ -297,15 +298,13 @@ def test_a_real_run_and_its_real_evaluations(run: Path, tmp_path: Path):
     tuned = json.loads((run / "evaluation-tuned" / "summary.json").read_text())["metrics"]
     for name, metric in (("DINO identity", "dino"), ("joint success", "joint_success")):
         figure = tuned[metric]
-        said = f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
-        assert page.rows()[name][1] == said.replace("-", "−")
+        expected = f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+        assert page.rows()[name][1] == expected.replace("-", "−")
     film = json.loads(page.data)[0]["film"]
     assert film["updates"] == [0, 1, 2]
     assert [len(film["frames"]), len(film["frames"][0])] == [3, 3]
     pictures = [image for image in page.all("img") if image.get("class") == "pixels"]
-    assert (
-        len(pictures) == 3 * 2 + 3 * 3
-    )  # of the film reference and last frame, of the wall reference, base and tuned
+    assert len(pictures) == 3 * 2 + 3 * 3  # film: reference and last frame; wall: reference, base and tuned
     assert "Which step pulls where" in page.text
     last = Image.open(run / "images" / "eval-00002" / "00.png").convert("RGB")
     assert thumbnail(last, 0).uri == film["frames"][2][0][0][0]
@@ -319,8 +318,8 @@ def test_several_runs_are_arms_side_by_side(tmp_path: Path):
         "sars, update 12",
     ]
     assert "Conflict beyond chance" in page.text
-    assert "Identity against prompt: what the oracle finds right" in page.shown
-    assert "The way there: rewards" not in page.shown  # there is no end on test cases to stand beside
+    assert "Identity against prompt: judged by the oracle" in page.shown
+    assert "During training: rewards" not in page.shown  # it would need an end on test cases
     again = write_report([tmp_path / "naive", tmp_path / "sars"], tmp_path / "again.html")
     assert again.read_text() == page.text
 
@@ -364,17 +363,14 @@ def test_pixel_art_is_kept_to_the_bit_and_photographs_are_fitted():
 # --- mistakes --------------------------------------------------------------------------------------------------------
 
 
-def test_folders_that_are_none_of_these(tmp_path: Path):
-    with pytest.raises(ReportError, match=r"^there is no folder .*nowhere$"):
+def test_folders_of_no_known_kind(tmp_path: Path):
+    with pytest.raises(ReportError, match=r"nowhere is not a folder; name the folder of a run"):
         write_report([tmp_path / "nowhere"], tmp_path / "report.html")
-    with pytest.raises(ReportError, match=r"is no run \(config.yaml and environment.json\), no evaluation .* no demo"):
+    with pytest.raises(ReportError, match=r"is not a run \(config.yaml and environment.json\), evaluation .* or demo"):
         write_report([tmp_path], tmp_path / "report.html")
     unfinished = fake_evaluation(tmp_path / "unfinished", 1, 8)
     (unfinished / "summary.json").unlink()
-    with pytest.raises(ReportError, match=r"holds no summary.json: the evaluation was stopped; run it again"):
-        write_report([unfinished], tmp_path / "report.html")
-    (unfinished / "summary.json").write_text("{")
-    with pytest.raises(ReportError, match=r"summary.json is not JSON"):
+    with pytest.raises(ReportError, match=r"has no summary.json: the evaluation was stopped; run it again"):
         write_report([unfinished], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
 
@@ -382,5 +378,5 @@ def test_folders_that_are_none_of_these(tmp_path: Path):
 def test_a_broken_picture_is_named(tmp_path: Path):
     folder = fake_evaluation(tmp_path / "broken", 1, 8)
     (folder / "images" / "00000-s0-0.png").write_bytes(b"half")
-    with pytest.raises(ValueError, match=r"00000-s0-0.png: not a picture"):
+    with pytest.raises(PictureError, match=r"00000-s0-0.png: not a picture"):
         write_report([folder], tmp_path / "report.html")

@@ -1,4 +1,4 @@
-"""The report in a real browser: Chromium of the system, or Playwright's own where that is installed."""
+"""The report in a real browser: the system's Chromium, or Playwright's own if it is installed."""
 
 import json
 import shutil
@@ -20,10 +20,10 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with api.sync_playwright() as playwright:
-        found = next((path for name in NAMES if (path := shutil.which(name))), playwright.chromium.executable_path)
-        if not Path(found).exists():
+        program = next((path for name in NAMES if (path := shutil.which(name))), playwright.chromium.executable_path)
+        if not Path(program).exists():
             pytest.skip("no Chromium here: apt-get install chromium, or playwright install chromium")
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])  # root in a container
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])  # root in a container
         yield browser
         browser.close()
 
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Opened:
-    """A page, everything that it asked for, and everything that it complained of."""
+    """A page, all requests that it made, and all errors and messages that it raised."""
 
     def __init__(self, browser: Any, file: Path, width: int = 1400, scheme: str = "light"):
         self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
@@ -61,16 +61,16 @@ class Opened:
 
 
 @pytest.mark.parametrize("name", ["demo", "runs", "everything", "many"])
-def test_it_opens_without_error_and_asks_nobody(browser: Any, folder: Path, name: str):
+def test_it_opens_without_errors_and_makes_no_request(browser: Any, folder: Path, name: str):
     with Opened(browser, folder / f"{name}.html") as opened:
-        asked = [url for url in opened.requests if not url.startswith("data:")]
-        assert asked == [(folder / f"{name}.html").as_uri()]
+        requested = [url for url in opened.requests if not url.startswith("data:")]
+        assert requested == [(folder / f"{name}.html").as_uri()]
         assert opened.complaints == []
         broken = "[...document.images].filter(i => { i.loading = 'eager'; return i.complete && !i.naturalWidth })"
         assert opened.page.evaluate(f"{broken}.length") == 0
 
 
-def test_a_prompt_is_text_whatever_it_says(browser: Any, folder: Path):
+def test_a_prompt_is_text_whatever_it_contains(browser: Any, folder: Path):
     with Opened(browser, folder / "runs.html") as opened:
         assert "hacked" not in opened.page.title()
         prompts = opened.page.locator(".film .prompt").all_text_contents()
@@ -115,7 +115,7 @@ def test_the_slider_goes_through_training_by_keyboard_and_pointer(browser: Any, 
         assert opened.complaints == []
 
 
-def test_arms_come_and_go_in_charts_and_pictures(browser: Any, folder: Path):
+def test_arms_are_selected_in_charts_and_pictures(browser: Any, folder: Path):
     with Opened(browser, folder / "many.html") as opened:
         page = opened.page
         names = "[...new Set([...document.querySelectorAll('.film figure[data-arm]')].filter(e => e.checkVisibility())"
@@ -142,7 +142,7 @@ def test_arms_come_and_go_in_charts_and_pictures(browser: Any, folder: Path):
         assert opened.complaints == []
 
 
-def test_a_table_is_put_in_order_by_its_heads(browser: Any, folder: Path):
+def test_a_table_is_sorted_by_its_heads(browser: Any, folder: Path):
     with Opened(browser, folder / "many.html") as opened:
         table = opened.page.locator("table").first
         arms = "rows => rows.map(row => row.dataset.model)"
@@ -157,26 +157,26 @@ def test_a_table_is_put_in_order_by_its_heads(browser: Any, folder: Path):
         assert table.locator("th[aria-sort=ascending]").count() == 1
 
 
-def test_a_wall_is_put_in_order_by_a_score_and_searched(browser: Any, folder: Path):
+def test_a_wall_is_sorted_by_a_score_and_searched(browser: Any, folder: Path):
     with Opened(browser, folder / "demo.html") as opened:
         page = opened.page
         cards = "[...document.querySelectorAll('section.wall .card')].filter(e => !e.hidden).map(e => +e.dataset.card)"
         assert page.evaluate(cards) == [0, 1, 2, 3, 4]
         page.evaluate("data[0].wall.scores.forEach((case_, n) => case_[1][0] = [.2, .9, null, .4, .5][n])")
         wall = page.locator("section.wall")
-        wall.get_by_label("Order").select_option("identity reward")
-        assert page.evaluate(cards) == [1, 4, 3, 0, 2]  # of the tuned model; what has no score stays last
+        wall.get_by_label("Sort by").select_option("identity reward")
+        assert page.evaluate(cards) == [1, 4, 3, 0, 2]  # of the tuned model; a case without a score comes last
         wall.get_by_label("Direction").select_option("lowest first")
         assert page.evaluate(cards) == [0, 3, 4, 1, 2]
-        wall.get_by_label("Score of").select_option("base")
+        wall.get_by_label("Column").select_option("base")
         assert page.evaluate(cards) == [0, 1, 2, 3, 4]
-        wall.get_by_label("Score of").select_option("change, base to tuned")
+        wall.get_by_label("Column").select_option("change from base to tuned")
         assert page.evaluate(cards) == [0, 3, 4, 1, 2]
         wall.get_by_label("Find").fill("PROMPT 3")
         assert page.evaluate(cards) == [3]
         assert wall.locator(".finder output").inner_text() == "1 of 5"
         wall.get_by_label("Find").fill("")
-        wall.get_by_label("Order").select_option("as listed")
+        wall.get_by_label("Sort by").select_option("list order")
         assert page.evaluate(cards) == [0, 1, 2, 3, 4]
         assert opened.complaints == []
 
@@ -194,11 +194,11 @@ def test_themes_follow_the_system_and_the_button(browser: Any, folder: Path):
 
 
 @pytest.mark.parametrize("name", ["demo", "runs", "everything", "many"])
-def test_a_phone_scrolls_one_way_only(browser: Any, folder: Path, name: str):
+def test_a_phone_scrolls_only_vertically(browser: Any, folder: Path, name: str):
     with Opened(browser, folder / f"{name}.html", width=400) as opened:
         assert opened.page.evaluate("document.documentElement.scrollWidth") == 400
         outside = """[...document.querySelectorAll("main *, header *")].filter(element =>
-            !element.closest(".scroll, nav, pre, svg, .hear") && element.checkVisibility() &&
+            !element.closest(".scroll, nav, pre, svg, .visually-hidden") && element.checkVisibility() &&
             element.getBoundingClientRect().right > 401)"""
         assert opened.page.evaluate(f"{outside}.map(e => e.className)") == []
 

@@ -1,4 +1,4 @@
-"""Charts of a report: round marks, frames that fit, what lies outside cut off."""
+"""Charts of a report: round marks, frames that fit, everything outside cut off."""
 
 import re
 
@@ -29,7 +29,7 @@ def test_a_frame_fits_its_lines_and_cuts_bands_off():
     chart = str(line_chart("a chart", [Line("arm", "s1", Series([0, 10], values))]))
     ys = [float(y) for points in re.findall(r'points="([^"]+)"', chart) for y in re.findall(r",([\d.]+)", points)]
     assert min(ys) >= 14  # the top of the frame
-    assert max(ys) <= 216  # and its foot
+    assert max(ys) <= 216  # its bottom
     line = re.findall(r'<polyline class="line s1" points="[\d.]+,([\d.]+) [\d.]+,([\d.]+)"', chart)
     first, last = map(float, line[0])
     assert first - last > 0.17 * (216 - 14)  # a fifth of the height, less the room
@@ -40,13 +40,14 @@ def test_a_close_plane_shows_the_points_large_and_cuts_off_the_rest():
         return Track(f"{x}", "s1", [(None, Estimate(x, x - 1, x + 1), Estimate(y, y - 1, y + 1))])
 
     tracks = [at(0.90, 0.80), at(0.91, 0.82)]
-    whole, close = (str(plane("a plane", tracks, "x", "y", [(0.0, 0.0), (0.9, 0.8)], close=c)) for c in (False, True))
+    corners = [(0.0, 0.0), (0.9, 0.8)]
+    complete, close = (str(plane("a plane", tracks, "x", "y", corners, close=c)) for c in (False, True))
 
     def apart(chart: str) -> float:
         centres = [float(x) for x in re.findall(r'cx="([\d.]+)"', chart)]
         return abs(centres[0] - centres[1])
 
-    assert apart(close) > 20 * apart(whole)
+    assert apart(close) > 20 * apart(complete)
     ends = [float(x) for x in re.findall(r'<line class="cross s1" x1="[\d.]+" y1="[\d.]+" x2="([\d.]+)"', close)]
     assert max(ends) <= 400 - 14 - 6.4 * 4  # the right edge of the frame
     # The front reaches below the frame, in an image that cuts it off.

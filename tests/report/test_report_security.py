@@ -1,4 +1,4 @@
-"""A page of folders from elsewhere: texts stay texts, and no other file of ours is put on it."""
+"""A page of folders from other machines: texts stay texts, and no other file of this machine is put on it."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def check_page(file: Path) -> str:
 
 
 @pytest.mark.parametrize("text", HOSTILE_NAMES)
-def test_hostile_prompts_warnings_subjects_metrics_and_files_are_only_text(text: str, tmp_path: Path):
+def test_hostile_prompts_warnings_subjects_metrics_and_file_names_are_only_text(text: str, tmp_path: Path):
     run = fake_run(tmp_path / f"run {text.replace('/', '|')}"[:100], prompt=text, warning=text)
     shutil.move(run, tmp_path / "plain")
     hostile = tmp_path / ("n " + text.replace("/", "|"))[:100]
@@ -81,7 +81,7 @@ def test_a_hostile_evaluation_is_only_text(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["../../secret.png", "/etc/hostname", "eval-00000/../../../secret.png"])
 @pytest.mark.parametrize("field", ["reference", "picture"])
-def test_a_run_from_elsewhere_puts_no_other_file_on_the_page(field: str, name: str, tmp_path: Path):
+def test_a_run_from_elsewhere_cannot_put_other_files_on_the_page(field: str, name: str, tmp_path: Path):
     run = fake_run(tmp_path / "run")
     Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
     for file in run.glob("images/*/cases.json"):

@@ -1,4 +1,4 @@
-"""Warnings: known series, each said once, rarely said of noise."""
+"""Warnings: known series, each reported once, rarely reported of noise."""
 
 import json
 import math
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from customized_grpo.rewards.by_name import parse_reward
+from customized_grpo.training import watch as watching
 from customized_grpo.training.record import saturated
 from customized_grpo.training.trainer import Trainer
-from customized_grpo.training.watch import EVALUATIONS, UPDATES, Watch
+from customized_grpo.training.watch import EVALUATIONS, UPDATES, RunWarning, Watch
 
 TRAINED = {"identity": "identity_reward", "prompt": "prompt_reward"}
 MEASURES = {
@@ -34,36 +35,40 @@ def evaluation(update: int, spread: float = 0.3, **metrics: float) -> dict[str, 
     return {"update": update, **metrics, "spread": dict.fromkeys(metrics, spread)}
 
 
-def watched(spread: float = 0.3, **series: list[float]) -> list[tuple[int, str, str]]:
-    """What is said of evaluations every tenth update."""
+def warnings_of(spread: float = 0.3, **series: list[float]) -> list[RunWarning]:
+    """The warnings of a run with evaluations every tenth update."""
     watch = Watch(TRAINED, measures=MEASURES)
-    said = []
+    warnings = []
     for number in range(len(next(iter(series.values())))):
         values = {name: values[number] for name, values in series.items()}
         watch.observe_evaluation(evaluation(10 * number, spread, **values))
         for update in range(10 * number, 10 * number + 10):
-            said += [(w.update, w.kind, w.message) for w in watch.observe(row(update))]
-    return said
+            warnings += watch.observe(row(update))
+    return warnings
 
 
-def test_competitive_degradation_is_said_with_its_figures():
+def test_competitive_degradation_is_reported_with_its_figures():
     """Lines by hand: UP has mean .602 and slope .052 an evaluation, DOWN .602 and -.050."""
-    ((update, kind, message),) = watched(identity_reward=UP, prompt_reward=DOWN)
-    assert (update, kind) == (40, "competitive degradation")
-    assert message == (
-        "over the last 5 evaluations (updates 0 to 40) the identity reward of held-out cases rose from 0.498 to 0.706 "
-        "while the prompt reward fell from 0.702 to 0.502"
-    )
+    (warning,) = warnings_of(identity_reward=UP, prompt_reward=DOWN)
+    assert warning.as_dict() == {
+        "update": 40,
+        "kind": "competitive degradation",
+        "message": "over the last 5 evaluations (updates 0 to 40) the identity reward of held-out cases rose from "
+        "0.498 to 0.706 while the prompt reward fell from 0.702 to 0.502",
+        "rising": "identity_reward",
+        "falling": "prompt_reward",
+    }
 
 
 def test_the_other_direction_is_a_warning_of_its_own():
-    ((_, _, message),) = watched(identity_reward=DOWN, prompt_reward=UP)
-    assert "the prompt reward of held-out cases rose" in message
+    (warning,) = warnings_of(identity_reward=DOWN, prompt_reward=UP)
+    assert "the prompt reward of held-out cases rose" in warning.message
+    assert (warning.rising, warning.falling) == ("prompt_reward", "identity_reward")
 
 
-def test_it_is_said_once_however_long_it_goes_on():
+def test_it_is_reported_once_however_long_it_continues():
     rising, falling = [0.1 + 0.05 * n for n in range(12)], [0.9 - 0.05 * n for n in range(12)]
-    assert len(watched(identity_reward=rising, prompt_reward=falling)) == 1
+    assert len(warnings_of(identity_reward=rising, prompt_reward=falling)) == 1
 
 
 @pytest.mark.parametrize(
@@ -72,97 +77,98 @@ def test_it_is_said_once_however_long_it_goes_on():
         {"identity_reward": UP, "prompt_reward": UP},
         {"identity_reward": UP, "prompt_reward": FLAT},
         {"identity_reward": DOWN, "prompt_reward": DOWN},
-        {"identity_reward": UP[:4], "prompt_reward": DOWN[:4]},  # no full window
+        {"identity_reward": UP[:4], "prompt_reward": DOWN[:4]},  # the window is not full
         {"identity_reward": UP, "prompt_reward": [0.7, 0.4, 0.8, 0.3, 0.5]},  # no clear trend
         {"identity_reward": UP, "prompt_reward": [0.5, 0.499, 0.498, 0.497, 0.496]},  # clear and tiny
         {"identity_reward": UP, "prompt_reward": [0.7, math.nan, 0.59, 0.56, 0.5]},
     ],
 )
-def test_what_is_no_degradation_is_not_called_one(series: dict[str, list[float]]):
-    assert watched(**series) == []  # pyright: ignore[reportArgumentType]
+def test_other_series_are_not_called_degradation(series: dict[str, list[float]]):
+    assert warnings_of(**series) == []  # pyright: ignore[reportArgumentType]
 
 
 def test_a_change_counts_in_spreads_of_its_own_metric():
-    """The same fall of .2 is large for a reward that spreads by .3 and nothing for one that spreads by 3."""
-    assert watched(0.3, identity_reward=UP, prompt_reward=DOWN)
-    assert not watched(3.0, identity_reward=UP, prompt_reward=DOWN)
+    """The same fall of .2 is large for a reward with a spread of .3 and negligible for one with a spread of 3."""
+    assert warnings_of(0.3, identity_reward=UP, prompt_reward=DOWN)
+    assert not warnings_of(3.0, identity_reward=UP, prompt_reward=DOWN)
 
 
-def test_a_reward_that_rises_while_an_untrained_metric_of_the_same_falls():
-    said = watched(identity_reward=FLAT, prompt_reward=UP, oracle_prompt=DOWN, oracle_identity=DOWN)
-    ((_, kind, message),) = said
-    assert kind == "hacking suspected"
-    assert "the prompt reward of held-out cases rose from 0.498 to 0.706 while oracle_prompt, which is not" in message
-    kinds = [kind for _, kind, _ in watched(identity_reward=UP, prompt_reward=UP, joint_success=DOWN)]
+def test_a_reward_that_rises_while_an_untrained_metric_of_the_same_quality_falls():
+    (warning,) = warnings_of(identity_reward=FLAT, prompt_reward=UP, oracle_prompt=DOWN, oracle_identity=DOWN)
+    assert warning.kind == "hacking suspected"
+    assert (warning.rising, warning.falling) == ("prompt_reward", "oracle_prompt")
+    expected = "the prompt reward of held-out cases rose from 0.498 to 0.706 while oracle_prompt, which is not"
+    assert expected in warning.message
+    kinds = [warning.kind for warning in warnings_of(identity_reward=UP, prompt_reward=UP, joint_success=DOWN)]
     assert kinds == ["hacking suspected"] * 2
-    assert watched(identity_reward=FLAT, prompt_reward=UP, copy_paste=DOWN) == []
-    assert len(watched(identity_reward=UP, prompt_reward=FLAT, **{"dino against=other_view": DOWN})) == 1  # pyright: ignore[reportArgumentType]
+    assert warnings_of(identity_reward=FLAT, prompt_reward=UP, copy_paste=DOWN) == []
+    other_view: Any = {"dino against=other_view": DOWN}
+    (warning,) = warnings_of(identity_reward=UP, prompt_reward=FLAT, **other_view)
+    assert warning.falling == "dino against=other_view"
 
 
-def test_a_metric_of_both_that_falls_with_the_other_reward_is_no_hacking():
-    """Joint success falls with the prompt: the identity reward may be as true as ever."""
-    kinds = [kind for _, kind, _ in watched(identity_reward=UP, prompt_reward=DOWN, joint_success=DOWN)]
+def test_a_metric_of_both_qualities_that_falls_with_the_other_reward_is_not_hacking():
+    """Joint success falls with the prompt: the identity reward may still be right."""
+    kinds = [w.kind for w in warnings_of(identity_reward=UP, prompt_reward=DOWN, joint_success=DOWN)]
     assert kinds == ["competitive degradation"]
-    said = watched(identity_reward=UP, prompt_reward=DOWN, joint_success=DOWN, oracle_identity=DOWN)
-    assert [kind for _, kind, _ in said] == ["competitive degradation", "hacking suspected"]
-    assert "while oracle_identity, which is not" in said[1][2]
+    found = warnings_of(identity_reward=UP, prompt_reward=DOWN, joint_success=DOWN, oracle_identity=DOWN)
+    assert [w.kind for w in found] == ["competitive degradation", "hacking suspected"]
+    assert "while oracle_identity, which is not" in found[1].message
 
 
 def test_noise_rarely_alarms():
-    """200 runs of 10 evaluations that only fluctuate: by chance, two trends in opposite directions."""
+    """200 runs of 10 evaluations that only fluctuate: two trends in opposite directions arise by chance alone."""
     rng = np.random.default_rng(0)
     alarms = 0
     for _ in range(200):
         series = {name: rng.normal(0.5, 0.1, 10).tolist() for name in TRAINED.values()}
-        alarms += bool(watched(**series))  # pyright: ignore[reportArgumentType]
+        alarms += bool(warnings_of(**series))  # pyright: ignore[reportArgumentType]
     assert alarms / 200 < 0.05
 
 
-def test_saturated_groups_are_said_once_per_reward():
+def saturation_warnings(share: float) -> list[RunWarning]:
     watch = Watch(TRAINED, measures=MEASURES)
-    said = [w for update in range(1, 30) for w in watch.observe(row(update, prompt=0.8))]
-    (warning,) = said
+    return [warning for update in range(1, 30) for warning in watch.observe(row(update, prompt=share))]
+
+
+def test_saturated_groups_are_reported_once_per_reward():
+    (warning,) = saturation_warnings(0.8)
     assert (warning.update, warning.kind) == (UPDATES, "saturated groups")
     assert "80% of the groups had no spread in the prompt reward" in warning.message
-    assert not [
-        w for update in range(1, 30) for w in Watch(TRAINED, measures=MEASURES).observe(row(update, prompt=0.9))
-    ]
-    steady = Watch(TRAINED, measures=MEASURES)
-    assert not [w for update in range(1, 30) for w in steady.observe(row(update, prompt=0.7))]
+    assert (warning.rising, warning.falling) == (None, None)
+    assert saturation_warnings(0.7) == []
 
 
-def test_updates_without_any_score_say_nothing():
-    """NaN while the run goes on, null once it is read back."""
+def test_updates_that_could_not_be_scored_do_not_count():
+    """The share is NaN while the run trains, and null once it is read back."""
     watch = Watch(TRAINED, measures=MEASURES)
-    rows = [
-        row(n, prompt=0.9) | ({"saturated_prompt": gap} if gap != 1 else {}) for n, gap in enumerate([1, None] * 15)
-    ]
+    gap = {"saturated_prompt": None}
+    rows = [row(n, prompt=0.9) | (gap if n % 2 else {}) for n in range(30)]
     rows[3]["saturated_prompt"] = math.nan
-    said = [w for each in rows for w in watch.observe(each)]
-    assert [w.update for w in said] == [18]  # the tenth update that was scored
+    warnings = [warning for values in rows for warning in watch.observe(values)]
+    assert [warning.update for warning in warnings] == [18]  # the tenth update that was scored
 
 
-def test_a_watch_that_is_replayed_goes_on_as_if_never_stopped():
+def test_a_replayed_watch_goes_on_as_if_never_stopped():
     rising, falling = [0.1 + 0.05 * n for n in range(8)], [0.9 - 0.05 * n for n in range(8)]
     evaluations = [evaluation(10 * n, identity_reward=rising[n], prompt_reward=falling[n]) for n in range(8)]
     rows = [row(update, identity=0.8) for update in range(1, 80)]
 
-    def said(stop: int) -> list[Any]:
-        whole = Watch(TRAINED, measures=MEASURES)
-        first = [e for e in evaluations if e["update"] <= stop]
-        whole.replay([r for r in rows if r["update"] <= stop], first)
-        heard = []
-        for each in rows[stop:]:
-            for found in evaluations:
-                if stop < found["update"] == each["update"]:
-                    whole.observe_evaluation(found)
-            heard += whole.observe(each)
-        return heard
+    def warnings_after(stop: int) -> list[RunWarning]:
+        watch = Watch(TRAINED, measures=MEASURES)
+        watch.replay(rows[:stop], [e for e in evaluations if e["update"] <= stop])
+        warnings = []
+        for values in rows[stop:]:
+            for e in evaluations:
+                if stop < e["update"] == values["update"]:
+                    watch.observe_evaluation(e)
+            warnings += watch.observe(values)
+        return warnings
 
-    everything = said(0)
-    assert {(w.update, w.kind) for w in everything} == {(10, "saturated groups"), (40, "competitive degradation")}
+    uninterrupted = warnings_after(0)
+    assert {(w.update, w.kind) for w in uninterrupted} == {(10, "saturated groups"), (40, "competitive degradation")}
     for stop in (5, 10, 25, 39, 40, 60):
-        assert said(stop) == [w for w in everything if w.update > stop]
+        assert warnings_after(stop) == [w for w in uninterrupted if w.update > stop]
     assert EVALUATIONS == 5
 
 
@@ -170,7 +176,7 @@ def test_a_watch_that_is_replayed_goes_on_as_if_never_stopped():
     ("rewards", "share"),
     [
         ([[0.99, 0.991, 0.989], [0.99, 0.5, 0.1]], 0.5),  # at a ceiling, and not
-        ([[0.28, 0.30, 0.26], [0.27, 0.31, 0.25]], 0.0),  # CLIP's small scale is no saturation
+        ([[0.28, 0.30, 0.26], [0.27, 0.31, 0.25]], 0.0),  # CLIP's small scale is not saturation
         ([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]], 1.0),
         ([[0.01, -0.01, 0.0], [3.0, -3.0, 0.0]], 0.5),  # mean zero: compared with the spread of all
         ([[math.nan, 0.5, 0.9], [math.nan, math.nan, math.nan]], 0.0),
@@ -182,22 +188,26 @@ def test_the_share_of_saturated_groups(rewards: list[list[float]], share: float)
 
 
 def test_a_run_writes_its_warnings_into_its_rows(
-    make_trainer: Callable[..., Trainer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_trainer: Callable[..., Trainer],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    """A prompt reward that gives every image the same; twelve updates, one warning, also after a resume."""
-    settings = ("updates=12", "save_every=5")
+    """A prompt reward that gives every image the same score: one warning, and no second one after a resume."""
+    monkeypatch.setattr(watching, "UPDATES", 2)
 
     def constant(images: Tensor, samples: Any) -> Tensor:  # noqa: ARG001
         return torch.full((len(images),), 0.7)
 
     def run(updates: int, resume: bool) -> list[dict[str, Any]]:
-        trainer = make_trainer(*settings, f"updates={updates}", resume=resume)
+        trainer = make_trainer("save_every=2", f"updates={updates}", resume=resume)
         trainer.rewards["prompt"] = constant
         trainer.train()
         return [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
 
-    rows = run(11, resume=False)
-    assert [row["update"] for row in rows if "warnings" in row] == [10]
-    assert rows[9]["warnings"][0]["kind"] == "saturated groups"
-    assert "warning, update 10: saturated groups: over the last 10 updates 100%" in capsys.readouterr().err
-    assert [row["update"] for row in run(12, resume=True) if "warnings" in row] == [10]
+    rows = run(3, resume=False)
+    assert [row["update"] for row in rows if "warnings" in row] == [2]
+    (warning,) = rows[1]["warnings"]
+    assert (warning["kind"], warning["rising"], warning["falling"]) == ("saturated groups", None, None)
+    assert "warning, update 2: saturated groups: over the last 2 updates 100%" in capsys.readouterr().err
+    assert [row["update"] for row in run(4, resume=True) if "warnings" in row] == [2]

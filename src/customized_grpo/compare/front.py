@@ -36,13 +36,13 @@ class Beyond:
 
 
 def beyond_front(point: Point, front: Sequence[Point]) -> float:
-    """By how much a point could lose in both figures before some point of the front is at least as good in both.
+    """How much a point could lose in both figures before some point of the front is at least as good in both.
 
-    front  corners of the line, in its order; what lies between two of them counts as if it could be had.
+    front  corners of the line, in order; points between two corners count as attainable
 
-    Above zero: nothing on the line matches the point in both figures. Below zero: something on it is better in both,
-    by that much. It is the additive epsilon indicator of the point against the line (Zitzler et al., IEEE Transactions
-    on Evolutionary Computation 7, 2003). Raises ValueError where fewer than two corners make no line.
+    Above zero: no point of the line is as good in both figures. Below zero: some point of it is better in both, by
+    that much. This is the additive epsilon indicator of the point against the line (Zitzler et al., IEEE Transactions
+    on Evolutionary Computation 7, 2003). Raises ValueError if there are fewer than two corners.
     """
     if len(front) < 2:
         raise ValueError(f"a front needs at least two points, this one has {len(front)}")
@@ -50,7 +50,7 @@ def beyond_front(point: Point, front: Sequence[Point]) -> float:
 
 
 def _beyond_segment(point: Point, start: Point, end: Point) -> float:
-    """The larger of two differences that are linear along a segment is least at an end or where the two cross."""
+    """The minimum along a segment of the larger of two linear differences: at an end, or at the point of equality."""
     (x_start, y_start), (x_end, y_end) = ((point[0] - x, point[1] - y) for x, y in (start, end))
     least = min(max(x_start, y_start), max(x_end, y_end))
     turn = (x_start - y_start) - (x_end - y_end)
@@ -59,38 +59,39 @@ def _beyond_segment(point: Point, start: Point, end: Point) -> float:
 
 
 def beyond_fronts(comparison: Comparison, results: Results) -> list[Beyond]:
-    """Every trained arm in each plane, over the seeds that the whole front has too.
+    """Every trained arm against the front in each plane, over the seeds that the complete front has too.
 
-    Arms of the front itself, but for its ends, meet the line through the others: a curved front lies beyond its own
-    chords, and an arm that is better than all weights must lie further out than that.
+    Arms of the front itself, except its ends, are measured against the line through the others. A curved front lies
+    beyond its own chords by that margin, so an arm that beats all weights must lie further out.
     """
     if not comparison.front or not {*comparison.front} <= {*results}:
         return []
-    found = []
+    beyond = []
     ends = {comparison.front[0], comparison.front[-1]}
-    for plane in planes(comparison, {arm: next(iter(each.values()))["test"] for arm, each in results.items()}):
+    tested = {arm: next(iter(by_seed.values()))["test"] for arm, by_seed in results.items()}
+    for plane in planes(comparison, tested):
         for arm in (arm for arm in results if arm not in (BASE, *ends)):
-            line = [_points(results[corner], plane) for corner in comparison.front if corner != arm]
+            corners = [_points(results[corner], plane) for corner in comparison.front if corner != arm]
             points = _points(results[arm], plane)
-            seeds = [seed for seed in points if all(seed in corner for corner in line)]
-            margins = [beyond_front(points[seed], [corner[seed] for corner in line]) for seed in seeds]
+            seeds = [seed for seed in points if all(seed in corner for corner in corners)]
+            margins = [beyond_front(points[seed], [corner[seed] for corner in corners]) for seed in seeds]
             if margins:
-                beyond = sum(margin > 0 for margin in margins)
-                found.append(Beyond(arm, plane, over_seeds(margins), len(margins), beyond))
-    return found
+                seeds_beyond = sum(margin > 0 for margin in margins)
+                beyond.append(Beyond(arm, plane, over_seeds(margins), len(margins), seeds_beyond))
+    return beyond
 
 
 def planes(comparison: Comparison, figures: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Identity and prompt reward of each arm, as they are tested, and the oracle's two; those that all arms have."""
+    """Identity and prompt reward of each arm, and the oracle's two figures: the pairs that all arms were tested on."""
     rewards = [comparison.rewarded(arm) for arm in figures if arm != BASE]
-    pairs = dict.fromkeys([*((each["identity"], each["prompt"]) for each in rewards), ORACLES])
-    return [pair for pair in pairs if all({*pair} <= {*found} for found in figures.values())]
+    pairs = dict.fromkeys([*((names["identity"], names["prompt"]) for names in rewards), ORACLES])
+    return [pair for pair in pairs if all({*pair} <= {*of_arm} for of_arm in figures.values())]
 
 
-def crowd(points: Mapping[str, Point]) -> dict[str, Point]:
-    """The arms that better the base in both figures: in the whole plane they crowd in a corner.
+def better_than_base(points: Mapping[str, Point]) -> dict[str, Point]:
+    """The arms that beat the base in both figures, which often lie close together: a plot shows them enlarged.
 
-    Empty where they are fewer than two, or the base is not known: there is nothing to enlarge.
+    Empty if there are fewer than two distinct points, or no base.
     """
     if BASE not in points:
         return {}
@@ -100,6 +101,6 @@ def crowd(points: Mapping[str, Point]) -> dict[str, Point]:
 
 
 def _points(by_seed: Mapping[int, Mapping[str, Any]], plane: tuple[str, str]) -> dict[int, Point]:
-    """By seed, where both figures are known."""
+    """By seed; seeds for which one of the figures is unknown are left out."""
     tests = {seed: [result["test"].get(metric) for metric in plane] for seed, result in by_seed.items()}
     return {seed: (x, y) for seed, (x, y) in tests.items() if x is not None and y is not None}

@@ -1,14 +1,13 @@
-"""`customized-grpo compare`: run every arm with every seed, several at once; after each, write what is known."""
+"""`customized-grpo compare`: run every arm with every seed, several at once, and rewrite the report after each."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,8 @@ from typing import IO
 import torch
 from tqdm import tqdm
 
-from customized_grpo.compare.arm import RESULT
-from customized_grpo.compare.comparison import BASE, Comparison, Results
+from customized_grpo.compare.comparison import BASE, Comparison
+from customized_grpo.compare.results import RESULT, collect
 from customized_grpo.compare.tables import write_report
 from customized_grpo.errors import RunError
 from customized_grpo.files.durable import check_folder, make_folder, saving
@@ -28,14 +27,14 @@ LOG = "log.txt"
 
 
 class ComparisonError(RunError, RuntimeError):
-    """Arms failed, and the message says which and where their logs are; or there is nothing to report on yet."""
+    """Arms failed, and the message names them and a log; or no run is finished yet."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one arm runs at a time: a GPU, or a share of the CPU's threads."""
+    """A place for one arm at a time: a GPU, or one thread of the CPU."""
 
-    device: str | None
+    device: str
     environment: dict[str, str]
 
 
@@ -49,11 +48,10 @@ class Running:
 
 
 def slots(jobs: int | None, device: str | None) -> list[Slot]:
-    """One slot per GPU that `device` leaves open, or one per CPU core; `jobs` says how many instead (several may share
-    a GPU).
+    """One slot per GPU that `device` allows, or one per CPU core; `jobs` sets another number (slots may share a GPU).
 
-    On the CPU every arm has one thread, whatever `jobs` is: the number of threads changes the last bits of a result,
-    and runs side by side need no more.
+    On the CPU every arm has one thread, regardless of `jobs`: the number of threads changes the last bits of a result,
+    and arms that run side by side need no more.
     """
     gpus = _gpus(device)
     if gpus:
@@ -63,7 +61,7 @@ def slots(jobs: int | None, device: str | None) -> list[Slot]:
 
 
 def _gpus(device: str | None) -> list[str]:
-    """Those that arms may use, as CUDA_VISIBLE_DEVICES names them: of "cuda:1" the second of those that we may use."""
+    """The GPUs that arms may use, as CUDA_VISIBLE_DEVICES names them; "cuda:1" is the second of the visible ones."""
     if not (device or "cuda").startswith("cuda"):
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -74,14 +72,15 @@ def _gpus(device: str | None) -> list[str]:
 
 
 def compare(file: Path, *, output: Path | None, jobs: int | None, device: str | None) -> str:
-    """Run what is not finished yet and write the report after each arm; returns the table, and where the report is.
+    """Run what is not finished yet and rewrite the report after each arm; returns the table and the report's folder.
 
-    Raises ComparisonError, after everything else has run, where an arm failed.
+    If arms fail, the others still run; ComparisonError is raised at the end. Raises InputError before anything runs.
     """
     comparison = Comparison.read(file, output)
     check_folder(comparison.output)
-    # What every arm needs is looked for here, or each of them would fail by itself, one after the other.
+    # Checked once here; otherwise every arm would fail on its own, one after the other.
     check_inputs(comparison.config(BASE, comparison.seeds[0], device))
+    collect(comparison)  # a damaged result is reported now, not after hours
     make_folder(comparison.output)
     pending = deque(job for job in comparison.jobs if not (comparison.folder(*job) / RESULT).exists())
     free, running, failed = deque(slots(jobs, device)), list[Running](), list[tuple[str, int]]()
@@ -91,21 +90,21 @@ def compare(file: Path, *, output: Path | None, jobs: int | None, device: str | 
             while pending and free:
                 running.append(_start(comparison, file, *pending.popleft(), free.popleft()))
             time.sleep(0.2)
-            for each in [each for each in running if each.process.poll() is not None]:
-                running.remove(each)
-                each.log.close()
-                free.append(each.slot)
+            for ended in [arm for arm in running if arm.process.poll() is not None]:
+                running.remove(ended)
+                ended.log.close()
+                free.append(ended.slot)
                 bar.update()
-                if each.process.returncode:
-                    failed.append((each.arm, each.seed))
-                    tqdm.write(f"{each.arm}, seed {each.seed}: {_last_line(comparison, each)}", file=sys.stderr)
+                if ended.process.returncode:
+                    failed.append((ended.arm, ended.seed))
+                    tqdm.write(f"{ended.arm}, seed {ended.seed}: {_last_line(comparison, ended)}", file=sys.stderr)
                 else:
                     write_report(comparison, collect(comparison))
     table = write_report(comparison, collect(comparison))
     if failed:
         names = ", ".join(f"{arm} (seed {seed})" for arm, seed in failed)
-        logs = comparison.folder(*failed[0]) / LOG
-        raise ComparisonError(f"{table}\n\nfailed: {names}; see {logs}. Run the same command again for the rest")
+        log = comparison.folder(*failed[0]) / LOG
+        raise ComparisonError(f"{table}\n\nfailed: {names}; see {log}. Fix this, then run the same command again")
     return _with_place(table, comparison)
 
 
@@ -114,44 +113,53 @@ def _start(comparison: Comparison, file: Path, arm: str, seed: int, slot: Slot) 
     make_folder(folder)
     with saving(folder / LOG):
         log = (folder / LOG).open("ab")
-    arguments = [str(os.getpid()), str(file), str(comparison.output), arm, str(seed)]
-    command = [sys.executable, "-m", "customized_grpo.compare.arm", *arguments]
-    environment = {**os.environ, **slot.environment, "TRANSFORMERS_VERBOSITY": "error"}
-    process = subprocess.Popen(
-        [*command, *([slot.device] if slot.device else [])], stdout=log, stderr=subprocess.STDOUT, env=environment
+    arguments = [str(os.getpid()), str(file), str(comparison.output), arm, str(seed), slot.device]
+    return Running(arm, seed, slot, launch(arguments, log, slot.environment), log)
+
+
+def launch(arguments: Sequence[str], log: IO[bytes], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start `python -m customized_grpo.compare.arm` with these arguments, its output in `log`."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "customized_grpo.compare.arm", *arguments],
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, **environment, "TRANSFORMERS_VERBOSITY": "error"},
     )
-    return Running(arm, seed, slot, process, log)
 
 
 @contextmanager
 def _stopped(running: list[Running]) -> Iterator[None]:
-    """Whatever ends the comparison ends its arms."""
+    """Stop the running arms when the block ends, also by an error or Ctrl-C."""
     try:
         yield
     finally:
-        for each in running:
-            each.process.terminate()
-        for each in running:
-            each.process.wait()
-            each.log.close()
+        for arm in running:
+            arm.process.terminate()
+        for arm in running:
+            arm.process.wait()
+            arm.log.close()
 
 
-def _last_line(comparison: Comparison, each: Running) -> str:
-    text = (comparison.folder(each.arm, each.seed) / LOG).read_text(encoding="utf-8", errors="replace")
-    return (text.strip().splitlines() or [f"exit code {each.process.returncode}"])[-1]
+def _last_line(comparison: Comparison, ended: Running) -> str:
+    """The last line of an arm's log, also after a progress bar; the exit code if there is none."""
+    try:
+        text = (comparison.folder(ended.arm, ended.seed) / LOG).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    return (text.strip().splitlines() or [f"exit code {ended.process.returncode}"])[-1]
 
 
 def report(file: Path, *, output: Path | None) -> str:
-    """Write the report of what is finished and run nothing; returns the table, and where the report is.
+    """Rewrite the report of the finished runs and run nothing; returns the table and the report's folder.
 
-    Raises ComparisonError where nothing is finished.
+    Raises ComparisonError if no run is finished.
     """
     comparison = Comparison.read(file, output)
     check_folder(comparison.output)
     results = collect(comparison)
     if not results:
         raise ComparisonError(
-            f"no run is finished in {comparison.output / 'arms'}: there is nothing to report on; run the comparison "
+            f"no run is finished in {comparison.output / 'arms'}, so there is nothing to report; run the comparison "
             "without --report-only, or name the folder that holds its runs with --output"
         )
     return _with_place(write_report(comparison, results), comparison)
@@ -161,18 +169,8 @@ def _with_place(table: str, comparison: Comparison) -> str:
     return f"{table}\n\nfiles: {comparison.output}; as a page: customized-grpo report {comparison.output}"
 
 
-def collect(comparison: Comparison) -> Results:
-    """The results of all finished arms, by arm and seed."""
-    found: Results = {}
-    for arm, seed in comparison.jobs:
-        file = comparison.folder(arm, seed) / RESULT
-        if file.exists():
-            found.setdefault(arm, {})[seed] = json.loads(file.read_text(encoding="utf-8"))
-    return {arm: found[arm] for arm in (BASE, *comparison.arms) if arm in found}
-
-
 def describe(comparison: Comparison) -> str:
-    """What would run, for --dry-run."""
+    """The planned runs, for --dry-run."""
     lines = [
         f"{len(comparison.jobs)} runs into {comparison.output}, seeds {', '.join(map(str, comparison.seeds))}",
         "",

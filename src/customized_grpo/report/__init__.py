@@ -1,6 +1,6 @@
-"""`customized-grpo report`: one page from run, evaluation, comparison and demo folders.
+"""`customized-grpo report`: one page from folders of runs, evaluations, comparisons, probes and demos.
 
-The page holds its pictures, style and script, asks nothing of any network and opens with a double click.
+The page contains its pictures, style and script, makes no network request and opens with a double click.
 """
 
 from __future__ import annotations
@@ -9,24 +9,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from customized_grpo.files.durable import check_file, make_folder, write_text
-from customized_grpo.report.cases import ReportError
-from customized_grpo.report.folders import distinct, read_parts
+from customized_grpo.report.folders import distinct_names, read_parts
+from customized_grpo.report.formats import ReportError
 from customized_grpo.report.page import render
 
 __all__ = ["ReportError", "write_report"]
 
 
 def write_report(folders: Sequence[Path], output: Path) -> Path:
-    """Write the page of these folders to the file `output`, in place of an older one; returns it.
+    """Write the page of these folders to the file `output`, replacing an older one; returns the file.
 
-    Raises ReportError for a folder that is none of the four kinds, ValueError for a picture that cannot be read.
+    Raises ReportError for a folder of none of the five kinds, another InputError for a damaged file or picture.
     """
     check_file(output)
-    try:
-        parts = read_parts(folders)
-    except (KeyError, TypeError, AttributeError) as error:  # whole JSON and YAML, but of something else
-        named = ", ".join(map(str, folders))
-        raise ReportError(f"{named}: some file is not as this program writes it ({error!r}); copy it again") from error
+    page = render(", ".join(distinct_names(list(dict.fromkeys(folders)))), read_parts(folders))
     make_folder(output.parent)
-    write_text(output, render(", ".join(distinct(list(dict.fromkeys(folders)))), parts))
+    write_text(output, page)
     return output

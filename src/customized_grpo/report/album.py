@@ -1,4 +1,4 @@
-"""Pictures inside the page, as data URIs: pixel art as it is, photographs as small as the page's budget asks."""
+"""Pictures inside the page, as data URIs: pixel art unchanged, photographs shrunk to fit the page's budget."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from PIL import Image
 from customized_grpo.data.images import load_image
 
 BUDGET = 13_000_000  # bytes of all pictures, before base64 adds a third
-LARGEST = 40_000  # bytes of one, where there are few
-PIXEL_ART = 64  # pixels: up to this side a picture is kept as it is and enlarged without smoothing
+LARGEST = 40_000  # bytes of one picture, however few there are
+PIXEL_ART = 64  # pixels: up to this side a picture is kept unchanged and enlarged without smoothing
 FITTED = ((384, 82), (320, 75), (256, 70), (192, 65), (160, 50), (128, 40), (96, 30))  # side, WebP quality
 
 
@@ -31,21 +31,21 @@ class Thumbnail:
 
 
 class Album:
-    """Thumbnails by file, each encoded once; `files` are all that the page will show."""
+    """Thumbnails by file, each encoded once; `files` are all files that the page will show."""
 
     def __init__(self, files: Iterable[Path]):
         self.share = min(LARGEST, BUDGET // max(len(set(files)), 1))
         self.known: dict[Path, Thumbnail] = {}
 
     def __getitem__(self, file: Path) -> Thumbnail:
-        """Raises ValueError for what is no picture."""
+        """Raises PictureError if the file is not a picture."""
         if file not in self.known:
             self.known[file] = thumbnail(load_image(file), self.share)
         return self.known[file]
 
 
 def thumbnail(picture: Image.Image, share: int) -> Thumbnail:
-    """A picture in at most about `share` bytes; pixel art without loss, whatever its size."""
+    """Encode a picture in about `share` bytes at most; pixel art without loss, however many bytes it takes."""
     if max(picture.size) <= PIXEL_ART:
         return _thumbnail(picture, "png", _encoded(picture, format="PNG", optimize=True))
     small, data = picture, b""

@@ -1,4 +1,4 @@
-"""Charts as inline SVG. Colours are classes (s0, s1, ...) of the style sheet: both themes draw the same lines."""
+"""Charts as inline SVG. Colours are classes of the style sheet (s0, s1, ...), so both themes share the markup."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from customized_grpo.report.learning import Series
 
 WIDTH, HEIGHT = 400, 250
 LEFT, TOP, BOTTOM = 40, 14, 34
-LETTER = 6.4  # pixels, of a label
+LETTER = 6.4  # pixels per letter of a label
 LINE = 14  # pixels between labels
-LONGEST = 16  # letters of a label beside its line
+LONGEST = 16  # letters of a label next to its line
 
 
 @dataclass(frozen=True)
 class Owner:
-    """The arm that something belongs to: its place among the arms, and whether it is shown at first."""
+    """The arm that something belongs to: its place among the arms, and whether it is shown when the page opens."""
 
     place: int
     shown: bool
@@ -31,7 +31,7 @@ class Owner:
 
 @dataclass(frozen=True)
 class Line:
-    """A named series with its colour class; `raw`, where there is one, is drawn faintly behind."""
+    """A named series with its colour class; `raw`, if given, is drawn faintly behind it."""
 
     name: str
     colour: str
@@ -42,7 +42,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Scale:
-    """From values to pixels."""
+    """Maps values to pixels."""
 
     low: float
     high: float
@@ -53,13 +53,13 @@ class Scale:
         share = (value - self.low) / (self.high - self.low)
         return round(self.start + share * (self.end - self.start), 2)
 
-    def cut(self, value: float) -> float:
-        """The pixel of the value, or of the nearest end."""
+    def clamped(self, value: float) -> float:
+        """The pixel of the value, or of the nearest end of the scale."""
         return self(min(max(value, self.low), self.high))
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers inside [low, high]: `count` of their steps fit into it, or fewer, down to two fifths of that."""
+    """Round numbers inside [low, high], at most `count` steps of them and at least two fifths of that."""
     size = (high - low) / count
     unit = 10 ** math.floor(math.log10(size))
     step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= size * (1 - 1e-9))
@@ -75,22 +75,21 @@ def line_chart(
     rule: tuple[float, str] | None = None,
     x_name: str = "update",
 ) -> Markup:
-    """Lines over updates with 95 % bands, each named at its end; `rule` is a dotted line with its name.
+    """Lines over updates with 95 % bands, each named at its end; `rule` is the height and name of a dotted line.
 
-    bounds  of the values; default: whatever the lines, their bands and the rule need
-    x_name  what the series count in place of updates
+    bounds  of the values; default: what the lines, their bands and the rule need
+    x_name  what the x axis counts, if not updates
     """
     names = [line.name for line in lines] + ([rule[1]] if rule else [])
     right = 14 + LETTER * min(max(map(len, names)), LONGEST)
-    span = _values(lines) + ([rule[0]] if rule else [])
-    low, high = bounds or _roomy(span)
+    low, high = bounds or _with_margin(_values(lines) + ([rule[0]] if rule else []))
     first, last = min(line.series.updates[0] for line in lines), max(line.series.updates[-1] for line in lines)
     if any(line.raw for line in lines):
         first = min(line.raw.updates[0] for line in lines if line.raw)
     x = Scale(first, max(last, first + 1), LEFT, WIDTH - right)
     y = Scale(low, high, HEIGHT - BOTTOM, TOP)
-    counted = [mark for mark in ticks(x.low, x.high) if mark <= last and mark % 1 == 0]
-    parts = [*_frame(x, y, ticks(low, high), counted, x_name)]
+    x_marks = [mark for mark in ticks(x.low, x.high) if mark <= last and mark % 1 == 0]
+    parts = [*_frame(x, y, ticks(low, high), x_marks, x_name)]
     if rule:
         parts.append(_line(LEFT, y(rule[0]), WIDTH - right, y(rule[0]), "rule"))
     wanted = [y(line.series.values[-1].mean) for line in lines]
@@ -99,19 +98,20 @@ def line_chart(
         label = _label(WIDTH - right + 9, place, at, line.name, line.colour)
         parts += _owned(line.owner, [*_drawn(line, x, y, x_name), label])
     if rule:
-        parts.append(_text(WIDTH - right + 9, places[-1] + 4, _cut(rule[1]), "faint", data=f' data-at="{y(rule[0])}"'))
-    now = f'<line class="now" data-first="{first}" data-last="{last}" data-left="{x(first)}" data-right="{x(last)}" '
-    parts.append(f'{now}x1="{x(last)}" x2="{x(last)}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-    said = "; ".join(
+        name, data = _shortened(rule[1]), f' data-at="{y(rule[0])}"'
+        parts.append(_text(WIDTH - right + 9, places[-1] + 4, name, "faint", data))
+    ends = f'data-first="{first}" data-last="{last}" data-left="{x(first)}" data-right="{x(last)}"'
+    parts.append(f'<line class="now" {ends} x1="{x(last)}" x2="{x(last)}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
+    description = "; ".join(
         f"{line.name} from {number(line.series.values[0].mean)} to {number(line.series.values[-1].mean)}"
         for line in lines
     )
-    return _svg(f"{title}, {x_name}s {first} to {last}: {said}", parts)
+    return _svg(f"{title}, {x_name}s {first} to {last}: {description}", parts)
 
 
 def _values(lines: Sequence[Line]) -> list[float]:
-    """All means, and the ends of the bands as far as they leave the lines a fifth of the height."""
-    known = [value for line in lines for each in (line.series, line.raw) if each for value in each.values]
+    """All means, and the ends of the bands, clipped so that the lines keep at least a fifth of the height."""
+    known = [value for line in lines for series in (line.series, line.raw) if series for value in series.values]
     means = [value.mean for value in known]
     room = 2 * (max(means) - min(means)) + 1e-3
     lowest, highest = min(means) - room, max(means) + room
@@ -119,8 +119,8 @@ def _values(lines: Sequence[Line]) -> list[float]:
     return means + ends
 
 
-def _roomy(values: Sequence[float]) -> tuple[float, float]:
-    """A frame for all of them: with some room, and never empty."""
+def _with_margin(values: Sequence[float]) -> tuple[float, float]:
+    """The range of the values with a margin; never empty."""
     low, high = min(values), max(values)
     room = 0.05 * (high - low) if high - low > 1e-6 else 0.05
     return low - room, high + room
@@ -130,18 +130,18 @@ def _drawn(line: Line, x: Scale, y: Scale, x_name: str) -> Iterator[str]:
     points = list(zip(line.series.updates, line.series.values, strict=True))
     known = [(update, value) for update, value in points if not math.isnan(value.low)]
     if len(known) > 1:
-        there = [f"{x(update)},{y.cut(value.low)}" for update, value in known]
-        back = [f"{x(update)},{y.cut(value.high)}" for update, value in reversed(known)]
-        yield f'<polygon class="band {line.colour}" points="{" ".join(there + back)}"/>'
+        lower = [f"{x(update)},{y.clamped(value.low)}" for update, value in known]
+        upper = [f"{x(update)},{y.clamped(value.high)}" for update, value in reversed(known)]
+        yield f'<polygon class="band {line.colour}" points="{" ".join(lower + upper)}"/>'
     if line.raw:
         yield _path([(x(u), y(v.mean)) for u, v in zip(line.raw.updates, line.raw.values, strict=True)], line, " raw")
     yield _path([(x(update), y(value.mean)) for update, value in points], line)
     if len(points) <= 30 and not line.raw:
         for update, value in points:
-            said = f"{line.name}, {x_name} {update}: {number(value.mean)}"
+            tooltip = f"{line.name}, {x_name} {update}: {number(value.mean)}"
             yield (
                 f'<circle class="dot {line.colour}" cx="{x(update)}" cy="{y(value.mean)}" r="2.6">'
-                f"<title>{escape(said)}</title></circle>"
+                f"<title>{escape(tooltip)}</title></circle>"
             )
 
 
@@ -170,15 +170,15 @@ def plane(
     front: Sequence[tuple[float, float]] = (),
     close: bool = False,
 ) -> Markup:
-    """Paths from hollow (first) to full (last), named at their ends; single points carry crosses.
+    """Paths from hollow (first) to filled (last), named at their ends; single points have crosses.
 
-    front  corners of a dotted line; what lies outside of the frame is cut off
-    close  make the frame for the points alone and cut their crosses off at it
+    front  corners of a dotted line, cut off at the frame
+    close  fit the frame to the points alone and cut their crosses off at it
     """
     right = 14 + LETTER * min(max(len(track.name) for track in tracks), LONGEST)
     x_values = [value for t in tracks for value in _extent([x for _, x, _ in t.points], close)]
     y_values = [value for t in tracks for value in _extent([y for _, _, y in t.points], close)]
-    x, y = Scale(*_roomy(x_values), LEFT, WIDTH - right), Scale(*_roomy(y_values), HEIGHT - BOTTOM, TOP)
+    x, y = Scale(*_with_margin(x_values), LEFT, WIDTH - right), Scale(*_with_margin(y_values), HEIGHT - BOTTOM, TOP)
     marks = ticks(y.low, y.high), ticks(x.low, x.high, 4)
     parts = [*_frame(x, y, *marks, x_name), _text(LEFT, TOP - 3, y_name, "faint"), *_front(front, x, y)]
     wanted = [y(track.points[-1][2].mean) for track in tracks]
@@ -188,7 +188,7 @@ def plane(
         drawn = list(_path_through(track, x, y))
         end = x(track.points[-1][1].mean)
         if alone:
-            drawn.append(_text(end + 9, at + 4, _cut(track.name), f"name {track.colour}"))
+            drawn.append(_text(end + 9, at + 4, _shortened(track.name), f"name {track.colour}"))
         else:
             drawn.append(_label(WIDTH - right + 9, place, at, track.name, track.colour))
             drawn.append(_line(end + 6, at, WIDTH - right + 6, place, f"leader {track.colour}"))
@@ -196,16 +196,16 @@ def plane(
             update, a, b = track.points[0]
             drawn.append(_text(x(a.mean) - 4, y(b.mean) - 11, f"update {update}", "faint"))
         parts += _owned(track.owner, drawn)
-    said = "; ".join(
+    description = "; ".join(
         f"{track.name} ends at {x_name} {number(identity.mean)}, {y_name} {number(prompt.mean)}"
         for track in tracks
         for _, identity, prompt in track.points[-1:]
     )
-    return _svg(f"{title}: {said}", parts)
+    return _svg(f"{title}: {description}", parts)
 
 
 def _front(corners: Sequence[tuple[float, float]], x: Scale, y: Scale) -> Iterator[str]:
-    """In an image of its own, whose edges cut it off."""
+    """The front in an svg element of its own, which cuts it off at the frame."""
     if corners:
         box = f"{x.start} {y.end} {x.end - x.start} {y.start - y.end}"
         place = 'x="{}" y="{}" width="{}" height="{}"'.format(*box.split())
@@ -218,9 +218,9 @@ def _path_through(track: Track, x: Scale, y: Scale) -> Iterator[str]:
     if len(spots) == 1:
         _, a, b = track.points[0]
         if not math.isnan(a.low):
-            yield _line(x.cut(a.low), spots[0][1], x.cut(a.high), spots[0][1], f"cross {track.colour}")
+            yield _line(x.clamped(a.low), spots[0][1], x.clamped(a.high), spots[0][1], f"cross {track.colour}")
         if not math.isnan(b.low):
-            yield _line(spots[0][0], y.cut(b.low), spots[0][0], y.cut(b.high), f"cross {track.colour}")
+            yield _line(spots[0][0], y.clamped(b.low), spots[0][0], y.clamped(b.high), f"cross {track.colour}")
     else:
         yield f'<polyline class="line {track.colour}" points="{" ".join(f"{a},{b}" for a, b in spots)}"/>'
     for place, (a, b) in enumerate(spots):
@@ -230,39 +230,38 @@ def _path_through(track: Track, x: Scale, y: Scale) -> Iterator[str]:
 
 def _spot(track: Track, place: int, a: float, b: float, kind: str) -> str:
     update, identity, prompt = track.points[place]
-    said = (
-        f"{track.name}{'' if update is None else f', update {update}'}: {number(identity.mean)}, {number(prompt.mean)}"
-    )
+    at = "" if update is None else f", update {update}"
+    tooltip = f"{track.name}{at}: {number(identity.mean)}, {number(prompt.mean)}"
     size = 5 if kind else 2.6
     data = "" if update is None else f' data-update="{update}"'
     return (
         f'<circle class="dot {kind} {track.colour}"{data} cx="{a}" cy="{b}" r="{size}">'
-        f"<title>{escape(said)}</title></circle>"
+        f"<title>{escape(tooltip)}</title></circle>"
     )
 
 
 def _extent(estimates: Sequence[Estimate], close: bool) -> list[float]:
-    """What one axis of a track must hold: the path's means, or a single point with its interval."""
+    """The values that one axis must show of a track: the means of a path, or a single point with its interval."""
     crossed = len(estimates) == 1 and not close
     wanted = [n for e in estimates for n in ((e.mean, e.low, e.high) if crossed else (e.mean,))]
     return [value for value in wanted if not math.isnan(value)]
 
 
 def step_chart(title: str, pulls: Sequence[tuple[int, float, float]], names: tuple[str, str]) -> Markup:
-    """Stacked bars: a denoising step's pull toward the prompt (below) and toward identity (above)."""
+    """Stacked bars: the pull of each denoising step toward the prompt (below) and toward identity (above)."""
     right = 14 + LETTER * max(map(len, names))
     y = Scale(0, 1, HEIGHT - BOTTOM, TOP)
     steps = [step for step, _, _ in pulls]
     x = Scale(steps[0] - 0.6, steps[-1] + 0.6, LEFT, WIDTH - right)
     half = min(0.4 * (x(1) - x(0)), 18)
-    shown = steps[:: max(len(steps) // 12, 1)]
-    parts = [*_frame(x, y, [0, 0.25, 0.5, 0.75, 1], shown, "denoising step")]
+    x_marks = steps[:: max(len(steps) // 12, 1)]
+    parts = [*_frame(x, y, [0, 0.25, 0.5, 0.75, 1], x_marks, "denoising step")]
     for step, prompt, identity in pulls:
-        said = f"step {step}: {names[0]} {number(prompt, digits=2)}, {names[1]} {number(identity, digits=2)}"
+        tooltip = f"step {step}: {names[0]} {number(prompt, digits=2)}, {names[1]} {number(identity, digits=2)}"
         for low, high, colour in ((0, prompt, "s2"), (prompt, prompt + identity, "s1")):
             parts.append(
                 f'<rect class="bar {colour}" x="{x(step) - half:.2f}" y="{y(high)}" width="{2 * half:.2f}" '
-                f'height="{max(y(low) - y(high), 0):.2f}"><title>{escape(said)}</title></rect>'
+                f'height="{max(y(low) - y(high), 0):.2f}"><title>{escape(tooltip)}</title></rect>'
             )
     _, prompt, identity = pulls[-1]
     ends = _apart([y(prompt / 2), y(prompt + identity / 2)], TOP, HEIGHT - BOTTOM)
@@ -273,7 +272,7 @@ def step_chart(title: str, pulls: Sequence[tuple[int, float, float]], names: tup
 
 
 def extent(figures: Sequence[Estimate | None]) -> tuple[float, float] | None:
-    """From the lowest to the highest end of all intervals; None where nothing is known."""
+    """From the lowest to the highest end of all intervals; None if no figure is known."""
     known = [n for f in figures if f for n in (f.mean, f.low, f.high) if not math.isnan(n)]
     return (min(known), max(known)) if known else None
 
@@ -281,10 +280,11 @@ def extent(figures: Sequence[Estimate | None]) -> tuple[float, float] | None:
 def interval_plot(
     figures: Sequence[Estimate | None], colours: Sequence[str], within: tuple[float, float] | None = None
 ) -> Markup:
-    """The figures of a table's row one below the other: a dot for each mean, a bar for its interval. Decoration: the
-    row says the same in numbers.
+    """The figures of a table row, one below the other: a dot for each mean, a bar for its interval.
 
-    within  what the width stands for, where rows share it; default: 0 to 1, or more where the figures need it
+    Hidden from screen readers: the row has the same in numbers.
+
+    within  the range of the width, if rows share it; default: 0 to 1, or more if the figures need it
     """
     needed = extent(figures)
     if needed is None:
@@ -309,12 +309,12 @@ def interval_plot(
     )
 
 
-# --- what all charts share -------------------------------------------------------------------------------------------
+# --- parts of all charts ---------------------------------------------------------------------------------------------
 
 
-def _svg(said: str, parts: Sequence[str]) -> Markup:
+def _svg(description: str, parts: Sequence[str]) -> Markup:
     return Markup(
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(said)}">'
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(description)}">'
         f"{''.join(parts)}</svg>"
     )
 
@@ -323,13 +323,13 @@ def _frame(x: Scale, y: Scale, y_marks: Sequence[float], x_marks: Sequence[float
     yield _line(x.start, y.start, x.end, y.start, "grid")
     for mark in y_marks:
         yield _line(x.start, y(mark), x.end, y(mark), "grid")
-        yield _text(x.start - 6, y(mark) + 4, _plain(mark), "tick end")
+        yield _text(x.start - 6, y(mark) + 4, _tick_label(mark), "tick end")
     for mark in x_marks:
-        yield _text(x(mark), HEIGHT - BOTTOM + 15, _plain(mark), "tick middle")
+        yield _text(x(mark), HEIGHT - BOTTOM + 15, _tick_label(mark), "tick middle")
     yield _text(x.end, HEIGHT - 4, x_name, "faint end")
 
 
-def _plain(value: float) -> str:
+def _tick_label(value: float) -> str:
     return f"{value:g}".replace("-", "−")
 
 
@@ -342,8 +342,8 @@ def _text(x: float, y: float, text: str, kind: str, data: str = "") -> str:
 
 
 def _label(x: float, place: float, wanted: float, name: str, colour: str) -> str:
-    """A name at `place`; the page's script moves it, where others come and go, as near to `wanted` as it can."""
-    return _text(x, place + 4, _cut(name), f"name {colour}", data=f' data-at="{wanted}"')
+    """A name at `place`; when arms are shown or hidden, the script moves it as close to `wanted` as it can."""
+    return _text(x, place + 4, _shortened(name), f"name {colour}", data=f' data-at="{wanted}"')
 
 
 def _shown(drawn: Line | Track) -> bool:
@@ -353,8 +353,8 @@ def _shown(drawn: Line | Track) -> bool:
 def _hidden_first(
     drawn: Sequence[Drawn], wanted: Sequence[float], places: Sequence[float]
 ) -> list[tuple[Drawn, float, float]]:
-    """What is shown is drawn over what is not; a rule's place, the last, belongs to no line."""
-    return sorted(zip(drawn, wanted, places, strict=False), key=lambda each: _shown(each[0]))
+    """In drawing order: shown items over hidden ones. A rule's place, the last, belongs to no line."""
+    return sorted(zip(drawn, wanted, places, strict=False), key=lambda item: _shown(item[0]))
 
 
 def _owned(owner: Owner | None, parts: Sequence[str]) -> list[str]:
@@ -362,13 +362,15 @@ def _owned(owner: Owner | None, parts: Sequence[str]) -> list[str]:
     return [f"<g{kind}>", *parts, "</g>"]
 
 
-def _cut(name: str) -> str:
+def _shortened(name: str) -> str:
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
 def _apart(places: Sequence[float], low: float, high: float, shown: Sequence[bool] = ()) -> list[float]:
-    """The places moved as little as keeps them a line apart (less, where there are many) and inside, in the given
-    order; those that are not shown stay (of fewer flags than places, the rest are shown)."""
+    """The places, moved as little as possible so that they are a line apart (less if they are many) and inside.
+
+    Places that are not shown stay. If there are fewer flags than places, the rest are shown.
+    """
     flags = [*shown, *[True] * (len(places) - len(shown))]
     space = min(LINE, (high - low) / max(sum(flags) - 1, 1))
     order = sorted((index for index, flag in enumerate(flags) if flag), key=lambda index: places[index])

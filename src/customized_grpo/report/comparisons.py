@@ -1,4 +1,4 @@
-"""From the folder of a comparison to its part of a report."""
+"""The part of a report that shows a comparison."""
 
 from __future__ import annotations
 
@@ -9,79 +9,86 @@ from typing import Any
 import yaml
 
 from customized_grpo.compare.comparison import SPREAD
-from customized_grpo.report.cases import BASE, film_of, read_estimate, read_json, wall_of_film
+from customized_grpo.compare.results import read_result
+from customized_grpo.report.cases import BASE, film_of, read_estimate, wall_of_film
 from customized_grpo.report.content import Arm, History, MetricRow, Part, Table
+from customized_grpo.report.formats import ComparisonShape, read_json
 
-MANY = 4  # arms: more are shown a selection at a time
+MANY = 4  # arms; if there are more, they are shown a selection at a time
 
 
 def comparison_part(folder: Path) -> Part:
     """From comparison.json and the arms' result.json: the runs themselves may be gone."""
-    content = read_json(folder / "comparison.json")
-    found, settings = content["arms"], content["settings"]
+    content = read_json(folder / "comparison.json", ComparisonShape)
+    finished, settings = content["arms"], content["settings"]
     arms = [
-        Arm(name, [_history(folder / "arms" / name / f"seed-{seed}", seed) for seed in each["seeds"]])
-        for name, each in found.items()
+        Arm(name, [_history(folder / "arms" / name / f"seed-{seed}", seed) for seed in arm["seeds"]])
+        for name, arm in finished.items()
         if name != BASE
     ]
     film = film_of([Arm(arm.name, arm.runs[:1]) for arm in arms])
-    seeds = sorted({int(seed) for each in found.values() for seed in each["seeds"]})
+    seeds = sorted({int(seed) for arm in finished.values() for seed in arm["seeds"]})
     return Part(
         "Comparison",
         folder.resolve().name,
-        [f"recipe {settings['recipe']}", f"{len(arms)} arm{'s' if len(arms) > 1 else ''}", f"seeds {_ranges(seeds)}"],
+        [f"recipe {settings['recipe']}", f"{len(arms)} arm{'' if len(arms) == 1 else 's'}", f"seeds {_ranges(seeds)}"],
         _tables(content),
         content["differences"],
         arms,
         film=film,
         wall=wall_of_film(film),
         files={"comparison settings": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)},
-        selections=_selections(settings, list(found)),
-        front=[name for name in settings.get("front", ()) if name in found],
+        selections=_selections(settings, list(finished)),
+        front=[name for name in settings.get("front", ()) if name in finished],
         beyond_front=content.get("beyond_front", ()),
         degradation=content.get("degradation", ()),
     )
 
 
 def _tables(content: Mapping[str, Any]) -> list[Table]:
-    """What the file asks to be compared; all other metrics folded."""
-    found, settings = content["arms"], content["settings"]
-    figures = {arm: each["figures"] for arm, each in found.items()}
-    metrics = list(dict.fromkeys(metric for each in figures.values() for metric in each))
-    trained = {metric for each in found.values() for metric in each.get("trained_on", ())}
-    rows = {m: MetricRow(m, m in trained, [read_estimate(each.get(m)) for each in figures.values()]) for m in metrics}
+    """One table of the metrics that the file compares, and a folded one of all others."""
+    finished, settings = content["arms"], content["settings"]
+    figures = {name: arm["figures"] for name, arm in finished.items()}
+    metrics = list(dict.fromkeys(metric for of_arm in figures.values() for metric in of_arm))
+    trained = {metric for arm in finished.values() for metric in arm.get("trained_on", ())}
+    rows = {
+        metric: MetricRow(
+            metric, metric in trained, [read_estimate(of_arm.get(metric)) for of_arm in figures.values()]
+        )
+        for metric in metrics
+    }
     first = [settings["primary"]["metric"], *settings["compare_on"]] if settings["compare_on"] else metrics
     wanted = [metric for metric in dict.fromkeys(first) if metric in rows]
-    counts = sorted({len(each["seeds"]) for each in found.values()})
+    counts = sorted({len(arm["seeds"]) for arm in finished.values()})
     title = f"Test cases, {' to '.join(map(str, counts))} seed{'s' if counts[-1] > 1 else ''} per arm"
     notes = [SPREAD]
     if content["finished"] < content["runs"]:
-        notes.append(f"Not finished: {content['finished']} of {content['runs']} runs are in this table.")
-    tables = [Table(title, list(figures), [rows[metric] for metric in wanted], notes, each="arm")]
+        notes.append(f"Not finished yet: this table has {content['finished']} of {content['runs']} runs.")
+    tables = [Table(title, list(figures), [rows[metric] for metric in wanted], notes, column_kind="arm")]
     others = [row for metric, row in rows.items() if metric not in wanted]
-    return [*tables, Table("All other figures", list(figures), others, folded=True, each="arm")] if others else tables
+    if others:
+        tables.append(Table("All other figures", list(figures), others, folded=True, column_kind="arm"))
+    return tables
 
 
 def _selections(settings: Mapping[str, Any], finished: Sequence[str]) -> dict[str, list[str]]:
-    """Of many arms: the primary question's, the file's own selections, all. Nothing where all can be shown at once."""
+    """Selections of many arms: the primary question's, those of the file, all. None if all arms fit at once."""
     arms = [name for name in finished if name != BASE]
     if len(arms) <= MANY:
         return {}
-    asked = [*settings["primary"]["against"], settings["primary"]["arm"]]
+    primary = [*settings["primary"]["against"], settings["primary"]["arm"]]
     named = settings.get("selections", {})
-    first = next((name for name, each in named.items() if {*each} == {*asked}), "main question")
-    wanted = {first: asked, **{name: each for name, each in named.items() if name != first}, "all": arms}
-    shown = {name: [arm for arm in names if arm in arms] for name, names in wanted.items()}
-    return {name: names for name, names in shown.items() if names}
+    first = next((name for name, selected in named.items() if {*selected} == {*primary}), "main question")
+    wanted = {first: primary, **{name: selected for name, selected in named.items() if name != first}, "all": arms}
+    existing = {name: [arm for arm in selected if arm in arms] for name, selected in wanted.items()}
+    return {name: selected for name, selected in existing.items() if selected}
 
 
 def _history(folder: Path, seed: str) -> History:
-    """From result.json, which holds the figures even where the run itself was deleted."""
-    result = read_json(folder / "result.json")
-    updates = [dict(row) for row in result["updates"]]
-    for warning in result["warnings"]:
-        next(row for row in updates if row["update"] == warning["update"]).setdefault("warnings", []).append(warning)
-    return History(f"seed {seed}", updates, result["held_out"], folder / "run" / "images")
+    """From result.json, which has the figures even if the run itself was deleted."""
+    result = read_result(folder)
+    images = folder / "run" / "images"
+    return History(f"seed {seed}", result["updates"], result["held_out"], result["warnings"], images)
 
 
 def _ranges(numbers: Sequence[int]) -> str:

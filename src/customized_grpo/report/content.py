@@ -1,4 +1,4 @@
-"""What a report shows, whichever kind of folder it was read from."""
+"""The content of a report, independent of the kind of folder that it was read from."""
 
 from __future__ import annotations
 
@@ -15,21 +15,18 @@ Rows = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class History:
-    """One training: rows of metrics.jsonl and of evaluations.jsonl, and where its evaluations' pictures are."""
+    """One training: rows of metrics.jsonl and of evaluations.jsonl, its warnings, and the folder of its pictures."""
 
     name: str
     updates: Rows
     held_out: Rows
+    warnings: Rows
     images: Path
-
-    @property
-    def warnings(self) -> list[Mapping[str, Any]]:
-        return [warning for row in self.updates for warning in row.get("warnings", ())]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Trainings that differ in nothing but the seed."""
+    """Trainings that differ only in the seed."""
 
     name: str
     runs: Sequence[History]
@@ -37,7 +34,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One metric: a figure per column of its table (None: not measured), and last minus first where there are two."""
+    """One metric: a figure per column of its table (None: not measured), and the change if there are two columns."""
 
     metric: str
     trained_on: bool
@@ -47,14 +44,14 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class Table:
-    """Metrics by models; `folded` ones are opened on request."""
+    """Metrics by models; a folded table is closed until the reader opens it."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[MetricRow]
     notes: Sequence[str] = ()
     folded: bool = False
-    each: str = "model"  # what a column stands for
+    column_kind: str = "model"  # what a column is: a model, an arm, a step
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Case:
-    """A reference and a prompt with one picture per column of a wall or a film (None: there is none)."""
+    """A reference and a prompt with one picture per column of a wall or a film (None: no picture)."""
 
     key: str
     subject: str
@@ -76,7 +73,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Wall:
-    """Cases in list order; `total` counts those that are left out as well."""
+    """Cases in list order; `total` includes those that are left out."""
 
     columns: Sequence[str]
     cases: Sequence[Case]
@@ -94,7 +91,7 @@ class Film:
 
 @dataclass(frozen=True)
 class Part:
-    """All that is known of one demo, one comparison, one probe, the runs, or the evaluations."""
+    """The content of one demo, one comparison, one probe, all runs, or all evaluations."""
 
     kind: str
     title: str
@@ -104,20 +101,20 @@ class Part:
     arms: Sequence[Arm] = ()
     film: Film | None = None
     wall: Wall | None = None
-    files: Mapping[str, str] = field(default_factory=dict)  # name -> text, shown folded
-    selections: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names of arms; the first is shown at first
-    front: Sequence[str] = ()  # arms that differ in one weight, in its order
+    files: Mapping[str, str] = field(default_factory=dict)  # name -> text, folded
+    selections: Mapping[str, Sequence[str]] = field(default_factory=dict)  # name -> arms; the first is active
+    front: Sequence[str] = ()  # arms that differ in one weight, in order of it
     beyond_front: Sequence[Mapping[str, Any]] = ()
     degradation: Sequence[Mapping[str, Any]] = ()
     probe: Mapping[str, Any] | None = None
 
     @property
-    def chosen(self) -> list[str]:
-        """Arms that are shown at first: of many, those of the first selection."""
+    def selected(self) -> list[str]:
+        """The arms shown when the page opens: those of the first selection if there are any, else all."""
         return list(next(iter(self.selections.values()), [arm.name for arm in self.arms]))
 
     @property
-    def verdicts(self) -> bool:
+    def has_oracle(self) -> bool:
         """Whether an oracle judged the pictures."""
         cases = [*(self.wall.cases if self.wall else ()), *(self.film.frames[0] if self.film else ())]
         return any(name.startswith("oracle_") for case in cases for p in case.pictures if p for name in p.scores)

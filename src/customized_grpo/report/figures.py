@@ -1,4 +1,4 @@
-"""Which charts a part gets, and the sentence that explains each."""
+"""The charts of a part, each with a sentence that explains it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Literal
 
 from markupsafe import Markup
 
-from customized_grpo.compare.front import crowd
+from customized_grpo.compare.front import better_than_base
+from customized_grpo.measure.intervals import Estimate
 from customized_grpo.report.charts import Line, Owner, Track, line_chart, plane, step_chart
 from customized_grpo.report.content import Arm, Part
 from customized_grpo.report.labels import YES_OR_NO, label
@@ -36,11 +37,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class Panel:
-    """A chart of one run shows several figures, each in its colour; of several arms one figure, an arm per colour."""
+    """What a chart shows: of one run several figures, a colour each; of several arms one figure, a colour per arm."""
 
     title: str
     sentence: str
-    names: Mapping[str, str]  # figure -> its name beside the line
+    names: Mapping[str, str]  # figure -> its name next to the line
     bounds: tuple[float, float] | None = None
     rule: tuple[float, str] | None = None
 
@@ -48,29 +49,29 @@ class Panel:
 LEARNING = (
     Panel(
         "Rewards of the training groups",
-        f"Mean reward of the images that each update learned from; the strong line averages {SMOOTH} updates.",
+        f"Mean reward of the images that each update learned from; the strong line is a mean over {SMOOTH} updates.",
         {"reward_identity": "identity", "reward_prompt": "prompt"},
     ),
 )
 CONFLICT = (
     Panel(
         "Do the rewards agree on what is good?",
-        "Share of images that are above their group's average on both rewards, on one of them, or on none; where the "
-        "rewards know nothing of each other, half are in conflict.",
+        "Share of images that are above their group's average on both rewards, on one of them, or on neither; with "
+        "independent rewards, half of the images are above on one alone.",
         {"both_good": "both good", "conflict": "conflict", "both_bad": "both bad"},
         (0, 1),
         (0.5, "chance"),
     ),
     Panel(
         "Correlation inside groups",
-        "Below zero, what pleases one reward displeases the other, and a sum of the two cancels itself out.",
+        "Below zero, images that score high on one reward score low on the other, so that their sum cancels out.",
         {"correlation": "correlation"},
         (-1, 1),
         (0, "independent"),
     ),
     Panel(
         "Groups without signal",
-        "Share of groups in which a reward hardly varies: its advantages are noise there.",
+        "Share of groups in which a reward hardly varies, so that its advantages are noise.",
         {"saturated_identity": "identity", "saturated_prompt": "prompt"},
         (0, 1),
     ),
@@ -78,14 +79,14 @@ CONFLICT = (
 CONFLICT_OF_ARMS = (
     Panel(
         "Conflict beyond chance",
-        "Share of images that one reward puts above their group's average and the other does not, minus the half that "
-        "independent rewards would give.",
+        "Share of images that are above their group's average on one reward and below it on the other, minus the half "
+        "expected of independent rewards.",
         {"conflict_excess": ""},
         rule=(0, "chance"),
     ),
     Panel(
         "Correlation inside groups",
-        "Below zero, what pleases one reward displeases the other, and a sum of the two cancels itself out.",
+        "Below zero, images that score high on one reward score low on the other, so that their sum cancels out.",
         {"correlation": ""},
         rule=(0, "independent"),
     ),
@@ -95,38 +96,37 @@ CONFLICT_OF_ARMS = (
 
 
 def arm_colours(part: Part) -> dict[str, str]:
-    """A colour and, where there are more arms than colours, a kind of dashes; first those that are shown at first."""
-    names = dict.fromkeys([*part.chosen, *(arm.name for arm in part.arms)])
+    """A colour per arm, and a dash pattern if there are more arms than colours; selected arms get the first ones."""
+    names = dict.fromkeys([*part.selected, *(arm.name for arm in part.arms)])
     return {name: f"s{n % COUNT + 1}" + (f" d{n // COUNT}" if n >= COUNT else "") for n, name in enumerate(names)}
 
 
 def _owners(part: Part) -> dict[str, Owner]:
-    return {arm.name: Owner(place, arm.name in part.chosen) for place, arm in enumerate(part.arms)}
+    return {arm.name: Owner(place, arm.name in part.selected) for place, arm in enumerate(part.arms)}
 
 
 def learning_figures(part: Part) -> list[Figure]:
     """Held-out cases first, then the training groups."""
     arms = part.arms
     metrics = held_out_metrics(arms)
-    rewards, truth = ([m for m in metrics if wanted(m)] for wanted in (_is_reward, YES_OR_NO.__contains__))
-    others = [metric for metric in metrics if metric not in (*rewards, *truth)]
+    rewards = [metric for metric in metrics if _is_reward(metric)]
+    oracle = [metric for metric in metrics if metric in YES_OR_NO]
+    others = [metric for metric in metrics if metric not in (*rewards, *oracle)]
     if len(arms) == 1:
-        band = "the band is the 95 % interval over seeds" if len(arms[0].runs) > 1 else "bands are 95 % over cases"
+        bands = f"Bands: 95 % intervals over {'seeds' if len(arms[0].runs) > 1 else 'cases'}."
         panels = [
-            Panel("What the oracle finds right", f"Never trained on; held-out cases, {band}.", _named(truth)),
-            Panel(
-                "Rewards on held-out cases", f"What is trained on, on subjects that are not; {band}.", _named(rewards)
-            ),
-            *(Panel(label(metric), f"Held-out cases; {band}.", {metric: label(metric)}) for metric in others),
+            Panel("Judged by the oracle", f"Held-out cases, metrics never trained on. {bands}", _named(oracle)),
+            Panel("Rewards on held-out cases", f"The trained rewards, on new subjects. {bands}", _named(rewards)),
+            *(Panel(label(metric), f"Held-out cases. {bands}", {metric: label(metric)}) for metric in others),
         ]
-        found = [_of_one(arms[0], "held_out", panel) for panel in panels]
-        found += [_of_one(arms[0], "updates", panel) for panel in LEARNING]
+        figures = [_of_one(arms[0], "held_out", panel) for panel in panels]
+        figures += [_of_one(arms[0], "updates", panel) for panel in LEARNING]
     else:
-        found = [
+        figures = [
             _of_arms(part, "held_out", Panel(label(metric), f"{_about(metric)}{_bands(arms)}", {metric: ""}))
-            for metric in [*truth[::-1], *rewards, *others]
+            for metric in [*oracle[::-1], *rewards, *others]
         ]
-    return [figure for figure in found if figure]
+    return [figure for figure in figures if figure]
 
 
 def _is_reward(metric: str) -> bool:
@@ -138,46 +138,46 @@ def _named(metrics: Sequence[str]) -> dict[str, str]:
 
 
 def _about(metric: str) -> str:
-    kind = "Trained on" if _is_reward(metric) else "Never trained on" if metric in YES_OR_NO else "Measured"
-    return f"{kind}; held-out cases."
+    kind = ", trained on" if _is_reward(metric) else ", never trained on" if metric in YES_OR_NO else ""
+    return f"Held-out cases{kind}."
 
 
 def _bands(arms: Sequence[Arm]) -> str:
-    return " Bands: 95 % over seeds, cut off at the frame." if any(len(arm.runs) > 1 for arm in arms) else ""
+    return " Bands: 95 % intervals over seeds, cut off at the frame." if any(len(arm.runs) > 1 for arm in arms) else ""
 
 
 def conflict_figures(part: Part) -> list[Figure]:
     arms = part.arms
     if len(arms) != 1:
-        found = [_of_arms(part, "updates", panel) for panel in CONFLICT_OF_ARMS]
-        return [figure for figure in found if figure]
-    found = [_of_one(arms[0], "updates", panel) for panel in CONFLICT]
+        of_arms = [_of_arms(part, "updates", panel) for panel in CONFLICT_OF_ARMS]
+        return [figure for figure in of_arms if figure]
+    figures = [_of_one(arms[0], "updates", panel) for panel in CONFLICT]
     pulls = step_pulls(arms[0].runs[0])
     if pulls:
         title = "Which step pulls where"
         sentence = (
-            "How strongly a denoising step pulls on the model, and toward which reward: its weight times the size of "
-            "its gradient, averaged over the run; the strongest step is 1."
+            "How strongly each denoising step pulls on the model, and toward which reward: its weight times the size "
+            "of its gradient, averaged over the run. The strongest step is 1."
         )
-        found.append(Figure(title, sentence, step_chart(title, pulls, ("prompt", "identity"))))
-    return [figure for figure in found if figure]
+        figures.append(Figure(title, sentence, step_chart(title, pulls, ("prompt", "identity"))))
+    return [figure for figure in figures if figure]
 
 
 def _of_one(arm: Arm, part: Log, panel: Panel) -> Figure | None:
     lines = []
     for metric, name in panel.names.items():
         smooth = SMOOTH if part == "updates" else 1
-        found, raw = series(arm, part, metric, smooth), series(arm, part, metric) if smooth > 1 else None
-        if found:
-            short = len(found.updates) == len(raw.updates) if raw else True  # too few rows to average
-            lines.append(Line(name, COLOURS.get(metric, "ink"), found, None if short else raw))
+        smoothed, raw = series(arm, part, metric, smooth), series(arm, part, metric) if smooth > 1 else None
+        if smoothed:
+            unchanged = raw is None or len(smoothed.updates) == len(raw.updates)  # too few rows to average
+            lines.append(Line(name, COLOURS.get(metric, "ink"), smoothed, None if unchanged else raw))
     return Figure(panel.title, panel.sentence, _chart(panel, lines)) if lines else None
 
 
 def _of_arms(part: Part, log: Log, panel: Panel) -> Figure | None:
     kinds, owners, (metric,) = arm_colours(part), _owners(part), panel.names
-    found = {arm.name: series(arm, log, metric, SMOOTH if log == "updates" else 1) for arm in part.arms}
-    lines = [Line(name, kinds[name], each, owner=owners[name]) for name, each in found.items() if each]
+    by_arm = {arm.name: series(arm, log, metric, SMOOTH if log == "updates" else 1) for arm in part.arms}
+    lines = [Line(name, kinds[name], of_arm, owner=owners[name]) for name, of_arm in by_arm.items() if of_arm]
     return Figure(panel.title, panel.sentence, _chart(panel, lines)) if lines else None
 
 
@@ -186,10 +186,10 @@ def _chart(panel: Panel, lines: Sequence[Line]) -> Markup:
 
 
 def plane_figures(part: Part) -> list[Figure]:
-    """Identity against prompt: points of evaluations and of finished arms, paths of trainings."""
+    """Identity against prompt: a point for each evaluation or finished arm, a path for each training."""
     ended = part.kind == "Comparison" or not (part.arms or part.probe)
-    found = _points(part) if part.tables and ended else []
-    several, title_of_paths = len(part.arms) > 1, "The way there" if found else "Identity against prompt"
+    figures = _points(part) if part.tables and ended else []
+    several, title_of_paths = len(part.arms) > 1, "During training" if figures else "Identity against prompt"
     kinds, owners = arm_colours(part), _owners(part)
     for identity, prompt in PLANES:
         tracks = [
@@ -200,28 +200,28 @@ def plane_figures(part: Part) -> list[Figure]:
             if (points := _path(arm, identity, prompt))
         ]
         if tracks:
-            what = "rewards" if _is_reward(identity) else "what the oracle finds right"
+            what = "rewards" if _is_reward(identity) else "judged by the oracle"
             title = f"{title_of_paths}: {what}"
             sentence = (
-                "From the base (hollow) to the last evaluation (full), on held-out cases; up and right is better."
+                "From the base (hollow) to the last evaluation (filled), on held-out cases; up and right is better."
             )
-            found.append(Figure(title, sentence, plane(title, tracks, label(identity), label(prompt))))
-    return found
+            figures.append(Figure(title, sentence, plane(title, tracks, label(identity), label(prompt))))
+    return figures
 
 
-def _path(arm: Arm, identity: str, prompt: str) -> list:
+def _path(arm: Arm, identity: str, prompt: str) -> list[tuple[int, Estimate, Estimate]]:
     first, second = series(arm, "held_out", identity), series(arm, "held_out", prompt)
     known = dict(zip(second.updates, second.values, strict=True))
     return [(u, a, known[u]) for u, a in zip(first.updates, first.values, strict=True) if u in known]
 
 
 def _points(part: Part) -> list[Figure]:
-    """Where models end: by the trained rewards, which stand first, and by the oracle."""
+    """A point for each model: by its trained rewards, which come first in the table, and by the oracle."""
     rows = {row.metric: row for table in part.tables for row in table.rows}
     columns, owners = part.tables[0].columns, _owners(part)
     kinds = arm_colours(part) if part.arms else {name: f"s{n % COUNT + 1}" for n, name in enumerate(columns[1:])}
     trained = [row.metric for row in rows.values() if row.trained_on][:2]
-    found = []
+    figures = []
     pairs = dict.fromkeys([tuple(trained if part.arms else tuple(rows)[:2]), PLANES[1]])
     for identity, prompt in (pair for pair in pairs if len(pair) == 2 and {*pair} <= set(rows)):
         values = zip(columns, rows[identity].figures, rows[prompt].figures, strict=True)
@@ -229,24 +229,26 @@ def _points(part: Part) -> list[Figure]:
             Track(name, kinds.get(name, "s0"), [(None, a, b)], owners.get(name)) for name, a, b in values if a and b
         ]
         if tracks:
-            what = "Test cases" if part.arms else "Each evaluation"
-            found += _whole_and_close(part, tracks, f"{what}, with 95 % intervals", label(identity), label(prompt))
-    return found
+            what = "Test cases" if part.arms else "One point per evaluation"
+            figures += _complete_and_enlarged(
+                part, tracks, f"{what}, with 95 % intervals", label(identity), label(prompt)
+            )
+    return figures
 
 
-def _whole_and_close(part: Part, tracks: Sequence[Track], what: str, x_name: str, y_name: str) -> Iterator[Figure]:
-    """The plane with all points and, of several arms, its crowded corner once more, large."""
+def _complete_and_enlarged(
+    part: Part, tracks: Sequence[Track], what: str, x_name: str, y_name: str
+) -> Iterator[Figure]:
+    """The plane with all points and, for several arms, those that beat the base in both figures, enlarged."""
     title, sentence = f"{x_name} against {y_name}", f"{what}; up and right is better."
     points = {track.name: (track.points[-1][1].mean, track.points[-1][2].mean) for track in tracks}
     front = [points[name] for name in part.front if name in points]
     if part.front:
-        sentence += f" The dotted line joins {', '.join(part.front)}: what one weight buys against the other."
+        sentence += f" The dotted line joins {', '.join(part.front)}: the trade-off that one weight sets."
     yield Figure(title, sentence, plane(title, tracks, x_name, y_name, front))
-    close = crowd(points) if part.arms else {}
-    if close:
-        title, sentence = (
-            f"{title}, close",
-            "Large: the arms that better the base in both. Intervals are cut off.",
-        )
-        near = [track for track in tracks if track.name in close]
+    better = better_than_base(points) if part.arms else {}
+    if better:
+        title = f"{title}, enlarged"
+        sentence = "The arms that beat the base in both. Intervals are cut off at the frame."
+        near = [track for track in tracks if track.name in better]
         yield Figure(title, sentence, plane(title, near, x_name, y_name, front, close=True))

@@ -1,4 +1,4 @@
-"""From folders to the parts of a report: which kind a folder is, and what it holds."""
+"""From folders to the parts of a report: the kind of each folder, and its content."""
 
 from __future__ import annotations
 
@@ -15,42 +15,41 @@ import yaml
 from customized_grpo.config import CONFIG
 from customized_grpo.measure.intervals import Estimate, estimate
 from customized_grpo.measure.rows import EvaluationRow, read_rows
+from customized_grpo.report import formats
 from customized_grpo.report.cases import (
     BASE,
     TUNED,
-    ReportError,
     evaluated_cases,
     film_of,
     kept_cases,
     read_estimate,
-    read_json,
     wall_of,
     wall_of_film,
 )
 from customized_grpo.report.comparisons import comparison_part
 from customized_grpo.report.content import Arm, History, MetricRow, Part, Rows, Table
+from customized_grpo.report.formats import ReportError
 from customized_grpo.report.learning import at_end, at_start
 from customized_grpo.report.probes import PROBE, probe_part
-from customized_grpo.run.logs import read_log
 
-# --- which kind of folder --------------------------------------------------------------------------------------------
+# --- the kind of a folder --------------------------------------------------------------------------------------------
 
 
 def read_parts(folders: Sequence[Path]) -> list[Part]:
-    """One part per demo, comparison and probe, one of all runs, one of all evaluations (a run's own included).
+    """One part per demo, comparison and probe, one of all runs, one of all evaluations (including those in runs).
 
-    Raises ReportError for a folder that is none of these.
+    Raises ReportError for a folder that is none of these, another InputError for a damaged file.
     """
-    kinds = {folder: _kind(folder) for folder in dict.fromkeys(folders)}
-    named: dict[str, list[Path]] = {kind: [f for f, each in kinds.items() if each == kind] for kind in KINDS}
-    runs = named["run"]
-    evaluations = named["evaluation"]
+    by_kind: dict[str, list[Path]] = {kind: [] for kind in KINDS}
+    for folder in dict.fromkeys(folders):
+        by_kind[_kind(folder)].append(folder)
+    runs, evaluations = by_kind["run"], by_kind["evaluation"]
     for run in runs:
-        found = sorted(path for path in run.glob("evaluation-*") if KINDS["evaluation"](path))
-        evaluations += [path for path in found if path not in evaluations]
-    parts = [_demo(folder) for folder in named["demo"]]
-    parts += [comparison_part(folder) for folder in named["comparison"]]
-    parts += [probe_part(folder) for folder in named["probe"]]
+        own = sorted(path for path in run.glob("evaluation-*") if KINDS["evaluation"](path))
+        evaluations += [path for path in own if path not in evaluations]
+    parts = [_demo(folder) for folder in by_kind["demo"]]
+    parts += [comparison_part(folder) for folder in by_kind["comparison"]]
+    parts += [probe_part(folder) for folder in by_kind["probe"]]
     if len(runs) == 1 and evaluations and all(path.parent == runs[0] for path in evaluations):
         return [*parts, _joined(_runs(runs), _evaluations(evaluations))]
     parts += [_evaluations(evaluations)] if evaluations else []
@@ -59,7 +58,7 @@ def read_parts(folders: Sequence[Path]) -> list[Part]:
 
 
 def _joined(run: Part, tested: Part) -> Part:
-    """A run with its own evaluations, whose cases say more than the run's."""
+    """A run with its own evaluations, which have more cases than the run."""
     tables, files = [*tested.tables, *run.tables], {**run.files, **tested.files}
     return replace(run, tables=tables, wall=tested.wall or run.wall, files=files)
 
@@ -75,22 +74,22 @@ KINDS: dict[str, Callable[[Path], bool]] = {
 
 def _kind(folder: Path) -> str:
     if not folder.is_dir():
-        raise ReportError(f"there is no folder {folder}")
-    for kind, holds in KINDS.items():
-        if holds(folder):
+        raise ReportError(f"{folder} is not a folder; name the folder of a run, evaluation, comparison, probe or demo")
+    for kind, matches in KINDS.items():
+        if matches(folder):
             return kind
     raise ReportError(
-        f"{folder} is no run (config.yaml and environment.json), no evaluation (settings.json and rows.jsonl), no "
-        "comparison (comparison.json), no probe (probe.json) and no demo (summary.json and run/)"
+        f"{folder} is not a run (config.yaml and environment.json), evaluation (settings.json and rows.jsonl), "
+        "comparison (comparison.json), probe (probe.json) or demo (summary.json and run/); name one of those"
     )
 
 
-def distinct(folders: Sequence[Path]) -> list[str]:
-    """A name for each folder: as many of its last parts as tell it from the others."""
-    whole = [folder.resolve().parts for folder in folders]
-    shortest = 2 if any(parts[-1] == "run" for parts in whole) else 1  # "run" alone says nothing
-    for length in range(shortest, max(map(len, whole)) + 1):
-        names = ["/".join(parts[-length:]) for parts in whole]
+def distinct_names(folders: Sequence[Path]) -> list[str]:
+    """A name for each folder: as many of its last parts as it takes to tell them apart."""
+    paths = [folder.resolve().parts for folder in folders]
+    shortest = 2 if any(parts[-1] == "run" for parts in paths) else 1  # "run" alone tells nothing
+    for length in range(shortest, max(map(len, paths)) + 1):
+        names = ["/".join(parts[-length:]) for parts in paths]
         if len(set(names)) == len(names):
             return names
     return [str(folder) for folder in folders]
@@ -100,13 +99,13 @@ def distinct(folders: Sequence[Path]) -> list[str]:
 
 
 def _demo(folder: Path) -> Part:
-    summary = read_json(folder / "summary.json")
+    summary = formats.read_json(folder / "summary.json", formats.DemoShape)
     history, files = _history(folder / "run", TUNED)
     arms = [Arm(TUNED, [history])]
     seen, unseen = summary["cases"], summary["cases_unseen_combinations"]
     titles = {
-        "": f"{seen} held-out cases: subjects that neither base, encoders nor RL have seen",
-        "_unseen_combinations": f"{unseen} more, with combinations of scene, place and hat new to RL as well",
+        "": f"{seen} held-out cases: subjects that the base, the encoders and RL have never seen",
+        "_unseen_combinations": f"{unseen} more, whose combinations of scene, place and hat are new to RL too",
     }
     tables = [
         _before_and_after(title, summary[f"{BASE}{part}"], summary[f"{TUNED}{part}"]) for part, title in titles.items()
@@ -120,18 +119,25 @@ def _demo(folder: Path) -> Part:
 def _before_and_after(title: str, base: Mapping[str, Any], tuned: Mapping[str, Any]) -> Table:
     rows = []
     for metric, before in base.items():
-        figures = [Estimate(**before), Estimate(**tuned[metric])]
-        change = Estimate(figures[1].mean - figures[0].mean, float("nan"), float("nan"))
-        rows.append(MetricRow(metric, metric.endswith("_reward"), figures, change))
+        figures = [read_estimate(before), read_estimate(tuned.get(metric))]
+        rows.append(MetricRow(metric, metric.endswith("_reward"), figures, _change(figures)))
     return Table(title, (BASE, TUNED), rows, ["Intervals: 95 %, over cases."])
 
 
+def _change(figures: Sequence[Estimate | None]) -> Estimate | None:
+    """Last minus first of two figures, without an interval."""
+    first, last = figures[0], figures[-1]
+    if len(figures) != 2 or first is None or last is None:
+        return None
+    return Estimate(last.mean - first.mean, float("nan"), float("nan"))
+
+
 def _runs(folders: Sequence[Path]) -> Part:
-    read = [_history(folder, name) for folder, name in zip(folders, distinct(folders), strict=True)]
+    read = [_history(folder, name) for folder, name in zip(folders, distinct_names(folders), strict=True)]
     arms = [Arm(history.name, [history]) for history, _ in read]
     film = film_of(arms)
     single = len(read) == 1
-    files = read[0][1] if single else {f"{h.name}: {name}": text for h, each in read for name, text in each.items()}
+    files = read[0][1] if single else {f"{h.name}: {name}": text for h, own in read for name, text in own.items()}
     return Part(
         "Run" if single else "Runs",
         arms[0].name if single else f"{len(arms)} runs",
@@ -145,7 +151,7 @@ def _runs(folders: Sequence[Path]) -> Part:
 
 
 def _run_table(arms: Sequence[Arm]) -> Table | None:
-    """Held-out cases before the first and after the last update; None where nothing was evaluated."""
+    """Held-out cases before the first and after the last update; None if no run evaluated any."""
     evaluated = [arm for arm in arms if arm.runs[0].held_out]
     if not evaluated:
         return None
@@ -153,53 +159,49 @@ def _run_table(arms: Sequence[Arm]) -> Table | None:
     metrics = dict.fromkeys(
         name for rows in held_out for name in rows[0] if name not in ("update", "spread", "scored")
     )
-    alike = all(_begin_alike(held_out[0], each, metrics) for each in held_out)
+    same_start = all(_start_equal(held_out[0], own, metrics) for own in held_out)
     rows = []
     for metric in metrics:
-        if alike:
-            figures = [at_start(held_out[0], metric), *(at_end(each, metric) for each in held_out)]
+        if same_start:
+            figures = [at_start(held_out[0], metric), *(at_end(own, metric) for own in held_out)]
         else:
-            figures = [figure for each in held_out for figure in (at_start(each, metric), at_end(each, metric))]
-        first, last = figures[0], figures[-1]
-        change = None
-        if len(figures) == 2 and first and last:
-            change = Estimate(last.mean - first.mean, float("nan"), float("nan"))
-        rows.append(MetricRow(metric, metric.endswith("_reward"), figures, change))
-    last = [rows[-1]["update"] for rows in held_out]
+            figures = [figure for own in held_out for figure in (at_start(own, metric), at_end(own, metric))]
+        rows.append(MetricRow(metric, metric.endswith("_reward"), figures, _change(figures)))
+    ends = [(own[0]["update"], own[-1]["update"]) for own in held_out]
     if len(evaluated) == 1:
-        columns = [f"update {held_out[0][0]['update']}", f"update {last[0]}"]
-    elif alike:
-        columns = [BASE, *(f"{arm.name}, update {update}" for arm, update in zip(evaluated, last, strict=True))]
+        columns = [f"update {update}" for update in ends[0]]
+    elif same_start:
+        columns = [BASE, *(f"{arm.name}, update {last}" for arm, (_, last) in zip(evaluated, ends, strict=True))]
     else:
-        ends = [(rows[0]["update"], rows[-1]["update"]) for rows in held_out]
         columns = [f"{arm.name}, update {end}" for arm, both in zip(evaluated, ends, strict=True) for end in both]
-    notes = ["The run's own held-out cases. Intervals: 95 %, over cases, where the run kept their spread."]
-    notes += [] if alike else ["The runs have other cases, rewards or models: compare each with its own beginning."]
+    notes = ["The run's own held-out cases. Intervals: 95 %, over cases, if the run recorded their spread."]
+    if not same_start:
+        notes.append("The runs differ in cases, rewards or models: compare each with its own first evaluation.")
     return Table("Held-out cases, before and after", columns, rows, notes)
 
 
-def _begin_alike(one: Rows, other: Rows, metrics: Iterable[str]) -> bool:
-    """Whether two runs have the same figures before their first update, up to rounding, as far as both have them."""
+def _start_equal(one: Rows, other: Rows, metrics: Iterable[str]) -> bool:
+    """Whether two runs have the same figures before their first update, up to rounding, for metrics that both have."""
     first, second = ({metric: at_start(rows, metric) for metric in metrics} for rows in (one, other))
     pairs = [(a.mean, b.mean) for metric in metrics if (a := first[metric]) and (b := second[metric])]
     return all(math.isclose(a, b, abs_tol=1e-3) for a, b in pairs)
 
 
 def _evaluations(folders: Sequence[Path]) -> Part:
-    found = [_evaluation(folder) for folder in folders]
-    found.sort(key=lambda each: not each.is_base)  # what the others are compared with stands first
-    kinds = [BASE if each.is_base else TUNED for each in found]
-    names = kinds if len(set(kinds)) == len(kinds) else distinct([each.folder for each in found])
-    named = list(zip(names, found, strict=True))
-    first = found[0]
-    columns = [(name, evaluated_cases(each.folder, each.rows)) for name, each in named]
+    evaluations = [_evaluation(folder) for folder in folders]
+    evaluations.sort(key=lambda evaluation: not evaluation.is_base)  # the base first: others are compared with it
+    kinds = [BASE if evaluation.is_base else TUNED for evaluation in evaluations]
+    names = kinds if len(set(kinds)) == len(kinds) else distinct_names([e.folder for e in evaluations])
+    named = list(zip(names, evaluations, strict=True))
+    first = evaluations[0]
+    columns = [(name, evaluated_cases(evaluation.folder, evaluation.rows)) for name, evaluation in named]
     return Part(
         "Evaluation",
         " and ".join(names),
         [f"{first.settings['model']} on {first.settings['data']}", f"{first.summary['images']} images"],
         [_evaluation_table(named)],
-        wall=wall_of(columns, max(len(each.rows) for each in found)),
-        files={f"{name}: settings": json.dumps(each.settings, indent=2) for name, each in named},
+        wall=wall_of(columns, max(len(evaluation.rows) for evaluation in evaluations)),
+        files={f"{name}: settings": json.dumps(evaluation.settings, indent=2) for name, evaluation in named},
     )
 
 
@@ -217,53 +219,53 @@ class _Evaluation:
 
 def _evaluation(folder: Path) -> _Evaluation:
     if not (folder / "summary.json").is_file():
-        raise ReportError(f"{folder} holds no summary.json: the evaluation was stopped; run it again and it goes on")
-    settings, summary = (read_json(folder / name) for name in ("settings.json", "summary.json"))
+        raise ReportError(f"{folder} has no summary.json: the evaluation was stopped; run it again to finish it")
+    settings = formats.read_json(folder / "settings.json", formats.SettingsShape)
+    summary = formats.read_json(folder / "summary.json", formats.EvaluationShape)
     return _Evaluation(folder, settings, summary, read_rows(folder / "rows.jsonl"))
 
 
 def _evaluation_table(named: Sequence[tuple[str, _Evaluation]]) -> Table:
-    names, summaries = [name for name, _ in named], [each.summary for _, each in named]
-    rows = [each.rows for _, each in named]
+    names, summaries = [name for name, _ in named], [evaluation.summary for _, evaluation in named]
+    rows = [evaluation.rows for _, evaluation in named]
     metrics = dict.fromkeys(metric for summary in summaries for metric in summary["metrics"])
     lines = []
     for metric in metrics:
-        found = [summary["metrics"].get(metric) for summary in summaries]
-        change = _paired(rows[0], rows[1], metric) if len(rows) == 2 else None
-        trained = any(figure and figure["trained_on"] for figure in found)
-        lines.append(MetricRow(metric, trained, [read_estimate(figure) for figure in found], change))
+        figures = [summary["metrics"].get(metric) for summary in summaries]
+        change = _paired_change(rows[0], rows[1], metric) if len(rows) == 2 else None
+        trained = any(figure and figure["trained_on"] for figure in figures)
+        lines.append(MetricRow(metric, trained, [read_estimate(figure) for figure in figures], change))
     images, subjects = summaries[0]["images"], summaries[0]["subjects"]
     several = subjects > 1
     notes = [
         f"{images} images of {subjects} subject{'s' if several else ''}. Intervals: 95 %, over "
         f"{'subjects' if several else 'its images'}."
     ]
-    notes += _sampled_otherwise(named)
+    notes += _note_on_sampling(named)
     if len(rows) == 2:
-        notes.append("Change: mean over the cases that both could score, paired.")
+        notes.append("Change: mean paired difference over the cases that both could score.")
     for name, summary in zip(names, summaries, strict=True):
-        missing = {metric: figure["unscored"] for metric, figure in summary["metrics"].items() if figure["unscored"]}
-        notes += [f"{name}: {count} images could not be scored by {metric}." for metric, count in missing.items()]
-        if "dominance" in summary:
-            found = summary["dominance"]
-            better, worse = (f"{found[side]['mean']:.0%}" for side in ("better", "worse"))
+        unscored = {metric: figure["unscored"] for metric, figure in summary["metrics"].items() if figure["unscored"]}
+        notes += [f"{name}: {count} images could not be scored by {metric}." for metric, count in unscored.items()]
+        if dominance := summary.get("dominance"):
+            better, worse = (f"{dominance[side]['mean']:.0%}" for side in ("better", "worse"))
             notes.append(
-                f"{name} against its base on {' and '.join(found['rewards'])} at once: {better} of "
-                f"{found['compared']} images better, {worse} worse."
+                f"{name} against its base, on {' and '.join(dominance['rewards'])} at once: {better} of "
+                f"{dominance['compared']} images are better, {worse} worse."
             )
-    return Table("Every case by every metric", names, lines, notes)
+    return Table("All cases, all metrics", names, lines, notes)
 
 
-def _sampled_otherwise(named: Sequence[tuple[str, _Evaluation]]) -> list[str]:
-    """A sentence where the evaluations did not draw their pictures alike."""
+def _note_on_sampling(named: Sequence[tuple[str, _Evaluation]]) -> list[str]:
+    """A sentence if the evaluations sampled their pictures differently."""
     (first, reference), *others = named
-    different = [name for name, each in others if each.settings["sampling"] != reference.settings["sampling"]]
+    different = [name for name, other in others if other.settings["sampling"] != reference.settings["sampling"]]
     if not different:
         return []
-    return [f"{', '.join(different)}: sampled with other steps, schedule, guidance or size than {first}."]
+    return [f"{', '.join(different)}: steps, schedule, guidance or size of the sampling differ from {first}."]
 
 
-def _paired(base: Sequence[EvaluationRow], tuned: Sequence[EvaluationRow], metric: str) -> Estimate | None:
+def _paired_change(base: Sequence[EvaluationRow], tuned: Sequence[EvaluationRow], metric: str) -> Estimate | None:
     """Change over the cases that both evaluations scored, with its interval over subjects."""
     known = {row.key: row.scores[metric] for row in base if metric in row.scores}
     pairs = [(row, known[row.key]) for row in tuned if row.key in known and metric in row.scores]
@@ -271,21 +273,23 @@ def _paired(base: Sequence[EvaluationRow], tuned: Sequence[EvaluationRow], metri
     return None if changes.isnan().all() else estimate(changes, [row.subject for row, _ in pairs])
 
 
-# --- what a run holds ------------------------------------------------------------------------------------------------
+# --- the content of a run --------------------------------------------------------------------------------------------
 
 
 def _history(folder: Path, name: str) -> tuple[History, dict[str, str]]:
-    """A run's rows and its settings as text. Paths and the command line stay out: a report is passed around."""
-    config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    environment = read_json(folder / "environment.json")
+    """A run's rows and its settings as text, without paths and command line: reports are passed around."""
+    config = formats.read_yaml(folder / CONFIG, formats.ConfigShape)
+    environment = formats.read_json(folder / "environment.json", formats.ENVIRONMENT)
     config.pop("output", None)
     environment.pop("command", None)
     files = {
         "settings": yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
         "environment": json.dumps(environment, indent=2),
     }
-    updates, held_out = (read_log(folder / log) for log in ("metrics.jsonl", "evaluations.jsonl"))
-    return History(name, updates, held_out, folder / "images"), files
+    updates = formats.read_rows(folder / "metrics.jsonl", formats.UPDATES)
+    held_out = formats.read_rows(folder / "evaluations.jsonl", formats.HELD_OUT)
+    warnings = [warning for row in updates for warning in row.get("warnings", ())]
+    return History(name, updates, held_out, warnings, folder / "images"), files
 
 
 def _facts(files: Mapping[str, str]) -> list[str]:

@@ -1,8 +1,10 @@
-"""Names and numbers for people."""
+"""Names of metrics and formats of numbers, as the page shows them."""
 
 from __future__ import annotations
 
 import math
+
+from customized_grpo.compare.comparison import OVER_TRAINING
 
 LABELS = {
     "identity_reward": "identity reward",
@@ -18,19 +20,18 @@ SHORT = {
     **dict.fromkeys(("prompt_reward", "clip_t", "oracle_prompt"), "prompt"),
     "copy_paste": "copying",
 }
-OVER_TRAINING = "_over_training"  # what a comparison adds to held-out figures, averaged over a run
 RIGHT, WRONG = "✓", "✗"
 YES_OR_NO = ("oracle_identity", "oracle_prompt", "joint_success")
 MEANINGS = {
-    "oracle_identity": "share of pictures in which an exact oracle, reading pixels, finds the subject right",
-    "oracle_prompt": "share of pictures in which an exact oracle, reading pixels, finds the prompt right",
-    "joint_success": "share of pictures with subject and prompt right at once, by an exact oracle",
-    "copy_paste": "1 for the reference itself, -1 for another view of the subject: lower means less copying",
+    "oracle_identity": "share of pictures with the right subject, judged by an exact oracle that reads the pixels",
+    "oracle_prompt": "share of pictures that follow the prompt, judged by an exact oracle that reads the pixels",
+    "joint_success": "share of pictures that get both subject and prompt right, judged by an exact oracle",
+    "copy_paste": "1 for a copy of the reference, −1 for another view of the subject: lower means less copying",
 }
 
 
 def label(metric: str) -> str:
-    """A metric's name in words; names with settings ("dino against=other_view") keep them."""
+    """A metric's name in words, with its settings if it has any ("dino against=other_view")."""
     name, _, settings = metric.removesuffix(OVER_TRAINING).partition(" ")
     words = LABELS.get(name, name.replace("_", " "))
     words += f" ({settings.replace('_', ' ')})" if settings else ""
@@ -38,20 +39,20 @@ def label(metric: str) -> str:
 
 
 def short(metric: str) -> str:
-    """For the little room under a picture."""
+    """A short name, for the small space under a picture."""
     name, space, settings = metric.partition(" ")
     return f"{SHORT.get(name, label(name))}{space}{settings.replace('_', ' ')}"
 
 
 def number(value: float | None, sign: str = "", digits: int = 3) -> str:
-    """With a real minus; a dash for what does not exist."""
+    """With a real minus sign; a dash if there is no number."""
     if value is None or math.isnan(value):
         return "–"
     return f"{value:{sign}z.{digits}f}".replace("-", "−")
 
 
 def score(metric: str, value: float | None) -> str:
-    """One picture's score; the oracle's is a verdict."""
+    """One picture's score; a tick or a cross for the oracle's."""
     if metric in YES_OR_NO and value in (0, 1):
         return RIGHT if value else WRONG
     return number(value, digits=2)

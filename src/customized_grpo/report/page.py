@@ -1,4 +1,4 @@
-"""From the parts of a report to its page: charts drawn, pictures encoded, texts escaped by the template."""
+"""From the parts of a report to its page: draws charts, encodes pictures; the template escapes all texts."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from customized_grpo.report import labels
 from customized_grpo.report.album import Album
+from customized_grpo.report.cases import read_estimate
 from customized_grpo.report.charts import extent, interval_plot
 from customized_grpo.report.content import Case, Film, Part, Picture, Table, Wall
 from customized_grpo.report.figures import (
@@ -27,19 +28,20 @@ from customized_grpo.report.figures import (
 )
 from customized_grpo.report.probes import probe_figures
 from customized_grpo.report.verdicts import degradation_verdicts, front_verdicts
+from customized_grpo.run.logs import as_json
 
-WIDE = 4  # models side by side in a table; more stand one below the other
+WIDE = 4  # models side by side in a table; if there are more, each has a row
 KEY_METRICS = (
     ("joint_success", "oracle_identity", "oracle_prompt"),
     ("identity_reward", "prompt_reward"),
     ("dino", "clip_t"),
 )
-# Rewards that an oracle has a verdict on, by the names that runs and evaluations give them.
+# Names of rewards in runs and in evaluations, and the oracle's verdict on the same quality.
 VERDICTS = ((("identity_reward", "dino"), "oracle_identity"), (("prompt_reward", "clip_t"), "oracle_prompt"))
 
 
 def render(title: str, parts: Sequence[Part]) -> str:
-    """The whole page as text."""
+    """The complete page as text."""
     album = Album(path for part in parts for path in _files(part))
     environment = Environment(
         loader=PackageLoader("customized_grpo.report", "."),
@@ -61,7 +63,7 @@ def render(title: str, parts: Sequence[Part]) -> str:
         data=as_json_script([{"film": view["frames"], "wall": view["scores"]} for view in views]),
         script=Markup(script),
         style=Markup(style),
-        # The page may run this one script, show pictures that it holds, and nothing else: no request ever leaves it.
+        # The page may run this one script and show the pictures inside it, and nothing else: it sends no request.
         policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src '{_digest(script)}'",
         version=version("customized-grpo"),
     )
@@ -72,8 +74,8 @@ def _digest(script: str) -> str:
 
 
 def as_json_script(content: Any) -> Markup:
-    """JSON that can stand inside a script element: nothing in it can end the element or open a comment."""
-    return Markup(json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"))
+    """JSON for a script element: nothing in it can end the element or open a comment."""
+    return Markup(json.dumps(as_json(content), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"))
 
 
 def _files(part: Part) -> Iterator[Path]:
@@ -90,13 +92,14 @@ def _meanings(parts: Sequence[Part]) -> list[tuple[str, str]]:
 
 
 def _view(part: Part, album: Album) -> dict[str, Any]:
-    """What the template shows of a part."""
+    """Everything that the template needs of a part."""
+    differences = [{**row, "estimate": read_estimate(row)} for row in part.differences]
     return {
         "part": part,
-        "tables": [_table(table, part) for table in part.tables],
+        "tables": [_table(table, part) for table in part.tables if table.rows],
         "headline": _headline(part),
-        "primary": [d for d in part.differences if d["primary"]],
-        "further": [d for d in part.differences if not d["primary"]],
+        "primary": [row for row in differences if row["primary"]],
+        "further": [row for row in differences if not row["primary"]],
         "picker": _picker(part),
         "probe": probe_figures(part.probe) if part.probe else [],
         "learning": learning_figures(part),
@@ -124,19 +127,22 @@ def _where(part: Part, arm: str, run: str) -> str:
 
 
 def _picker(part: Part) -> dict[str, Any] | None:
-    """Where there are too many arms to show all: the arms, and selections of them by their places."""
+    """All arms, and selections of them by their places; None if all arms are shown at once."""
     if not part.selections:
         return None
     kinds, places = arm_colours(part), {arm.name: place for place, arm in enumerate(part.arms)}
     return {
-        "arms": [(name, kinds[name], name in part.chosen) for name in places],
+        "arms": [(name, kinds[name], name in part.selected) for name in places],
         "selections": [(name, [places[arm] for arm in arms]) for name, arms in part.selections.items()],
     }
 
 
 def colours(columns: Sequence[str], part: Part) -> list[str]:
-    """Those of the part's arms. Of what is no arm, a first column of several is what the others are compared with:
-    grey; a single other one is black or white."""
+    """A colour class per column: an arm keeps its own.
+
+    Of one or two columns the last is black or white, and the one before it grey. Of more, the first is grey unless it
+    is an arm: the others are compared with it.
+    """
     if len(columns) <= 2:
         return ["s0", "ink"][-len(columns) :]
     known = arm_colours(part)
@@ -144,25 +150,25 @@ def colours(columns: Sequence[str], part: Part) -> list[str]:
 
 
 def _table(table: Table, part: Part) -> dict[str, Any]:
-    """With many models each has a line, else each metric."""
-    kinds, down = colours(table.columns, part), len(table.columns) > WIDE
-    shown = {
+    """A table with a row per metric, or with a row per model if there are many models."""
+    kinds, by_model = colours(table.columns, part), len(table.columns) > WIDE
+    view = {
         "table": table,
-        "down": down,
+        "by_model": by_model,
         "columns": list(zip(table.columns, kinds, strict=True)),
         "trained": any(row.trained_on for row in table.rows),
     }
-    if down:
-        by_model = zip(table.columns, kinds, zip(*(row.figures for row in table.rows), strict=True), strict=True)
+    if by_model:
+        models = zip(table.columns, kinds, zip(*(row.figures for row in table.rows), strict=True), strict=True)
         within = extent(table.rows[0].figures)
-        lines = [(name, kind, figures, interval_plot(figures[:1], [kind], within)) for name, kind, figures in by_model]
-        return {**shown, "lines": lines}
+        rows = [(name, kind, figures, interval_plot(figures[:1], [kind], within)) for name, kind, figures in models]
+        return {**view, "rows": rows}
     rows = [(row, interval_plot(row.figures, kinds)) for row in table.rows]
-    return {**shown, "changes": any(row.change for row in table.rows), "rows": rows}
+    return {**view, "changes": any(row.change for row in table.rows), "rows": rows}
 
 
 def _headline(part: Part) -> list[dict[str, Any]]:
-    """Up to three figures of the first table, where it compares two columns."""
+    """Up to three figures of the first table, if it compares two columns."""
     if not part.tables or len(part.tables[0].columns) != 2:
         return []
     table = part.tables[0]
@@ -179,24 +185,24 @@ def _headline(part: Part) -> list[dict[str, Any]]:
 
 
 def _scored(picture: Picture) -> list[tuple[str, str]]:
-    """(short name, value) per line under a picture; a reward and the oracle's verdict on the same thing share one."""
-    scores, lines, said = picture.scores, [], set[str]()
+    """(short name, value) per line under a picture; a reward and the oracle's verdict on it share a line."""
+    scores, lines, done = picture.scores, [], set[str]()
     for rewards, oracle in VERDICTS:
-        found = [name for name in (*rewards, oracle) if name in scores]
         if oracle in scores:
-            reward, verdict = found[0], labels.score(oracle, scores[oracle])
+            reward = next(name for name in (*rewards, oracle) if name in scores)
+            verdict = labels.score(oracle, scores[oracle])
             value = verdict if reward == oracle else f"{labels.score(reward, scores[reward])} {verdict}"
             lines.append((labels.short(reward), value))
-            said |= {reward, oracle}
+            done |= {reward, oracle}
     if len(lines) == len(VERDICTS):
-        said.add("joint_success")  # both of them
-    return lines + [(labels.short(name), labels.score(name, scores[name])) for name in scores if name not in said]
+        done.add("joint_success")  # it follows from both verdicts
+    return lines + [(labels.short(name), labels.score(name, scores[name])) for name in scores if name not in done]
 
 
 def _cards(columns: Sequence[str], cases: Sequence[Case], part: Part, album: Album) -> dict[str, Any]:
-    """Cards of one figure per column; a column that is an arm comes and goes with it."""
+    """Cards with one figure per column; a column that is an arm is shown and hidden with it."""
     places = {arm.name: place for place, arm in enumerate(part.arms)} if part.selections else {}
-    hidden = {name for name in places if name not in part.chosen}
+    hidden = {name for name in places if name not in part.selected}
     cards = [
         {
             "case": case,
@@ -215,12 +221,12 @@ def _cards(columns: Sequence[str], cases: Sequence[Case], part: Part, album: Alb
         }
         for case in cases
     ]
-    shown = [place for place, column in enumerate(columns) if column not in hidden]
-    return {"cards": cards, "width": 1 + len(shown), "last": shown[-1] if shown else 0}
+    visible = [place for place, column in enumerate(columns) if column not in hidden]
+    return {"cards": cards, "width": 1 + len(visible), "last": visible[-1] if visible else 0}
 
 
 def _frames(film: Film | None, album: Album) -> Mapping[str, Any] | None:
-    """What the script needs: per stop and case and column a picture's address and its scores."""
+    """For the script, by stop, case and column: the data URI of the picture and its scores."""
     if film is None:
         return None
     frames = [
@@ -234,13 +240,14 @@ def _frames(film: Film | None, album: Album) -> Mapping[str, Any] | None:
 
 
 def _wall_scores(wall: Wall | None) -> dict[str, Any] | None:
-    """What cards are put in order by: [case][column][metric], and the names of both."""
+    """For sorting the cards: scores by [case][column][metric], and the names of columns and metrics."""
     if wall is None:
         return None
     pictures = [[picture.scores if picture else {} for picture in case.pictures] for case in wall.cases]
     metrics = list(dict.fromkeys(name for case in pictures for scores in case for name in scores))
-    scores = [
-        [[None if (value := each.get(name)) is None else round(value, 5) for name in metrics] for each in case]
-        for case in pictures
-    ]
+    scores = [[[_rounded(of_column.get(name)) for name in metrics] for of_column in case] for case in pictures]
     return {"metrics": [labels.label(name) for name in metrics], "columns": wall.columns, "scores": scores}
+
+
+def _rounded(score: float | None) -> float | None:
+    return None if score is None else round(score, 5)

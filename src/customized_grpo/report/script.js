@@ -1,6 +1,6 @@
 "use strict";
-// Theme, sliders over training, arms that come and go, order of tables and walls. Texts are set as text, pictures as
-// addresses that the page holds.
+// Theme, sliders over training, selection of arms, sorting of tables and walls. Texts are set as text, never as markup;
+// pictures are data URIs inside the page.
 
 const reduced = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -22,7 +22,7 @@ function startTheme() {
   button.hidden = false;
 }
 
-// The marker of every chart of the part goes to the update that the pictures show.
+// Moves the marker of every chart in the part to the update that the pictures show.
 function mark(part, update) {
   for (const line of part.querySelectorAll(".now")) {
     const { first, last, left, right } = Object.fromEntries(
@@ -94,7 +94,8 @@ function startFilm(film, { updates, frames }) {
   film.querySelector(".control").hidden = updates.length < 2;
 }
 
-// Names beside their lines: moved as little as keeps those that are shown a line apart and inside the chart.
+// Names next to their lines: moved as little as possible so that visible ones are a line apart and inside the chart.
+// charts.py does the same in _apart.
 function layOut(chart) {
   const [low, high] = [14, 216];
   const labels = [...chart.querySelectorAll("[data-at]")]
@@ -124,7 +125,7 @@ function startPicker(picker) {
     output.textContent = names.length > 4 ? `${names.length} of ${boxes.length}` : names.join(", ") || "none";
     for (const arm of part.querySelectorAll("g.arm")) {
       arm.classList.toggle("off", !on.has(arm.dataset.arm));
-      if (on.has(arm.dataset.arm)) arm.parentNode.append(arm); // drawn over the others
+      if (on.has(arm.dataset.arm)) arm.parentNode.append(arm); // drawn over the hidden ones
     }
     for (const figure of part.querySelectorAll("figure[data-arm]")) figure.hidden = !on.has(figure.dataset.arm);
     for (const cards of part.querySelectorAll(".cards")) {
@@ -150,7 +151,7 @@ function startPicker(picker) {
   picker.hidden = false;
 }
 
-// A table is put in order by a click on a column's name: numbers first from the highest, then from the lowest.
+// A click on a column's name sorts the table: numbers from the highest first, at the second click from the lowest.
 function startTable(table) {
   const heads = [...table.tHead.rows[0].cells];
   for (const head of heads.filter((each) => each.dataset.sort)) {
@@ -173,7 +174,7 @@ function startTable(table) {
   }
 }
 
-// Cards by a score, by what a score changed, or with a word; those without the score stay last.
+// Sorts cards by a score or by its change, and searches them; cards without the score come last.
 function startWall(wall, { scores }) {
   const finder = wall.querySelector(".finder");
   const [text, metric, column, direction] = [".text", ".metric", ".column", ".direction"].map((name) =>

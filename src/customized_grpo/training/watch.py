@@ -1,9 +1,9 @@
-"""Warnings while a run trains: what its own figures say is going wrong, each said once.
+"""Warnings while a run trains: what its own figures show is going wrong, each reported once.
 
-Three things that users of online RL find out days later:
+Three things that users of online RL otherwise notice days later:
 - competitive degradation: one reward's held-out trend rises while the other's falls (arXiv 2510.18263);
-- hacking: a trained reward rises on held-out cases while a metric of the same thing, not trained on, falls;
-- saturation: most groups give a reward no spread, so that its advantages are noise or nothing.
+- hacking: a trained reward rises on held-out cases while an untrained metric of the same quality falls;
+- saturation: a reward has no spread in most groups, so its advantages are noise or zero.
 """
 
 from __future__ import annotations
@@ -19,31 +19,37 @@ from scipy import stats
 
 from customized_grpo.errors import RunError
 
-EVALUATIONS = 5  # the window of a trend; fewer have no trend worth the name
+EVALUATIONS = 5  # the window of a trend; fewer evaluations do not make one
 SIGNIFICANCE = 0.05  # of a trend's slope, two-sided; both trends of a warning must reach it
 SMALLEST_CHANGE = 0.25  # of a trend over its window, in standard deviations of the metric over the evaluated images
 UPDATES = 10  # the window of saturation
-SATURATED = 0.75  # share of groups without spread; windows of late steps alone leave many
-
-
-Finding = tuple[tuple[str, ...], str]  # kind and what it is about, said once; the sentence
+SATURATED = 0.75  # mean share of groups without spread; windows of late steps alone leave many of those
 
 
 @dataclass(frozen=True)
 class RunWarning:
-    """One warning: the update that it came at, what kind, one sentence with the figures."""
+    """One warning, written into the row of its update.
+
+    A warning about trends names the held-out metrics that rose and fell, such as "identity_reward" and
+    "oracle_identity"; any other has None for both.
+    """
 
     update: int
     kind: str
-    message: str
+    message: str  # one sentence with the figures
+    rising: str | None = None
+    falling: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
+Finding = tuple[tuple[str, ...], RunWarning]  # what identifies the finding, so that it is reported once; the warning
+
+
 @dataclass(frozen=True)
 class Trend:
-    """Change of a metric along its regression line over the window, from the first to the last evaluation."""
+    """Change of a metric along its regression line, from the first to the last evaluation of the window."""
 
     first: float
     last: float
@@ -56,36 +62,38 @@ class Trend:
 
 @dataclass
 class Watch:
-    """Sees every row of a run in order; says each kind of warning about each metric once."""
+    """Reads every row of a run in order; reports each kind of warning about each metric once."""
 
-    trained: Mapping[str, str]  # key of a reward -> name of its metric on held-out cases, "identity_reward"
-    roles: Mapping[str, str] = field(default_factory=dict)  # of the rewards by key; the key itself where left out
-    measures: Mapping[str, str] = field(default_factory=dict)  # by name of a further metric: identity, prompt or both
+    trained: Mapping[str, str]  # key of a reward -> name of its held-out metric, such as "identity_reward"
+    roles: Mapping[str, str] = field(default_factory=dict)  # key of a reward -> its role; default: the key itself
+    measures: Mapping[str, str] = field(default_factory=dict)  # untrained metric -> "identity", "prompt" or "both"
     evaluations: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=EVALUATIONS))
     saturation: dict[str, deque[float]] = field(default_factory=dict)
     reported: set[tuple[str, ...]] = field(default_factory=set)
-    unread: bool = False  # whether the last evaluation has not been looked at
+    evaluation_is_new: bool = False  # the trends have not been checked since the last evaluation
 
     def observe_evaluation(self, row: Mapping[str, Any]) -> None:
-        """A row of evaluations.jsonl; what it means is said with the next update's row."""
+        """Take a row of evaluations.jsonl; its warnings come with the next update's row."""
         self.evaluations.append(dict(row))
-        self.unread = True
+        self.evaluation_is_new = True
 
     def observe(self, row: Mapping[str, Any]) -> list[RunWarning]:
-        """A row of metrics.jsonl, after the evaluation of the same update; the warnings that are due with it."""
-        found = [*self._saturated(row), *(self._trends() if self.unread else ())]
-        self.unread = False
-        due = [(key, message) for key, message in found if key not in self.reported]
-        self.reported |= {key for key, _ in due}
-        return [RunWarning(row["update"], key[0], message) for key, message in due]
+        """Take a row of metrics.jsonl, after the evaluation of the same update; returns the new warnings."""
+        findings = list(self._saturated(row))
+        if self.evaluation_is_new:
+            findings += [*self._degraded(row["update"]), *self._hacked(row["update"])]
+        self.evaluation_is_new = False
+        new = {key: warning for key, warning in findings if key not in self.reported}
+        self.reported |= new.keys()
+        return list(new.values())
 
     def annotate(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The row, with the warnings that are due with it under "warnings", where there are any."""
+        """The row, with its new warnings, if there are any, under "warnings"."""
         warnings = [warning.as_dict() for warning in self.observe(row)]
         return {**row, "warnings": warnings} if warnings else row
 
     def replay(self, rows: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]]) -> None:
-        """Bring a fresh watch to where the logs of a stopped run left off."""
+        """Bring a fresh watch to the state at the end of a stopped run's logs."""
         waiting = deque(evaluations)
         for row in rows:
             while waiting and waiting[0]["update"] <= row["update"]:
@@ -94,57 +102,56 @@ class Watch:
         for evaluation in waiting:
             self.observe_evaluation(evaluation)
 
-    # --- what can be wrong -------------------------------------------------------------------------------------------
+    # --- what can go wrong -------------------------------------------------------------------------------------------
 
     def _saturated(self, row: Mapping[str, Any]) -> Iterator[Finding]:
-        for role in self.trained:
-            shares, share = self.saturation.setdefault(role, deque(maxlen=UPDATES)), row[f"saturated_{role}"]
-            if share is None or math.isnan(share):  # nothing could be scored; null once it is read back
+        kind = "saturated groups"
+        for key in self.trained:
+            shares, share = self.saturation.setdefault(key, deque(maxlen=UPDATES)), row[f"saturated_{key}"]
+            if share is None or math.isnan(share):  # nothing could be scored: NaN in memory, null in the log
                 continue
             shares.append(share)
-            if len(shares) == UPDATES and (share := float(np.mean(shares))) >= SATURATED:
-                yield (
-                    ("saturated groups", role),
-                    f"over the last {UPDATES} updates {share:.0%} of the groups had no spread in the {role} reward: "
-                    "it decides nothing there; use harder prompts, earlier steps, more noise or a finer reward",
+            if len(shares) == UPDATES and (mean := float(np.mean(shares))) >= SATURATED:
+                message = (
+                    f"over the last {UPDATES} updates {mean:.0%} of the groups had no spread in the {key} reward: "
+                    "it decides nothing there; use harder prompts, earlier steps, more noise or a finer reward"
                 )
+                yield (kind, key), RunWarning(row["update"], kind, message)
 
-    def _trends(self) -> Iterator[Finding]:
-        yield from self._degraded()
-        yield from self._hacked()
-
-    def _degraded(self) -> Iterator[Finding]:
-        trends = {role: self._trend(name) for role, name in self.trained.items()}
-        for up, rising in trends.items():
-            for down, falling in trends.items():
-                if rising and falling and rising.rising and falling.falling:
-                    yield (
-                        ("competitive degradation", up, down),
-                        f"{self._window()} the {up} reward of held-out cases rose from {rising} while the {down} "
-                        f"reward fell from {falling}",
+    def _degraded(self, update: int) -> Iterator[Finding]:
+        kind = "competitive degradation"
+        trends = {key: self._trend(name) for key, name in self.trained.items()}
+        for up, rise in trends.items():
+            for down, fall in trends.items():
+                if rise and fall and rise.rising and fall.falling:
+                    message = (
+                        f"{self._window()} the {up} reward of held-out cases rose from {rise} while the {down} "
+                        f"reward fell from {fall}"
                     )
+                    yield (kind, up, down), RunWarning(update, kind, message, self.trained[up], self.trained[down])
 
-    def _hacked(self) -> Iterator[Finding]:
-        for role, name in self.trained.items():
-            rising = self._trend(name)
-            if rising is None or not rising.rising:
+    def _hacked(self, update: int) -> Iterator[Finding]:
+        kind = "hacking suspected"
+        for key, name in self.trained.items():
+            rise = self._trend(name)
+            if rise is None or not rise.rising:
                 continue
-            for metric in self._of_the_same(role):
-                falling = self._trend(metric)
-                if falling and falling.falling:
-                    yield (
-                        ("hacking suspected", role, metric),
-                        f"{self._window()} the {role} reward of held-out cases rose from {rising} while {metric}, "
-                        f"which is not trained on, fell from {falling}",
+            for metric in self._metrics_like(key):
+                fall = self._trend(metric)
+                if fall and fall.falling:
+                    message = (
+                        f"{self._window()} the {key} reward of held-out cases rose from {rise} while {metric}, "
+                        f"which is not trained on, fell from {fall}"
                     )
+                    yield (kind, key, metric), RunWarning(update, kind, message, name, metric)
 
-    def _of_the_same(self, role: str) -> list[str]:
-        """Metrics of the evaluations that measure what the role's reward should, without being it.
+    def _metrics_like(self, key: str) -> list[str]:
+        """Untrained metrics of the evaluations that measure what this reward should.
 
-        Those that measure both qualities speak of this one as long as no other reward falls and pulls them down.
+        Metrics of both qualities count only if no reward falls: a falling reward would explain their fall.
         """
         falls = [trend.falling for name in self.trained.values() if (trend := self._trend(name))]
-        wanted = (self.roles.get(role, role), *(() if any(falls) else ("both",)))
+        wanted = (self.roles.get(key, key), *(() if any(falls) else ("both",)))
         return [name for name in self.evaluations[-1] if self.measures.get(name) in wanted]
 
     def _window(self) -> str:
@@ -152,7 +159,7 @@ class Watch:
         return f"over the last {EVALUATIONS} evaluations (updates {first} to {last})"
 
     def _trend(self, metric: str) -> Trend | None:
-        """None without a full window of figures."""
+        """None unless the whole window could be scored."""
         values = [row.get(metric) for row in self.evaluations]
         numbers = np.array([np.nan if value is None else value for value in values], dtype=float)
         spread = self.evaluations[-1]["spread"].get(metric) if self.evaluations else None
@@ -165,17 +172,17 @@ class Watch:
         return Trend(first, last, rising=clear and line.slope > 0, falling=clear and line.slope < 0)
 
 
-# --- what ends a run -------------------------------------------------------------------------------------------------
+# --- errors that end a run -------------------------------------------------------------------------------------------
 
 
 class TrainingError(RunError, RuntimeError):
-    """Training cannot go on; the message says at which update and sample, and what to do."""
+    """Training cannot go on; the message names the update and the sample, and says what to do."""
 
 
 def not_finite(what: str, update: int, where: str = "") -> TrainingError:
     return TrainingError(
-        f"the {what} is not finite at update {update}{where}; lower optimizer.lr or use model.dtype=float32. What was "
-        "saved before is whole."
+        f"the {what} is not finite at update {update}{where}; lower optimizer.lr or use model.dtype=float32. "
+        "Checkpoints saved before are intact."
     )
 
 
@@ -184,5 +191,5 @@ def ratio_is_off(worst: float, tolerance: float) -> TrainingError:
         f"before the first update, replaying the rollout changes log-probabilities by {worst:.2e} (at most "
         f"{tolerance:.0e} is rounding), so the ratio of new to old policy would not be 1. Usual causes: "
         "dropout that is active in the update (call .eval()), weights changed between rollout and update, "
-        "or another precision in one of the two."
+        "or a different precision in one of the two."
     )
