@@ -1,39 +1,23 @@
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from customized_grpo import cli
 from customized_grpo.measure.known_pictures import ROWS, Cases
 from customized_grpo.rewards.settings import REWARDS, OracleSettings
+from program import Answer, start
 
 TINY = str(Path(__file__).parents[1] / "tiny.yaml")
-
-
-class Answer(NamedTuple):
-    code: int
-    out: str
-    error: str  # the error message, or all of stderr if the command succeeded
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
     """`customized-grpo check-rewards` as a user starts it, in this process."""
-
-    def start(*arguments: object) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["customized-grpo", "check-rewards", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        code, captured = stopped.value.code, capsys.readouterr()
-        assert isinstance(code, int | None)
-        message = captured.err[max(captured.err.find("error: "), 0) :]  # bars and notes may precede it
-        return Answer(code or 0, captured.out, message.rstrip("\n") if code else captured.err)
-
-    return start
+    return lambda *arguments: start(("check-rewards", *arguments), monkeypatch, capsys)
 
 
 def test_critters_with_the_shipped_encoders_and_every_reward_by_name(run: Callable[..., Answer], tmp_path: Path):
@@ -41,19 +25,19 @@ def test_critters_with_the_shipped_encoders_and_every_reward_by_name(run: Callab
     names = [name for name, kind in REWARDS.items() if kind.encoder or issubclass(kind, OracleSettings)]
     every = [option for name in [*names, "dino against=other_view"] for option in ("--metric", name)]
     where = ("model.path=/no/such", "model.height=32", "model.width=32", "--device", "cpu")
-    answer = run(TINY, *where, *every, "--cases", 48, "--output", tmp_path / "new" / "folder")
+    answer = run(TINY, *where, *every, "--cases", 32, "--output", tmp_path / "new" / "folder")
     assert answer.code == 0, answer.error
     file = tmp_path / "new" / "folder" / "check_rewards.json"
     assert answer.out.endswith(f"\n\nfigures: {file}\n")
     told = json.loads(file.read_text())
     rewards = told["rewards"]
-    assert (told["data"], told["cases"], told["subjects"]) == ("critters", 48, 48)
+    assert (told["data"], told["cases"], told["subjects"]) == ("critters", 32, 32)
     assert {*rewards} == {*names, "dino against=other_view"}
     for label, reward in rewards.items():
         assert {*reward["rows"]} == {*ROWS, "faithful"}
         assert reward["rows"]["faithful"] == reward["rows"]["right_prompt"]
         for figures in reward["rows"].values():
-            assert (figures["scored"], figures["unscored"], figures["missing"]) == (48, 0, 0)
+            assert (figures["scored"], figures["unscored"], figures["missing"]) == (32, 0, 0)
             assert figures["low"] <= figures["mean"] <= figures["high"]
             assert reward["floor"] <= figures["min"] <= figures["mean"] <= figures["max"] <= reward["ceiling"]
         assert told["correlation"][label][label] == pytest.approx(1)
@@ -71,7 +55,7 @@ def test_critters_with_the_shipped_encoders_and_every_reward_by_name(run: Callab
     assert [mean("joint_success", row) for row in ROWS] == [0, 0, 0, 1, 0]
     assert rewards["clip_t"]["right_above_wrong_prompt"]["mean"] > 0.97
     assert rewards["dino"]["subject_above_other"]["mean"] > 0.97
-    assert rewards["dino"]["copy_above_honest"] == {"mean": 1, "low": 1, "high": 1, "pairs": 48}
+    assert rewards["dino"]["copy_above_honest"] == {"mean": 1, "low": 1, "high": 1, "pairs": 32}
     copying = [line for line in told["findings"] if "copying will pay" in line]
     assert [line.split(":")[0] for line in copying] == ["dino", "clip_i"]
     assert copying[0].startswith("dino: copying the reference scores higher (1.00) than another picture")
@@ -109,12 +93,6 @@ def test_a_custom_reward_sees_pictures_of_the_generated_size(run: Callable[..., 
     assert answer.code == 0, answer.error
     assert seen.read_text().splitlines() == ["(4, 3, 40, 48)"] * 3 + ["(3, 3, 40, 48)"]
     assert f"\n{file}:words (rewards.prompt, measures prompt)\n" in answer.out
-
-
-def test_compared_with_another_view_copying_no_longer_pays(run: Callable[..., Answer]):
-    answer = run(TINY, "rewards.identity.against=other_view", "evaluation.metrics=[]", "--cases", 48)
-    assert "\ndino against=other_view (rewards.identity, measures identity)\n" in answer.out
-    assert "copying will pay" not in answer.out
 
 
 def test_photographs_with_the_required_fields_only(
@@ -179,8 +157,8 @@ def test_dreambench(run: Callable[..., Answer], dreambench: Path, tmp_path: Path
 def test_what_a_user_gets_wrong_is_an_error_message(arguments: list[str], complaint: str, run: Callable[..., Answer]):
     answer = run(TINY, "--cases", 2, *arguments)
     assert answer.code == 2
-    assert answer.error.startswith("error: ")
-    assert complaint in answer.error
+    (message,) = re.findall("^error: (.*)", answer.error, re.MULTILINE)
+    assert complaint in message
 
 
 def test_help_answers_without_heavy_libraries():
