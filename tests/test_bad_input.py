@@ -203,7 +203,7 @@ def test_an_output_where_other_things_lie(refused: Refusal):
     )
     assert refused("train", TINY, "output=mine", "--resume").startswith("nothing to resume: mine holds no run")
     said = refused("evaluate", TINY, "--output", "mine", "--device", "cpu")
-    assert said == "mine is not empty and holds no evaluation; choose another --output"
+    assert said == "mine is not empty and is not an evaluation; choose another --output"
 
 
 # --- recipes and comparisons -----------------------------------------------------------------------------------------

@@ -209,7 +209,8 @@ def evaluate(
 
     Run the same command again to continue an evaluation that stopped.
     """
-    from customized_grpo.measure.evaluate import make_request, usual_output, write_evaluation
+    from customized_grpo.measure.evaluate import write_evaluation
+    from customized_grpo.measure.request import default_output, make_request
 
     chosen = [f"device={device or _default_device()}", *([f"data.root={root}"] if root else [])]
     request = make_request(
@@ -221,7 +222,7 @@ def evaluate(
         images=images,
         metrics=metric or [],
     )
-    folder = output or usual_output(request, target)
+    folder = output or default_output(request, target)
     typer.echo(write_evaluation(request, folder, against))
     typer.echo(f"\nfigures: {folder / 'summary.json'}   rows: {folder / 'rows.jsonl'}   pictures: {folder / 'images'}")
 

@@ -1,4 +1,4 @@
-"""The demo from command to pictures, in small: everything is real but the number of updates and cases."""
+"""The demo from the command to the pictures; only updates, groups and cases are fewer than usual."""
 
 import json
 from pathlib import Path
@@ -8,20 +8,25 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from customized_grpo.cli import app
+from customized_grpo.commands import demo as commands
+from customized_grpo.config import load_config
 from customized_grpo.critters.samples import TEST_CRITTERS, draw_samples
 
 METRICS = ("identity_reward", "prompt_reward", "oracle_identity", "oracle_prompt", "joint_success", "copy_paste")
-CASES = 16
+CASES = 12
+SMALL = ("data.train_samples=16", "data.held_out_samples=4", "groups.prompts=2", "groups.size=4")
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     folder = tmp_path_factory.mktemp("demo") / "out"
     arguments = ["demo", "--output", str(folder), "--updates", "2", "--cases", str(CASES), "--device", "cpu"]
-    return folder, CliRunner().invoke(app, arguments, catch_exceptions=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(commands, "load_config", lambda recipe, overrides: load_config(recipe, [*overrides, *SMALL]))
+        return folder, CliRunner().invoke(app, arguments, catch_exceptions=False)
 
 
-def test_the_summary_has_every_figure_with_its_interval(demo: tuple[Path, Result]):
+def test_the_summary_has_every_metric_with_its_interval(demo: tuple[Path, Result]):
     summary = json.loads((demo[0] / "summary.json").read_text())
     assert (summary["seed"], summary["cases"], summary["cases_unseen_combinations"]) == (0, CASES, CASES // 4)
     assert summary["seconds"]["install_excluded_total"] > summary["seconds"]["training"] > 0
@@ -33,7 +38,7 @@ def test_the_summary_has_every_figure_with_its_interval(demo: tuple[Path, Result
     assert summary["base"] != summary["tuned"]
 
 
-def test_a_folder_that_is_there_is_not_written_into(demo: tuple[Path, Result]):
+def test_an_existing_folder_is_refused(demo: tuple[Path, Result]):
     answer = CliRunner().invoke(app, ["demo", "--output", str(demo[0])])
     assert (
         str(answer.exception)
@@ -41,7 +46,7 @@ def test_a_folder_that_is_there_is_not_written_into(demo: tuple[Path, Result]):
     )
 
 
-def test_the_table_shows_the_figures_of_the_summary(demo: tuple[Path, Result]):
+def test_the_table_repeats_the_summary(demo: tuple[Path, Result]):
     folder, result = demo
     summary = json.loads((folder / "summary.json").read_text())
     rows = [line for line in result.output.splitlines() if line.startswith("joint success")]
@@ -55,7 +60,7 @@ def test_the_table_shows_the_figures_of_the_summary(demo: tuple[Path, Result]):
 
 
 def test_the_first_twelve_cases_are_drawn_in_list_order(demo: tuple[Path, Result]):
-    """Twelve cards in three columns; the reference of the first test case is the first picture of all."""
+    """Twelve cards in three columns; the reference of the first test case is the first picture on the page."""
     page = Image.open(demo[0] / "cases.png").convert("RGB")
     reference = draw_samples(CASES, TEST_CRITTERS, 0)[0].reference_images()[0]
     found = page.crop((18, 18 + 18, 18 + 128, 18 + 18 + 128))
@@ -76,16 +81,10 @@ def test_the_report_shows_the_measured_cases(demo: tuple[Path, Result]):
     for sample in draw_samples(CASES, TEST_CRITTERS, 0):
         assert sample.prompt in page
     cases = json.loads((folder / "cases" / "tuned" / "cases.json").read_text())
-    assert len(cases) == CASES  # those of unseen combinations are not among them
+    assert len(cases) == CASES  # without those of unseen combinations
     summary = json.loads((folder / "summary.json").read_text())
     assert sum(case["scores"]["joint_success"] for case in cases) / CASES == summary["tuned"]["joint_success"]["mean"]
 
 
-def test_the_adapter_is_there_to_be_used(demo: tuple[Path, Result]):
+def test_the_adapter_is_kept(demo: tuple[Path, Result]):
     assert (demo[0] / "run" / "adapter" / "pytorch_lora_weights.safetensors").is_file()
-
-
-def test_an_existing_run_is_not_written_over(demo: tuple[Path, Result]):
-    again = CliRunner().invoke(app, ["demo", "--output", str(demo[0]), "--updates", "1", "--cases", "12"])
-    assert isinstance(again.exception, ValueError)
-    assert "exists" in str(again.exception)

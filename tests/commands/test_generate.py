@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from customized_grpo.commands import generate
-from customized_grpo.commands.generate import GenerationRequest, write_pictures
+from customized_grpo.commands.generate import GenerationRequest, read_prompts, write_pictures
 from customized_grpo.config import load_config
 from customized_grpo.critters.weights import resolve
 from customized_grpo.data import Sample
@@ -26,7 +26,7 @@ PROMPT = "a critter on the beach, at the left, wearing a red hat"
 
 @pytest.fixture
 def request_for(tmp_path: Path, samples: list[Sample]) -> GenerationRequest:
-    """One picture of the built-in model."""
+    """A request for one picture of the built-in model."""
     reference = tmp_path / "Mein Krötchen.png"
     samples[0].reference_images()[0].save(reference)
     return GenerationRequest(
@@ -80,7 +80,7 @@ def test_a_trained_adapter_gives_the_same_picture_here_and_in_plain_diffusers(
     (tuned,) = write_pictures(replace(request_for, adapter=adapter, steps=None), tmp_path / "tuned")
     (base,) = write_pictures(request_for, tmp_path / "base")
     assert np.array_equal(pixels(tuned), plain_diffusers(request_for, adapter))
-    # Without adapter our grid is computed in float64, the pipeline's in float32.
+    # Without an adapter our noise levels are computed in float64, the pipeline's in float32.
     assert np.abs(pixels(base).astype(int) - plain_diffusers(request_for, None)).max() <= 1
     assert np.abs(pixels(base).astype(int) - pixels(tuned)).max() > 10
 
@@ -110,13 +110,15 @@ def test_every_reference_with_every_prompt_and_seed(
     assert all(Image.open(path).size == (32, 32) for path in written)
 
 
-def test_a_picture_does_not_depend_on_what_else_is_asked_for(request_for: GenerationRequest, tmp_path: Path):
+def test_a_picture_does_not_depend_on_the_other_seeds(request_for: GenerationRequest, tmp_path: Path):
     (alone,) = write_pictures(request_for, tmp_path / "alone")
     *_, last = write_pictures(replace(request_for, seeds=[1, 2, 3]), tmp_path / "among")
     assert np.array_equal(pixels(alone), pixels(last))
 
 
-def test_compare_sets_base_beside_tuned(request_for: GenerationRequest, adapter: Path, tmp_path: Path):
+def test_compare_shows_reference_base_and_tuned_in_a_row(
+    request_for: GenerationRequest, adapter: Path, tmp_path: Path
+):
     request = replace(request_for, adapter=adapter, steps=None)
     tuned, row = write_pictures(request, tmp_path / "out", compare=True)
     assert row.name == tuned.name.replace(".png", "-compare.png")
@@ -131,7 +133,7 @@ def test_compare_sets_base_beside_tuned(request_for: GenerationRequest, adapter:
 
 
 def _without_weights(adapter: Path, tmp_path: Path) -> Path:
-    """The adapter's settings around weights of zero: what the base makes on the adapter's schedule."""
+    """The adapter's settings with weights of zero: the base on the adapter's schedule."""
     from safetensors.torch import load_file, save_file
 
     folder, name = tmp_path / "empty", "pytorch_lora_weights.safetensors"
@@ -144,7 +146,7 @@ def _without_weights(adapter: Path, tmp_path: Path) -> Path:
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
-def test_settings_are_the_adapters_unless_asked_otherwise(request_for: GenerationRequest, adapter: Path):
+def test_settings_are_the_adapters_unless_given(request_for: GenerationRequest, adapter: Path):
     trained = SamplingSettings(4, "checkpoint", 2.5, 32, 32, 16)
     asked = replace(request_for, adapter=adapter, steps=None)
     assert asked.settings() == trained
@@ -153,7 +155,9 @@ def test_settings_are_the_adapters_unless_asked_otherwise(request_for: Generatio
 
 def test_settings_without_adapter_are_the_models(request_for: GenerationRequest, guided_checkpoint: Path):
     critters = replace(request_for, steps=None).settings()
-    assert replace(critters, guidance=2.5) == SamplingSettings.of(load_config("critters"))  # it knows no guidance
+    assert replace(critters, guidance=2.5) == SamplingSettings.of(
+        load_config("critters")
+    )  # the built-in model has no guidance
     kontext = replace(request_for, steps=None, model=str(guided_checkpoint)).settings()
     assert kontext == SamplingSettings(28, "checkpoint", 2.5, 512, 512, 512)
 
@@ -167,7 +171,7 @@ def test_size_and_steps_reach_the_picture(request_for: GenerationRequest, tmp_pa
 
 
 def test_an_adapter_brings_its_model(request_for: GenerationRequest, adapter: Path, tmp_path: Path):
-    """And the type of its weights: nobody should have to know that FLUX does not fit in float32."""
+    """And the type of its weights: a user need not know that FLUX does not fit into memory in float32."""
     config = adapter / "config.yaml"
     shutil.copytree(resolve("critters", "generator"), tmp_path / "mine")
     text = config.read_text().replace("path: critters", f"path: {tmp_path / 'mine'}")
@@ -181,10 +185,9 @@ def test_an_adapter_brings_its_model(request_for: GenerationRequest, adapter: Pa
     assert 0 < np.abs(pixels(half).astype(int) - pixels(full)).mean() < 5
 
 
-def test_what_fitted_while_training_fits_here(
+def test_text_encoders_stay_on_the_cpu_as_in_training(
     request_for: GenerationRequest, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Text encoders stay on the CPU where they did."""
     config = adapter / "config.yaml"
     config.write_text(config.read_text().replace("offload_text_encoders: false", "offload_text_encoders: true"))
     policies: list[FluxKontextPolicy] = []
@@ -201,12 +204,12 @@ def test_what_fitted_while_training_fits_here(
 
 def test_an_adapter_from_elsewhere_needs_its_model_named(request_for: GenerationRequest, adapter: Path):
     (adapter / "config.yaml").unlink()
-    with pytest.raises(ValueError, match=r"has no config\.yaml that names its model; name it with --model"):
+    with pytest.raises(ValueError, match=r"has no config\.yaml, which would name its model; name it with --model"):
         replace(request_for, adapter=adapter, model=None).base()
     assert replace(request_for, adapter=adapter, model="some/FLUX").base().dtype == "bfloat16"
 
 
-def test_a_run_is_as_good_as_its_adapter(request_for: GenerationRequest, adapter: Path, tmp_path: Path):
+def test_a_run_can_be_named_instead_of_its_adapter(request_for: GenerationRequest, adapter: Path, tmp_path: Path):
     (of_the_run,) = write_pictures(replace(request_for, adapter=adapter.parent), tmp_path / "run")
     (of_the_adapter,) = write_pictures(replace(request_for, adapter=adapter), tmp_path / "adapter")
     assert np.array_equal(pixels(of_the_run), pixels(of_the_adapter))
@@ -216,7 +219,7 @@ def test_a_run_is_as_good_as_its_adapter(request_for: GenerationRequest, adapter
 
 
 @pytest.mark.parametrize(("field", "complaint"), [("references", "--reference"), ("prompts", "--prompt")])
-def test_something_must_be_asked_for(field: str, complaint: str, request_for: GenerationRequest):
+def test_references_and_prompts_are_required(field: str, complaint: str, request_for: GenerationRequest):
     with pytest.raises(ValueError, match=complaint):
         replace(request_for, **{field: []})
 
@@ -231,11 +234,16 @@ def test_something_must_be_asked_for(field: str, complaint: str, request_for: Ge
         ({"device": "gpu"}, "no device is named 'gpu'"),
     ],
 )
-def test_what_is_not_there_is_named(
+def test_missing_and_unusable_input_is_named(
     change: dict[str, object], complaint: str, request_for: GenerationRequest, tmp_path: Path
 ):
     with pytest.raises(ValueError, match=complaint):
         list(write_pictures(replace(request_for, **change), tmp_path / "out"))
+
+
+def test_prompts_are_lines_that_end_at_line_feeds_only(tmp_path: Path):
+    (tmp_path / "prompts.txt").write_text("one\u2028prompt\r\n\n  another \n", encoding="utf-8", newline="")
+    assert read_prompts(tmp_path / "prompts.txt") == ["one\u2028prompt", "another"]
 
 
 def test_no_picture_is_overwritten(request_for: GenerationRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -255,6 +263,6 @@ def test_a_missing_adapter_is_named_before_the_model_is_loaded(
         list(write_pictures(replace(request_for, adapter=tmp_path, model="critters"), tmp_path / "out"))
 
 
-def test_compare_wants_an_adapter(request_for: GenerationRequest, tmp_path: Path):
+def test_compare_needs_an_adapter(request_for: GenerationRequest, tmp_path: Path):
     with pytest.raises(ValueError, match="name the adapter with --adapter"):
         list(write_pictures(request_for, tmp_path / "out", compare=True))

@@ -1,4 +1,4 @@
-"""Findings, on rewards that are built to fail in one way each and on scores that lie close to a threshold."""
+"""Findings, for rewards built to fail in one way each, and for scores close to a threshold."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -19,13 +19,13 @@ NAN = math.nan
 
 
 def noise(images: Tensor) -> Tensor:
-    """[N] in [0, 1): a number of its own for every picture, the same for the same picture."""
+    """[N] in [0, 1): pseudo-random, but the same for the same picture."""
     digits = (images * 255).round().double().flatten(1)
     return (digits @ torch.arange(1, digits.shape[1] + 1, dtype=torch.float64).sqrt()) % 1
 
 
 def good_identity(images: Tensor, samples: Sequence[Sample]) -> Tensor:
-    """The oracle, with differences among pictures that are equally right, so that nothing is saturated."""
+    """The oracle plus noise, so that equally right pictures differ and nothing is saturated."""
     return oracle.oracle_identity(images, samples) + 0.5 * noise(images)
 
 
@@ -34,7 +34,7 @@ def good_prompt(images: Tensor, samples: Sequence[Sample]) -> Tensor:
 
 
 def fond_of_copies(images: Tensor, samples: Sequence[Sample]) -> Tensor:
-    """Knows the subject, and gives one more for the very reference."""
+    """Recognises the subject, and adds one for the reference itself."""
     pictures = np.stack([np.asarray(sample.reference_images()[0]) for sample in samples])
     references = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255
     return good_identity(images, samples) + (images == references).flatten(1).all(dim=1)
@@ -49,7 +49,7 @@ def of_the_sample_only(images: Tensor, samples: Sequence[Sample]) -> Tensor:  # 
 
 
 def at_random(images: Tensor, samples: Sequence[Sample]) -> Tensor:
-    """By picture and prompt."""
+    """A number that depends on picture and prompt only."""
     letters = torch.tensor([float(sum(sample.prompt.encode())) for sample in samples])
     return noise(images + letters[:, None, None, None])
 
@@ -67,27 +67,27 @@ def check(cases: Cases, *candidates: Candidate) -> Check:
 
 
 def given(cases: Cases, candidate: Candidate = IDENTITY, **rows: Tensor | float) -> Judged:
-    """A reward by its scores; rows that are not named were not scored."""
+    """A reward with given scores; the other rows are unscored."""
     count = len(cases.samples)
     scores = {row: torch.full((count,), NAN, dtype=torch.float64) for row in ROWS}
     return Judged(candidate, cases, scores | {row: scores[row].new_ones(count) * each for row, each in rows.items()})
 
 
 def findings(*judged: Judged) -> list[str]:
-    """All but that the rows which are not `given` could not be scored."""
+    """All findings but the one that counts unscored pictures, which `given` leaves out on purpose."""
     return [line for line in Check("test", judged[0].cases, judged).findings if "could not be scored" not in line]
 
 
 # --- findings --------------------------------------------------------------------------------------------------------
 
 
-def test_good_rewards_have_nothing_wrong(critters: Cases):
+def test_good_rewards_have_no_findings(critters: Cases):
     found = check(critters, IDENTITY, PROMPT)
     assert found.findings == found.notes == []
     assert found.text().endswith("\n\nNothing is wrong with these rewards.")
 
 
-def test_a_constant_has_no_signal_and_nothing_else_is_said(critters: Cases):
+def test_a_constant_has_no_signal_and_no_other_finding(critters: Cases):
     (sentence,) = check(critters, IDENTITY, PROMPT, Candidate("flat", constant, "both", "prompt")).findings
     assert sentence == (
         "flat: all pictures of a case get the same score (0.50) in 100 % of 24 cases: such a group has no signal and "
@@ -95,13 +95,13 @@ def test_a_constant_has_no_signal_and_nothing_else_is_said(critters: Cases):
     )
 
 
-def test_what_depends_on_the_sample_alone_has_no_signal(critters: Cases):
+def test_a_reward_that_ignores_the_picture_has_no_signal(critters: Cases):
     (sentence,) = check(critters, Candidate("lucky", of_the_sample_only, "identity", "identity")).findings
     assert sentence.startswith("lucky: all pictures of a case get the same score (from 0.00 to 6.00) in 100 % of 24")
 
 
-def test_half_the_groups_without_signal_is_where_it_begins(critters: Cases):
-    """Shares of flat cases of 24, and of the intervals only the lower end decides: 12 -> .29, 20 -> .67."""
+def test_more_than_half_the_groups_must_lack_signal(critters: Cases):
+    """The lower end of the interval decides: 12 flat cases of 24 have .29, 20 have .67."""
     uneven = torch.ones(24, dtype=torch.float64)
     for flat, expected in ((12, 0), (20, 1)):
         view = uneven + (torch.arange(24) >= flat)
@@ -110,7 +110,7 @@ def test_half_the_groups_without_signal_is_where_it_begins(critters: Cases):
 
 
 def test_copying_pays(critters: Cases):
-    """The figures are those of the table."""
+    """The finding repeats the means of the table."""
     candidate = Candidate("pixels", fond_of_copies, "identity", "identity")
     found = check(critters, candidate)
     copy, faithful = (found.judged[0].scores[row].mean().item() for row in ("copy", "right_prompt"))
@@ -128,14 +128,14 @@ def test_copying_pays(critters: Cases):
         "copying will pay; watch it with copy_paste in evaluation.metrics, or choose another encoder"
     )
     copies = check(critters, Candidate("copies", fond_of_copies, "copying", "identity")).findings[0]
-    assert copies.endswith("it measures copying; rewards.identity.name=dino with against=other_view")
+    assert copies.endswith("it measures copying; use rewards.identity.name=dino with against=other_view")
     assert (
         check(critters, Candidate("copies", fond_of_copies, "copying")).findings == []
-    )  # as a metric that is its business
+    )  # a metric may measure copying
 
 
-def test_copying_must_win_surely(critters: Cases):
-    """24 of 24 pairs: yes. 18 of 24 is three quarters, but the interval reaches down to .58. Ties are no win."""
+def test_copying_must_win_by_more_than_chance(critters: Cases):
+    """24 of 24 pairs: yes. 18 of 24 is three quarters, but the interval reaches down to .58. Ties do not count."""
     honest = torch.arange(24, dtype=torch.float64) / 24
     for wins, expected in ((24, 1), (18, 0), (0, 0)):
         copy = honest + torch.where(torch.arange(24) < wins, 1.0, -1.0)
@@ -143,8 +143,8 @@ def test_copying_must_win_surely(critters: Cases):
     assert findings(given(critters, copy=honest, right_prompt=honest, other_subject=-9)) == []
 
 
-def test_without_the_truth_another_view_stands_for_an_honest_picture(photographs: Callable[..., Cases]):
-    """Compared with the reference, any other view will do; compared with the first view, only a second one."""
+def test_without_a_drawn_picture_another_view_is_the_honest_one(photographs: Callable[..., Cases]):
+    """If the reward compares with the reference, any other view; if with the first view, only a second one."""
     cases = photographs(a=(None, 2), b=(None, 1), c=(None, 0))
     for against, pairs in (("reference", 4), ("other_view", 2)):
         judged = given(cases, replace(IDENTITY, against=against), copy=1, other_view=0, other_subject=-1)
@@ -155,10 +155,10 @@ def test_without_the_truth_another_view_stands_for_an_honest_picture(photographs
         notes = Check("test", cases, [judged]).notes
         assert ("sprite: 2 of 6 samples have only the other view that is compared with" in notes[-1]) == (pairs == 2)
     both = given(cases, replace(IDENTITY, measures="both"), copy=1, other_view=0)
-    assert both.honest.isnan().all()  # every picture there fails the prompt: that it is the subject decides nothing
+    assert both.honest.isnan().all()  # every picture there fails the prompt
 
 
-def test_noise_cannot_tell_anything(critters: Cases):
+def test_noise_ranks_nothing(critters: Cases):
     found = check(
         critters, Candidate("dice", at_random, "identity", "identity"), Candidate("luck", at_random, "prompt")
     )
@@ -184,8 +184,8 @@ def test_noise_cannot_tell_anything(critters: Cases):
         ("prompt", "right_prompt", "wrong_prompt"),
     ],
 )
-def test_ranking_must_fail_surely(quality: str, right: str, wrong: str, critters: Cases):
-    """20 of 24 is .83, with an interval up to .96; 14 of 24 is .58, up to .79. An encoder can be changed."""
+def test_ranking_must_fail_by_more_than_chance(quality: str, right: str, wrong: str, critters: Cases):
+    """20 of 24 is .83, with an interval up to .96; 14 of 24 is .58, up to .79. The remedy names the encoder."""
     candidate = Candidate("eye", constant, quality, quality, encoder="dino", model="some/model")
     good = torch.linspace(0, 1, 24, dtype=torch.float64)
     for ranked, expected in ((24, 0), (20, 0), (14, 1)):
@@ -195,8 +195,8 @@ def test_ranking_must_fail_surely(quality: str, right: str, wrong: str, critters
     assert found[0].endswith(f"try another encoder, rewards.{quality}.model=..., or another reward")
 
 
-def test_a_trained_reward_is_saturated_where_right_pictures_have_all_there_is(critters: Cases):
-    """The bare oracle: 1 for every right picture. As a metric that is its business."""
+def test_a_trained_reward_is_saturated_if_all_right_pictures_get_the_maximum(critters: Cases):
+    """The bare oracle: 1 for every right picture, which is fine for a metric."""
     trained = Candidate("yes", oracle.oracle_prompt, "prompt", "prompt")
     (sentence,) = check(critters, trained).findings
     assert sentence.startswith(
@@ -214,9 +214,9 @@ def test_saturation_needs_both_a_small_spread_and_the_ceiling(critters: Cases):
         assert len(findings(judged)) == expected
 
 
-def test_what_could_not_be_scored_is_counted_by_row(critters: Cases):
+def test_unscored_pictures_are_counted_by_row(critters: Cases):
     def picky(images: Tensor, samples: Sequence[Sample]) -> Tensor:
-        """NaN for three of the true pictures, with the right and the wrong prompt, and for nothing else."""
+        """NaN for three of the drawn pictures, with the right and with the wrong prompt."""
         scores = good_identity(images, samples)
         names = [sample.id.removesuffix("-wrong")[-2:] for sample in samples]
         truth = oracle.oracle_prompt(images, samples).bool() | torch.tensor(["wrong" in s.id for s in samples])
@@ -224,17 +224,17 @@ def test_what_could_not_be_scored_is_counted_by_row(critters: Cases):
 
     (sentence,) = check(critters, replace(IDENTITY, reward=picky)).findings
     assert sentence == (
-        "sprite: 6 of 120 pictures could not be scored (right prompt 3, wrong prompt 3): NaN takes a picture out of "
-        "its group; find out why, or leave this reward out"
+        "sprite: 6 of 120 pictures could not be scored (right prompt 3, wrong prompt 3): an image with NaN is "
+        "dropped from its group; find out why, or leave this reward out"
     )
     found = check(critters, Candidate("blind", nothing, "both", "prompt"))
-    assert found.findings[0].startswith("blind: 120 of 120 pictures could not be scored: NaN takes")
+    assert found.findings[0].startswith("blind: 120 of 120 pictures could not be scored: an image with NaN")
     assert len(found.findings) == 1
     assert "no picture could be scored" in found.text()
     assert found.as_dict()["rewards"]["blind"]["ceiling"] is None
 
 
-def test_unscored_for_want_of_another_view_names_the_list(photographs: Callable[..., Cases]):
+def test_a_missing_other_view_is_named_as_the_reason(photographs: Callable[..., Cases]):
     cases = photographs(a=("a", 1), b=("b", 0))
 
     def needs_view(images: Tensor, samples: Sequence[Sample]) -> Tensor:
@@ -246,18 +246,18 @@ def test_unscored_for_want_of_another_view_names_the_list(photographs: Callable[
     assert Check("test", cases, judged).findings[0] == (
         "dino against=other_view: 8 of 18 pictures could not be scored (copy 2, other subject 2, right prompt 2, "
         "wrong prompt 2): 2 samples have no other view to compare with; list some under other_views, or "
-        "rewards.identity.against=reference"
+        "set rewards.identity.against=reference"
     )
 
 
-def test_two_trained_rewards_that_are_one_or_fight(critters: Cases):
+def test_trained_rewards_that_agree_or_conflict(critters: Cases):
     """Two patterns without correlation; r first + sqrt(1 - r^2) second has correlation r with the first."""
     first = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(12)
     second = torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64).repeat(6)
     calm = {"measures": "quality", "reward": constant}
     for r, sentence in ((0.96, "nearly the same thing twice"), (0.94, None), (-0.49, None), (-0.51, "pull against")):
         one = given(critters, replace(IDENTITY, key="quality", **calm), copy=first, other_view=second)
-        # The rows one after another: correlation r over both.
+        # Correlation r over both rows together.
         mixed = {
             "copy": r * first + math.sqrt(1 - r * r) * second,
             "other_view": r * second - math.sqrt(1 - r * r) * first,
@@ -274,12 +274,12 @@ def test_two_trained_rewards_that_are_one_or_fight(critters: Cases):
         assert findings(one, metric) == []
 
 
-def test_critters_encoders_on_photographs_are_out_of_place(photographs: Callable[..., Cases], critters: Cases):
+def test_built_in_encoders_are_reported_on_photographs(photographs: Callable[..., Cases], critters: Cases):
     built_in = Candidate("dino", good_identity, "quality", "identity", encoder="dino", model="critters")
     again = replace(built_in, label="dino against=other_view", key=None)
     listed = photographs(a=("a", 1), b=("b", 1))
     expected = (
-        "dino, dino against=other_view: the built-in encoder has seen nothing but critters; use one that knows "
+        "dino, dino against=other_view: the built-in encoder has only seen critters; use one trained on "
         "photographs, for instance rewards.identity.model=facebook/dinov2-base"
     )
     assert findings(given(listed, built_in), given(listed, again))[0] == expected
@@ -287,8 +287,8 @@ def test_critters_encoders_on_photographs_are_out_of_place(photographs: Callable
     assert not any("built-in" in line for line in findings(given(listed, replace(built_in, model="my/dino"))))
 
 
-def test_every_threshold_has_a_way_out_that_can_be_copied(critters: Cases):
-    """Wrapped lines break neither quoted commands nor "50 %"."""
+def test_commands_in_findings_can_be_copied(critters: Cases):
+    """Lines are wrapped, but neither inside quoted commands nor inside "50 %"."""
     long = Candidate(
         "dino against=other_view", fond_of_copies, "identity", against="other_view", encoder="dino", model="m"
     )

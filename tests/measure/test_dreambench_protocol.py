@@ -1,6 +1,7 @@
-"""The DreamBench protocol on the tiny built-in model; the photographs are DreamBench's own where they are at hand."""
+"""The DreamBench protocol on the built-in model."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +16,18 @@ from customized_grpo.measure.dreambench import (
     PUBLISHED,
     column_of,
     customary_table,
-    photographs,
+    mask_metrics,
+    photograph_pairs,
     real_photographs,
-    with_masks,
 )
-from customized_grpo.measure.evaluate import make_request, write_evaluation
+from customized_grpo.measure.evaluate import write_evaluation
 from customized_grpo.measure.intervals import Estimate
+from customized_grpo.measure.request import make_request
 from customized_grpo.measure.scored_pictures import as_image
 from customized_grpo.rewards.by_name import parse_reward
 from customized_grpo.training.assemble import assemble
 
 TINY = str(Path(__file__).parents[1] / "tiny.yaml")
-DREAMBENCH = Path(__file__).parents[3] / "shared" / "dreambench"
 
 
 @pytest.fixture
@@ -44,22 +45,22 @@ def cats(tmp_path: Path) -> list[Sample]:
 
 
 def test_every_photograph_is_compared_with_every_other_of_its_subject(cats: list[Sample]):
-    pairs = [(sample.references[0], view) for sample, view in photographs(cats)]
+    pairs = [(sample.references[0], view) for sample, view in photograph_pairs(cats)]
     named = [(Path(str(reference)).stem, view.stem) for reference, view in pairs]
     assert sorted(named) == sorted(
         [*((f"cat{a}", f"cat{b}") for a in range(3) for b in range(3) if a != b), ("cup0", "cup1"), ("cup1", "cup0")]
     )
 
 
-def test_the_ceiling_is_what_the_metric_says_of_photographs(cats: list[Sample]):
-    """Worked out pair by pair; metrics that need another view, a region or a prompt have no ceiling."""
+def test_real_photographs_are_scored_by_metrics_that_compare_with_the_reference(cats: list[Sample]):
+    """Worked out pair by pair; metrics that need another view, a region or a prompt are left out."""
     lines = ("dino", "dino against=other_view", "dino region=centre", "clip_t", "copy_paste")
     config = load_config(TINY)
     metrics = {line: config.resolve(parse_reward(line)) for line in lines}
     found = real_photographs(config, metrics, cats)
     assert list(found) == ["dino"]
     features = metrics["dino"].make(torch.device("cpu"))
-    by_hand = [features(as_image(view, (32, 32))[None], [sample]).item() for sample, view in photographs(cats)]
+    by_hand = [features(as_image(view, (32, 32))[None], [sample]).item() for sample, view in photograph_pairs(cats)]
     assert found["dino"].mean == pytest.approx(float(np.mean(by_hand)), abs=1e-6)
 
 
@@ -81,11 +82,18 @@ def test_only_the_customary_metric_fills_a_customary_column(line: str, column: s
     assert column_of(parse_reward(line)) == column
 
 
-def test_the_table_sets_what_was_measured_here_apart_from_what_was_published():
+def test_subjects_with_a_single_photograph_have_no_pairs(cats: list[Sample]):
+    config, alone = load_config(TINY), [replace(sample, other_views=()) for sample in cats]
+    assert real_photographs(config, {"dino": config.resolve(parse_reward("dino"))}, alone) == {}
+
+
+def test_the_table_lists_what_was_measured_here_before_what_was_published():
     metrics = {"dino preprocess=benchmark": parse_reward("dino preprocess=benchmark"), "hpsv3": parse_reward("hpsv3")}
-    measured = {"tuned": {"dino preprocess=benchmark": {"mean": 0.8}, "hpsv3": {"mean": None}}}
-    real = {"dino preprocess=benchmark": Estimate(0.7741, 0.7, 0.8)}
-    lines = customary_table(metrics, measured, real).splitlines()
+    measured = {
+        "tuned": {"dino preprocess=benchmark": Estimate(0.8, 0.7, 0.9), "hpsv3": None},
+        "real photographs": {"dino preprocess=benchmark": Estimate(0.7741, 0.7, 0.8)},
+    }
+    lines = customary_table(metrics, measured).splitlines()
     assert lines[2] == "| tuned | 0.800 | - | - | - | measured here |"
     assert lines[3] == "| real photographs | 0.774 | - | - | - | measured here |"
     assert len(lines) == 4 + len(PUBLISHED) + 2
@@ -93,45 +101,43 @@ def test_the_table_sets_what_was_measured_here_apart_from_what_was_published():
     assert lines[-1] == CAUTION
 
 
-def test_masks_bring_a_masked_identity(cats: list[Sample]):
+def test_masks_add_identity_inside_the_mask(cats: list[Sample]):
     config = load_config("dreambench")
-    assert with_masks(config, cats) == ()
+    assert mask_metrics(config, cats) == ()
     masked = Sample("a", "a", "b", (Image.new("RGB", (4, 4)),), mask=Image.new("L", (4, 4)))
-    assert [str(metric) for metric in with_masks(config, [*cats, masked])] == ["dino region=mask preprocess=benchmark"]
+    (metric,) = mask_metrics(config, [*cats, masked])
+    assert str(metric) == "dino region=mask preprocess=benchmark"
 
 
-@pytest.mark.skipif(not DREAMBENCH.is_dir(), reason="DreamBench's photographs are not beside the checkout")
-def test_base_and_tuned_in_one_table(tmp_path: Path):
-    """The command's own path on the 30 subjects; few cases, so that it takes seconds."""
-    settings = ["data.source=dreambench", f"data.root={DREAMBENCH}", "evaluation.metrics=[copy_paste, clip_i]"]
-    base = make_request(TINY, settings, cases=30, images=1)
-    said = write_evaluation(base, tmp_path / "base", None)
+def test_base_and_tuned_in_one_table(small_dreambench: Path, tmp_path: Path, reads: list[str]):
+    """The whole command, first without and then with a base to compare with; each reads the data once."""
+    settings = ["data.source=dreambench", f"data.root={small_dreambench}", "evaluation.metrics=[copy_paste, clip_i]"]
+    text = write_evaluation(make_request(TINY, settings, cases=6, images=1), tmp_path / "base", None)
+    assert reads.count("prompts_and_classes.txt") == 1
     summary = json.loads((tmp_path / "base" / "summary.json").read_text())
-    assert (summary["images"], summary["subjects"]) == (30, 30)
+    assert (summary["images"], summary["subjects"]) == (6, 6)
     assert set(summary["real_photographs"]) == {"dino", "clip_i"}
     table = (tmp_path / "base" / "dreambench.md").read_text()
-    assert table.strip() in said
+    assert table.strip() in text
     assert "\n| base | - | " in table  # the built-in encoder is not the customary DINO
-    again = write_evaluation(base, tmp_path / "again", tmp_path / "base")
-    assert "against the base" in again
+    again = make_request(TINY, settings, cases=6, images=1)
+    assert "against the base" in write_evaluation(again, tmp_path / "again", tmp_path / "base")
+    assert reads.count("prompts_and_classes.txt") == 2
 
 
-def test_dreambench_has_four_images_per_case():
-    if not DREAMBENCH.is_dir():
-        pytest.skip("DreamBench's photographs are not beside the checkout")
-    settings = ["data.source=dreambench", f"data.root={DREAMBENCH}"]
+def test_dreambench_has_four_images_per_case(small_dreambench: Path):
+    settings = ["data.source=dreambench", f"data.root={small_dreambench}"]
     request = make_request(TINY, settings)
-    assert (len(request.samples()), request.images) == (750, 4)
+    assert (len(request.samples), request.images) == (750, 4)
     assert make_request(TINY, settings, images=2).images == 2
 
 
-@pytest.mark.skipif(not DREAMBENCH.is_dir(), reason="DreamBench's photographs are not beside the checkout")
-def test_cases_with_two_subjects_train_and_are_evaluated(tmp_path: Path):
-    """Photographs of the benchmark, pairs and prompts of our own: the customary list has this form."""
+def test_cases_with_two_subjects_train_and_are_evaluated(dreambench: Path, tmp_path: Path):
+    """The benchmark's photographs, with our own pairs and prompts in the form of the customary list."""
     root = tmp_path / "dreambooth"
     root.mkdir()
-    for each in DREAMBENCH.iterdir():
-        (root / each.name).symlink_to(each)
+    for path in dreambench.iterdir():
+        (root / path.name).symlink_to(path)
     pairs = [
         ("a can and a clock in the snow", "can/01.jpg", "clock/03.jpg"),
         ("a cat and a vase", "cat/04.jpg", "vase/02.jpg"),
@@ -144,6 +150,6 @@ def test_cases_with_two_subjects_train_and_are_evaluated(tmp_path: Path):
     assert row["unscored"] == 0
     assert row["gradient_norm"] > 0
     request = make_request(TINY, data)
-    assert [sample.subject for sample in request.samples()] == ["can+clock", "cat+vase"]
+    assert [sample.subject for sample in request.samples] == ["can+clock", "cat+vase"]
     write_evaluation(request, tmp_path / "evaluation", None)
     assert json.loads((tmp_path / "evaluation" / "summary.json").read_text())["images"] == 2

@@ -20,7 +20,7 @@ def test_an_interval_is_the_bootstrap_of_the_mean():
 
 
 def test_whole_subjects_are_resampled():
-    """Four pictures of each subject that are all alike hold no more than one picture each."""
+    """Four equal images of each subject carry no more information than one."""
     subjects = torch.from_numpy(np.random.default_rng(1).normal(0, 1, 50))
     repeated, names = subjects.repeat_interleave(4), [f"subject-{i}" for i in range(50) for _ in range(4)]
     alone, clustered, naive = estimate(subjects), estimate(repeated, names), estimate(repeated)
@@ -42,15 +42,15 @@ def test_intervals_cover_the_true_mean_at_the_stated_rate(per_subject: int):
     assert covered / 400 == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 400))
 
 
-def test_of_one_subject_the_values_are_resampled():
-    """Ten pictures each of two subjects: a quarter of the resamples holds one subject only. Of one subject: cases."""
+def test_a_single_subject_has_its_values_resampled():
+    """Two subjects with ten images each: half of the resamples hold one subject only. One subject: its images."""
     values = torch.tensor([0.0] * 10 + [1.0] * 10)
     two = estimate(values, ["a"] * 10 + ["b"] * 10)
     assert (two.mean, two.low, two.high) == (0.5, 0, 1)
     assert estimate(values, ["a"] * 20) == estimate(values)
     assert estimate(values).low == pytest.approx(0.3, abs=0.06)
-    scored_alone = estimate(torch.cat([values, torch.tensor([math.nan])]), ["a"] * 20 + ["b"])
-    assert scored_alone == estimate(values)
+    one_scored = estimate(torch.cat([values, torch.tensor([math.nan])]), ["a"] * 20 + ["b"])
+    assert one_scored == estimate(values)
 
 
 def test_unscored_cases_are_left_out():
@@ -61,7 +61,7 @@ def test_unscored_cases_are_left_out():
         estimate(torch.full((3,), math.nan))
 
 
-def test_a_selection_goes_for_values_and_clusters_alike():
+def test_a_selection_applies_to_values_and_clusters():
     scores = {"m": torch.tensor([1.0, 2.0, 5.0, 7.0])}
     chosen = torch.tensor([True, True, False, False])
     assert estimates(scores, chosen, ["a", "a", "b", "b"])["m"] == estimate(torch.tensor([1.0, 2.0]), ["a", "a"])
@@ -69,7 +69,7 @@ def test_a_selection_goes_for_values_and_clusters_alike():
     assert estimates(scores)["m"].mean == 3.75
 
 
-def test_intervals_over_seeds_are_students():
+def test_intervals_over_seeds_are_t_intervals():
     """By hand: 1, 2, 3 have mean 2, standard error 1 / sqrt(3) and t(.975, 2) = 4.3027."""
     figure = over_seeds([1, 2, 3])
     assert (figure.mean, figure.low, figure.high) == pytest.approx((2, 2 - 2.48414, 2 + 2.48414), abs=1e-4)
@@ -80,7 +80,7 @@ def test_intervals_over_seeds_are_students():
 
 
 def test_differences_are_paired_by_seed():
-    """Seeds differ by 10, arms by .1 to .3: unpaired, nothing would be seen."""
+    """Seeds differ by 10, arms by .1 to .3: unpaired, the difference would be lost."""
     difference = paired_difference({0: 0.1, 1: 10.2, 2: 20.3, 9: 5.0}, {2: 20.0, 1: 10.0, 0: 0.0, 7: 1.0})
     assert difference.pairs == 3
     assert difference.estimate.mean == pytest.approx(0.2)

@@ -10,8 +10,8 @@ from customized_grpo.measure.scored_pictures import Candidate, judge
 from customized_grpo.sections import Data
 
 
-def test_another_goes_round_all_other_keys():
-    """a, b, c start at 0, 2, 3; so many names further: 1 + (0, 1, 0, 1), which is b, c from a, c from b, b from c."""
+def test_another_takes_turns_over_all_other_keys():
+    """a, b, c start at 0, 2, 3; and advance by 1 + (0, 1, 0, 1) names: a to b, a to c, b to c, c to b."""
     assert another(["a", "a", "b", "c"]) == [2, 3, 3, 2]
     assert another(["a", "a"]) == [None, None]
     assert another(["", "a", ""]) == [None, None, None]
@@ -24,7 +24,7 @@ def test_another_goes_round_all_other_keys():
         assert len({*others}) == 25
 
 
-def test_pictures_of_critters_are_what_their_rows_say(critters: Cases):
+def test_rows_of_critters_hold_the_right_pictures(critters: Cases):
     rewards = [Candidate("", oracle.oracle_identity, "identity"), Candidate("", oracle.oracle_prompt, "prompt")]
     identity, prompt = (judged.table.mean(dim=0).tolist() for judged in judge(critters, rewards, (32, 32), 16))
     assert ROWS == ("copy", "other_view", "other_subject", "right_prompt", "wrong_prompt")
@@ -54,7 +54,7 @@ def test_the_development_critters_of_training_are_shown():
     assert loaded.truth_known
 
 
-def test_pictures_of_photographs_are_what_their_rows_say(photographs: Callable[..., Cases]):
+def test_rows_of_photographs_hold_the_right_pictures(photographs: Callable[..., Cases]):
     cases = photographs(dog1=("dog", 2), dog2=(" Dog", 1), cup=("cup", 0), thing=(None, 0))
     shown = {row: [each and Path(str(each.picture)) for each in pictures] for row, pictures in cases.rows.items()}
     prompts = {row: [each and each.sample.prompt for each in pictures] for row, pictures in cases.rows.items()}
@@ -74,9 +74,9 @@ def test_pictures_of_photographs_are_what_their_rows_say(photographs: Callable[.
     assert prompts["wrong_prompt"][::2] == ["a photo of a cup", "a photo of a cup", "a photo of a dog", None]
     assert cases.third_view.tolist() == [True, True] + [False] * 6
     assert list(cases.gaps()) == [
-        "4 of 8 samples have no other view: whether copying pays is not checked there; list further pictures of the "
+        "4 of 8 samples have no other view: whether copying pays is not checked for them; list more pictures of the "
         "subject under other_views",
-        "2 of 8 samples have no class_word: right and wrong prompts are not checked there; add it to the list, for "
+        "2 of 8 samples have no class_word: right and wrong prompts are not checked for them; add it to the list, for "
         'instance "class_word": "dog"',
     ]
 
@@ -86,7 +86,7 @@ def test_one_subject_and_one_class_word_leave_gaps(photographs: Callable[..., Ca
     assert cases.rows["other_subject"] == cases.rows["wrong_prompt"] == [None, None]
     assert cases.shown("right_prompt") == 2
     assert list(cases.gaps()) == [
-        "all samples are of one subject (dog): whether rewards know it is not checked",
+        "all samples show one subject (dog): whether rewards recognise it is not checked",
         "all class words are 'dog': there is no wrong prompt to check with",
     ]
 

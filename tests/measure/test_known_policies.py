@@ -1,4 +1,4 @@
-"""Policies with known answers: the evaluation says of a perfect, a copying and an ignorant one what they are."""
+"""Policies with known answers: the evaluation tells a perfect, a copying and an ignorant one apart."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,12 +14,9 @@ from customized_grpo.config import RunConfig, load_config
 from customized_grpo.critters import world
 from customized_grpo.critters.samples import TEST_CRITTERS, draw_samples
 from customized_grpo.data import Sample
-from customized_grpo.measure import rows as figures
-from customized_grpo.measure.evaluate import (
-    score_cases,
-)
+from customized_grpo.measure.evaluate import score_cases
 from customized_grpo.measure.intervals import Estimate
-from customized_grpo.measure.rows import EvaluationRow
+from customized_grpo.measure.rows import EvaluationRow, joint_dominance, mean_scores, scores_of
 from customized_grpo.rewards.by_name import parse_reward
 from toy_family import ToyPolicy
 
@@ -28,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 class Known(ToyPolicy):
-    """A policy that draws: `picture` says what it makes of a sample."""
+    """A policy that returns `picture(sample)` for every sample."""
 
     def __init__(self, picture: Callable[[Sample], Image.Image]):
         super().__init__()
@@ -61,7 +58,7 @@ def copying(sample: Sample) -> Image.Image:
 
 
 def ignorant(sample: Sample) -> Image.Image:
-    """Does what the prompt says, with one and the same critter."""
+    """Follows the prompt, always with the same critter."""
     return world.picture(4_000_000, wanted(sample))
 
 
@@ -83,40 +80,40 @@ def known() -> dict[str, list[EvaluationRow]]:
 @pytest.mark.parametrize(
     ("policy", "identity", "prompt", "joint"), [("perfect", 1, 1, 1), ("copying", 1, 0, 0), ("ignorant", 0, 1, 0)]
 )
-def test_the_oracle_knows_each_policy(
+def test_the_oracle_recognises_each_policy(
     policy: str, identity: float, prompt: float, joint: float, known: dict[str, list[EvaluationRow]]
 ):
-    overall = figures.overall(known[policy])
+    overall = mean_scores(known[policy])
     for name, expected in (("oracle_identity", identity), ("oracle_prompt", prompt), ("joint_success", joint)):
         assert overall[name] == Estimate(expected, expected, expected)
 
 
-def test_copying_shows_in_the_copy_paste_index(known: dict[str, list[EvaluationRow]]):
+def test_the_copy_paste_index_shows_copying(known: dict[str, list[EvaluationRow]]):
     """1 for the reference itself; a perfect picture is about as far from the reference as from the other view."""
-    means = {policy: figures.column(rows, "copy_paste").mean().item() for policy, rows in known.items()}
+    means = {policy: scores_of(rows, "copy_paste").mean().item() for policy, rows in known.items()}
     assert means["copying"] == pytest.approx(1, abs=1e-3)
     assert abs(means["perfect"]) < 0.25
     assert abs(means["ignorant"]) < 0.25
 
 
-def test_the_rewards_rank_the_policies_as_they_are_built_to(known: dict[str, list[EvaluationRow]]):
-    """Copying pays in identity: that is the conflict."""
-    means = {p: {m: figures.column(rows, m).mean().item() for m in ("dino", "clip_t")} for p, rows in known.items()}
+def test_the_rewards_rank_the_policies_as_designed(known: dict[str, list[EvaluationRow]]):
+    """Copying raises the identity reward: that is the conflict."""
+    means = {p: {m: scores_of(rows, m).mean().item() for m in ("dino", "clip_t")} for p, rows in known.items()}
     assert means["copying"]["dino"] > means["perfect"]["dino"] > means["ignorant"]["dino"]
     assert means["perfect"]["clip_t"] == pytest.approx(means["ignorant"]["clip_t"], abs=0.1)
     assert means["perfect"]["clip_t"] > means["copying"]["clip_t"] + 0.5
 
 
 def test_dominance_between_known_policies(known: dict[str, list[EvaluationRow]]):
-    """Perfect over ignorant: better on both only where the prompt's reward happens to be higher too."""
+    """Perfect over ignorant: better on both only if the prompt reward happens to be higher too."""
     oracles = ["oracle_identity", "oracle_prompt"]
     rewards = ["dino", "clip_t"]
-    conflict = figures.joint_dominance(known["copying"], known["perfect"], rewards)
+    conflict = joint_dominance(known["copying"], known["perfect"], rewards)
     assert (conflict.better.mean, conflict.worse.mean) == (0, 0)  # identity up, prompt down: neither
-    tie = figures.joint_dominance(known["perfect"], known["ignorant"], oracles)
+    tie = joint_dominance(known["perfect"], known["ignorant"], oracles)
     assert (tie.better.mean, tie.worse.mean) == (0, 0)  # the prompt is right in both
-    assert figures.joint_dominance(known["perfect"], known["ignorant"], ["oracle_identity"]).better.mean == 1
-    reverse = figures.joint_dominance(known["ignorant"], known["perfect"], rewards)
-    forward = figures.joint_dominance(known["perfect"], known["ignorant"], rewards)
+    assert joint_dominance(known["perfect"], known["ignorant"], ["oracle_identity"]).better.mean == 1
+    reverse = joint_dominance(known["ignorant"], known["perfect"], rewards)
+    forward = joint_dominance(known["perfect"], known["ignorant"], rewards)
     assert reverse.worse.mean == forward.better.mean > 0.2
     assert forward.compared == 40

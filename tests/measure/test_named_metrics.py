@@ -1,4 +1,4 @@
-"""One name for each metric, whoever asks, and the rewards that it is trained under."""
+"""One name for each metric, and the rewards that are trained on it."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from customized_grpo.measure.named_metrics import named_metrics, trained_names
 TINY = str(Path(__file__).parents[1] / "tiny.yaml")
 
 
-def test_every_metric_has_one_name_and_knows_where_it_is_trained_on():
+def test_every_metric_has_one_name_and_the_keys_that_it_is_trained_under():
     rewards = ["rewards.taste={name: clip_t, role: quality, weight: .2}", "rewards.more={name: dino, role: identity}"]
     config = load_config(TINY, [*rewards, "rewards.more.model=a/b", "evaluation.metrics=[clip_t, 'clip_i model=c/d']"])
     named = named_metrics(config, [parse_metric("dino model=a/b"), parse_metric("dino model=e/f")])

@@ -1,4 +1,4 @@
-"""A probe on models with known answers, and on the built-in model in small."""
+"""A probe on models with known answers, and on the built-in model with few steps."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,13 +13,16 @@ from torch import Tensor, nn
 
 from customized_grpo.algorithm import Dynamics, sigma_schedule, step_distribution
 from customized_grpo.data import Sample
+from customized_grpo.errors import UsageError
 from customized_grpo.measure.probe_findings import Findings
 from customized_grpo.measure.probe_steps import Probe, Profile, spread_within
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
+from customized_grpo.rewards.scoring import RewardError
 from customized_grpo.training.rollout import Sampler
 
 STEPS, DIMENSIONS = 6, 3
 SIGMAS = sigma_schedule(STEPS, 3.0)
+FEW = sigma_schedule(4, 3.0)
 TINY = Path(__file__).parents[1] / "tiny.yaml"
 
 
@@ -28,7 +31,7 @@ TINY = Path(__file__).parents[1] / "tiny.yaml"
 
 @dataclass(frozen=True)
 class Places:
-    """A condition that says nothing: which entries of the batch these are."""
+    """An empty condition that only knows which entries of the batch these are."""
 
     index: Tensor
 
@@ -43,7 +46,7 @@ class Places:
 
 
 class Linear:
-    """Latents [B, 3] that are their own picture; velocity(x, step) is given, plus a trainable shift that is zero."""
+    """Latents [B, 3] that decode to themselves; velocity(x, step) is given, plus a trainable shift of zero."""
 
     def __init__(self, velocity: Callable[[Tensor, int], Tensor]):
         self.field, self.shift = velocity, nn.Parameter(torch.zeros(DIMENSIONS))
@@ -88,13 +91,14 @@ def coordinate(index: int, scale: float = 1.0) -> Callable[[Tensor, Sequence[Sam
 def probe_of(
     policy: Any,
     samples: Sequence[Sample],
-    figures: Any,
+    metrics: Any,
     *,
     draws: int = 4,
     dynamics: Dynamics = "dance",
     batch: int = 7,
+    sigmas: Tensor = SIGMAS,
 ) -> Probe:
-    return Probe(policy, Sampler(SIGMAS, dynamics, 0.4, batch), samples, figures, draws, seed=0)
+    return Probe(policy, Sampler(sigmas, dynamics, 0.4, batch), samples, metrics, draws, seed=0)
 
 
 def drawn(probe: Probe, step: int) -> Tensor:
@@ -106,7 +110,7 @@ def drawn(probe: Probe, step: int) -> Tensor:
 
 
 @pytest.mark.parametrize("dynamics", ["dance", "flow", "cps"])
-def test_the_spread_is_a_steps_noise_times_what_the_later_steps_make_of_it(dynamics: Dynamics, samples: list[Sample]):
+def test_the_spread_is_a_steps_noise_times_the_gain_of_the_later_steps(dynamics: Dynamics, samples: list[Sample]):
     """v = -x / 2, so that a deterministic step multiplies by 1 + (sigma - sigma') / 2; the reward is a coordinate."""
     probe = probe_of(Linear(lambda x, _: -x / 2), samples[:5], {"first": coordinate(0)}, dynamics=dynamics)
     spreads = probe.measure().spreads["first"]
@@ -135,7 +139,7 @@ def erased_at(step: int, then_kept: bool = True) -> Callable[[Tensor, int], Tens
 
 
 def test_only_the_step_that_decides_a_reward_spreads_it(samples: list[Sample]):
-    """Noise before step 2 is erased there, noise after it comes too late for what step 3 keeps."""
+    """Noise before step 2 is erased there, and noise after it comes too late: step 3 stores the value."""
     probe = probe_of(Linear(erased_at(2)), samples[:6], {"kept": coordinate(1, 1e4)}, draws=5)
     spreads = probe.measure().spreads["kept"]
     assert spreads[2].min() > 0.01
@@ -144,8 +148,8 @@ def test_only_the_step_that_decides_a_reward_spreads_it(samples: list[Sample]):
 
 
 def test_a_reward_that_ignores_the_picture_has_no_spread(samples: list[Sample]):
-    figure = lambda images, owners: torch.tensor([float(sample.id[-2:]) for sample in owners])  # noqa: E731, ARG005
-    spreads = probe_of(Linear(lambda x, _: x), samples[:4], {"name": figure}).measure().spreads["name"]
+    reward = lambda images, owners: torch.tensor([float(sample.id[-2:]) for sample in owners])  # noqa: E731, ARG005
+    spreads = probe_of(Linear(lambda x, _: x), samples[:4], {"name": reward}).measure().spreads["name"]
     assert torch.equal(spreads, torch.zeros(STEPS - 1, 4).double())
 
 
@@ -163,8 +167,8 @@ def test_gradient_norms_are_factor_times_noise(dynamics: Dynamics, samples: list
         torch.testing.assert_close(profile.gradient_norms[step], expected, rtol=1e-4, atol=1e-7)
 
 
-def test_the_prefix_is_extended_and_every_draw_computed_from_its_noise_on(samples: list[Sample]):
-    """P prompts of G draws. At a step: once for the noise, once for the prefix, M times alone for the gradient."""
+def test_the_prefix_is_shared_and_draws_start_at_their_noise(samples: list[Sample]):
+    """P prompts, G draws. Per step: a pass for the noise, one for the prefix, M of single images for the gradient."""
     policy = Linear(lambda x, _: x)
     probe_of(policy, samples[:3], {"first": coordinate(0)}, draws=4, batch=64).measure()
     expected = []
@@ -174,7 +178,7 @@ def test_the_prefix_is_extended_and_every_draw_computed_from_its_noise_on(sample
     assert policy.calls == expected
 
 
-def test_every_image_has_a_seed_of_its_own(samples: list[Sample]):
+def test_every_image_has_its_own_seed(samples: list[Sample]):
     probe = probe_of(Linear(lambda x, _: x), samples[:3], {})
     images = [(sample, step, draw) for sample in probe.samples for step in range(5) for draw in range(4)]
     assert len({probe.seed_of(*image) for image in images} | {probe.seed_of(sample) for sample in probe.samples}) == 63
@@ -183,14 +187,14 @@ def test_every_image_has_a_seed_of_its_own(samples: list[Sample]):
 # --- the built-in model ----------------------------------------------------------------------------------------------
 
 
-def test_draws_are_those_of_the_sampler_that_trains(built_in: FluxKontextPolicy, samples: list[Sample]):
+def test_draws_are_those_of_the_training_sampler(built_in: FluxKontextPolicy, samples: list[Sample]):
     seen = []
 
     def keep(images: Tensor, _: Sequence[Sample]) -> Tensor:
         seen.append(images)
         return images.mean(dim=(1, 2, 3))
 
-    probe = probe_of(built_in, samples[:2], {"kept": keep}, draws=3, dynamics="flow", batch=64)
+    probe = probe_of(built_in, samples[:2], {"kept": keep}, draws=3, dynamics="flow", batch=64, sigmas=FEW)
     probe.measure()
     condition = built_in.encode(samples[:2])
     for step, images in enumerate(seen):
@@ -201,25 +205,30 @@ def test_draws_are_those_of_the_sampler_that_trains(built_in: FluxKontextPolicy,
 
         rollout = probe.sampler.rollout(built_in, condition, 3, (step,), seed_of)
         torch.testing.assert_close(images, rollout.images, atol=1e-4, rtol=0)
-    assert len(seen) == STEPS - 1
+    assert len(seen) == 3
 
 
-@pytest.mark.parametrize("batch", [1, 4])  # 6 images: remainders of 0 and 2
-def test_figures_do_not_depend_on_the_batch(batch: int, built_in: FluxKontextPolicy, samples: list[Sample]):
+def test_results_do_not_depend_on_the_batch(built_in: FluxKontextPolicy, samples: list[Sample]):
+    """Six images in batches of one and of four, with a remainder of two."""
+
     def contrast(images: Tensor, owners: Sequence[Sample]) -> Tensor:
         assert len(images) == len(owners)
         return images.std(dim=(1, 2, 3))
 
-    one, other = (
-        probe_of(built_in, samples[:3], {"contrast": contrast}, draws=2, dynamics="flow", batch=size).measure()
-        for size in (64, batch)
+    whole, *parts = (
+        probe_of(
+            built_in, samples[:3], {"contrast": contrast}, draws=2, dynamics="flow", batch=size, sigmas=FEW
+        ).measure()
+        for size in (64, 4, 1)
     )
-    torch.testing.assert_close(one.spreads["contrast"], other.spreads["contrast"], atol=1e-5, rtol=0)
-    torch.testing.assert_close(one.gradient_norms, other.gradient_norms, rtol=1e-3, atol=0)
+    for profile in parts:
+        torch.testing.assert_close(profile.spreads["contrast"], whole.spreads["contrast"], atol=1e-5, rtol=0)
+        torch.testing.assert_close(profile.gradient_norms, whole.gradient_norms, rtol=1e-3, atol=0)
 
 
 def test_a_probe_leaves_no_gradient_behind(built_in: FluxKontextPolicy, samples: list[Sample]):
-    profile = probe_of(built_in, samples[:2], {"mean": lambda x, _: x.mean(dim=(1, 2, 3))}, draws=2).measure()
+    metrics = {"mean": lambda images, _: images.mean(dim=(1, 2, 3))}
+    profile = probe_of(built_in, samples[:2], metrics, draws=2, sigmas=FEW).measure()
     assert (profile.gradient_norms > 0).all()
     assert all(weight.grad is None for weight in built_in.trainable_parameters().values())
 
@@ -233,7 +242,12 @@ def test_spread_within_a_prompt_by_hand():
 
 def test_a_reward_that_cannot_score_stops_the_probe_at_the_first_step(samples: list[Sample]):
     policy = Linear(lambda x, _: x)
-    figures = {"identity_reward": coordinate(0), "prompt_reward": lambda x, _: x[:, 0] * nan}
-    with pytest.raises(ValueError, match="the prompt reward cannot score these samples"):
-        probe_of(policy, samples[:3], figures, batch=64).measure()
+    metrics = {"identity_reward": coordinate(0), "prompt_reward": lambda x, _: x[:, 0] * nan}
+    with pytest.raises(UsageError, match="the prompt reward cannot score these samples; choose another reward"):
+        probe_of(policy, samples[:3], metrics, batch=64).measure()
     assert [step for step, _ in policy.calls] == list(range(STEPS))
+
+
+def test_a_reward_that_breaks_its_contract_is_reported(samples: list[Sample]):
+    with pytest.raises(RewardError, match=r"reward 'mine' returned shape \(12, 3\) for 12 images; return \[N\]"):
+        probe_of(Linear(lambda x, _: x), samples[:3], {"mine": lambda images, _: images}, batch=64).measure()

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from math import nan
@@ -15,7 +14,6 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from customized_grpo import cli
 from customized_grpo.algorithm import TimeAwareWeights, sigma_schedule
 from customized_grpo.config import ConfigError, RunConfig, load_config
 from customized_grpo.data import Sample
@@ -25,38 +23,30 @@ from customized_grpo.measure.probe_plot import draw_probe
 from customized_grpo.measure.probe_steps import Profile
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.run.directory import RunDirectory
+from program import Answer, start
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
 
 
 def spreads(*per_step: float, prompts: int = 4) -> Tensor:
-    """[N, P]: all prompts alike."""
+    """[N, P]: the same for all prompts."""
     return torch.tensor(per_step).double()[:, None].expand(-1, prompts)
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """`customized-grpo probe` in this process, in tiny settings: exit code, and output or error message."""
-
-    def start(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["customized-grpo", "probe", str(TINY), *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        code, captured = stopped.value.code, capsys.readouterr()
-        assert isinstance(code, int | None)
-        message = captured.err[max(captured.err.find("error: "), 0) :]  # bars and notes may stand before it
-        return (code, message.rstrip("\n")) if code else (0, captured.out + captured.err)
-
-    return start
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    """`customized-grpo probe` in this process, in tiny settings."""
+    return lambda *arguments: start(("probe", TINY, *arguments), monkeypatch, capsys)
 
 
-SMALL = ("--prompts", 3, "--draws", 2, "--device", "cpu", "adapter.rank=2")
+SMALL = ("--prompts", 2, "--draws", 2, "--device", "cpu", "adapter.rank=2")
 LONGER = ("sampling.num_steps=8", "evaluation.metrics=[copy_paste]")
 
 
-def test_the_command_prints_and_writes_what_it_found(run: Callable[..., tuple[int, str]], tmp_path: Path):
-    code, out = run(*SMALL, *LONGER, "--output", tmp_path / "probe")
-    assert code == 0, out
+def test_the_command_prints_and_writes_its_results(run: Callable[..., Answer], tmp_path: Path):
+    answer = run(*SMALL, *LONGER, "--output", tmp_path / "probe")
+    assert answer.code == 0, answer.error
+    out = answer.out
     report = json.loads((tmp_path / "probe" / "probe.json").read_text())
     assert [row["step"] for row in report["steps"]] == list(range(7))
     names = {"identity_reward", "prompt_reward", "oracle_identity", "oracle_prompt", "copy_paste"}
@@ -69,7 +59,7 @@ def test_the_command_prints_and_writes_what_it_found(run: Callable[..., tuple[in
         assert spread["low"] <= spread["mean"] <= spread["high"]
         assert row["gradient_norm"]["mean"] > 0
         assert row["present_weight"] == TimeAwareWeights().prompt_weight(row["step"] / 8).item()
-    assert (report["prompts"], report["draws"], report["adapter"]) == (3, 2, None)
+    assert (report["prompts"], report["draws"], report["adapter"]) == (2, 2, None)
     schedule = (tmp_path / "probe" / "weighting.yaml").read_text()
     assert schedule in out
     assert Image.open(tmp_path / "probe" / "probe.png").width > 1000
@@ -83,17 +73,17 @@ def test_the_command_prints_and_writes_what_it_found(run: Callable[..., tuple[in
     for row in report["steps"]:
         assert fitted_weights.prompt_weight(row["progress"]).item() == pytest.approx(row["fitted_weight"])
 
-    code, error = run(*SMALL, *LONGER, "--output", tmp_path / "probe")
-    assert (code, error) == (
-        2,
-        f"error: {tmp_path / 'probe' / 'probe.json'} exists; choose another folder with --output",
+    again = run(*SMALL, *LONGER, "--output", tmp_path / "probe")
+    assert again.code == 2
+    assert again.error.endswith(
+        f"error: {tmp_path / 'probe' / 'probe.json'} exists; choose another folder with --output\n"
     )
 
 
-def test_a_trained_adapter_is_probed_and_its_sampling_compared(
-    run: Callable[..., tuple[int, str]], built_in: FluxKontextPolicy, excite: Any, tmp_path: Path
+def test_a_trained_adapter_is_probed_and_different_sampling_is_noted(
+    run: Callable[..., Answer], built_in: FluxKontextPolicy, excite: Any, tmp_path: Path
 ):
-    """Excited weights of rank 2, under a configuration of rank 16: the file decides."""
+    """The adapter's file decides, not the configuration's rank and number of steps."""
     excite(built_in)
     directory = RunDirectory(
         load_config(str(TINY), [f"output={tmp_path / 'run'}", "sampling.num_steps=5"]), resume=False
@@ -101,17 +91,17 @@ def test_a_trained_adapter_is_probed_and_its_sampling_compared(
     directory.finish(built_in)
     reports = {}
     for name, adapter in (("base", ()), ("tuned", ("--adapter", directory.path / "adapter"))):
-        arguments = ("--prompts", 2, "--draws", 2, "--device", "cpu", *adapter, "--output", tmp_path / name)
-        code, out = run(*arguments)
-        assert code == 0, out
-        assert ("note: the adapter was trained with num_steps 5 and is probed with 4\n" in out) == (name == "tuned")
+        answer = run(*SMALL, "sampling.num_steps=3", "window.last=1", *adapter, "--output", tmp_path / name)
+        assert answer.code == 0, answer.error
+        note = "note: the adapter was trained with num_steps 5 and is probed with 3\n"
+        assert (note in answer.error) == (name == "tuned")
         reports[name] = json.loads((tmp_path / name / "probe.json").read_text())
     base, tuned = ([row["spread"]["identity_reward"]["mean"] for row in r["steps"]] for r in reports.values())
     assert base != tuned
     assert reports["tuned"]["adapter"] == str(directory.path / "adapter")
-    # Four denoising steps are too few for a schedule: everything else is there.
+    # Three denoising steps are too few for a schedule, but enough for everything else.
     assert reports["base"]["fit"] is None
-    assert "No schedule: 3 steps can have noise" in out
+    assert "No schedule: 2 steps can have noise" in answer.out
     assert sorted(path.name for path in (tmp_path / "base").iterdir()) == ["probe.json", "probe.png"]
 
 
@@ -124,34 +114,32 @@ def test_a_trained_adapter_is_probed_and_its_sampling_compared(
         (("--prompts", 2, "data.source=/no/such.json"), "/no/such.json cannot be used"),
     ],
 )
-def test_what_a_user_gets_wrong_is_one_line(
-    arguments: tuple[Any, ...], complaint: str, run: Callable[..., tuple[int, str]]
-):
-    code, error = run(*arguments, "--device", "cpu")
-    assert code == 2
-    assert error.startswith("error: ")
-    assert complaint in error
+def test_what_a_user_gets_wrong_is_one_line(arguments: tuple[Any, ...], complaint: str, run: Callable[..., Answer]):
+    answer = run(*arguments, "--device", "cpu")
+    assert answer.code == 2
+    (message,) = re.findall("^error: (.*)", answer.error, re.MULTILINE)
+    assert complaint in message
 
 
-def test_photographs_of_one_subject_are_probed_prompt_by_prompt(run: Callable[..., tuple[int, str]], tmp_path: Path):
-    """As a whole, one subject would make every interval a point, and the picture of shares impossible."""
+def test_photographs_of_one_subject_are_probed_prompt_by_prompt(run: Callable[..., Answer], tmp_path: Path):
+    """Resampling the single subject as a whole would make every interval a point."""
     (tmp_path / "rex").mkdir()
     for name in ("a.png", "b.png"):
         Image.effect_noise((40, 40), 50).convert("RGB").save(tmp_path / "rex" / name)
     source = (f"data.source={tmp_path / 'rex'}", "data.class_word=dog", "evaluation.metrics=[]")
-    code, out = run(*SMALL, *source, "sampling.num_steps=8", "--output", tmp_path / "probe")
-    assert code == 0, out
+    answer = run(*SMALL, *source, "sampling.num_steps=8", "--output", tmp_path / "probe")
+    assert answer.code == 0, answer.error
     report = json.loads((tmp_path / "probe" / "probe.json").read_text())
     for row in report["steps"]:
         for interval in (row["spread"]["identity_reward"], row["prompt_share"]):
             assert interval["low"] < interval["high"]
     assert report["fit"]["standard_error_of_shares"] > 0
-    assert report["fit"]["verdict"].startswith("Only 3 prompts, too few")
+    assert report["fit"]["verdict"].startswith("Only 2 prompts, too few")
     assert (tmp_path / "probe" / "probe.png").exists()
 
 
 def test_a_share_outside_its_interval_is_drawn(make_config: Any, samples: list[Sample], tmp_path: Path):
-    """Resampling a ratio is not centred on it, and where all prompts are alike rounding is enough."""
+    """Resampled ratios are not centred on the ratio; if all prompts are the same, rounding is enough."""
     profile = Profile(dict.fromkeys(("identity_reward", "prompt_reward"), spreads(*range(1, 8))), torch.ones(7, 2))
     found = Findings.of(make_config("sampling.num_steps=8"), samples[:4], sigma_schedule(8, 3.0), profile)
     assert found.fit is not None
@@ -167,24 +155,24 @@ def test_a_metric_that_cannot_score_is_left_out(make_config: Callable[..., RunCo
     assert set(Findings.of(make_config(), samples[:4], sigma_schedule(4, 3.0), profile).spreads) == set(known)
 
 
-def test_the_oracles_shares_stand_beside_those_of_the_rewards(make_config: Callable[..., RunConfig], samples: Any):
+def test_shares_by_the_oracle_are_compared_with_those_of_the_rewards(
+    make_config: Callable[..., RunConfig], samples: Any
+):
     """The rewards fall, the oracle rises: (3 - 1) / 4 in three early steps of seven, and the reverse."""
     up, down = spreads(1, 1, 1, 1, 3, 3, 3), spreads(3, 3, 3, 1, 1, 1, 1)
     figures = {"identity_reward": up, "prompt_reward": down, "oracle_identity": down, "oracle_prompt": up}
     config = make_config("sampling.num_steps=8")
     profile = Profile(figures, torch.ones(7, 2).double())
     found = Findings.of(config, samples[:4], sigma_schedule(8, 3.0), profile)
-    assert found.truth is not None
-    assert found.truth.fall().mean == pytest.approx(1 / 4 - 3 / 4)
+    assert found.oracle_shares is not None
+    assert found.oracle_shares.fall().mean == pytest.approx(1 / 4 - 3 / 4)
     assert "half: 0.500 [0.500, 0.500] by the rewards,\n-0.500 [-0.500, -0.500] by the oracle" in found.text()
-    without = {name: figure for name, figure in figures.items() if name != "oracle_prompt"}
-    assert (
-        Findings.of(config, samples[:4], sigma_schedule(8, 3.0), Profile(without, profile.gradient_norms)).truth
-        is None
-    )
+    del figures["oracle_prompt"]
+    without = Profile(figures, profile.gradient_norms)
+    assert Findings.of(config, samples[:4], sigma_schedule(8, 3.0), without).oracle_shares is None
 
 
-def test_prompts_show_as_many_subjects_as_there_are():
+def test_prompts_are_chosen_from_as_many_subjects_as_possible():
     """Three of a, two of b, one of c: one of each, then a second of a and of b."""
     listed = [Sample(id=f"{n}", subject=name, prompt="p", references=(Path("x"),)) for n, name in enumerate("aaabbc")]
     assert [sample.id for sample in choose(listed, 5)] == ["0", "3", "5", "1", "4"]

@@ -1,4 +1,4 @@
-"""Prompt shares by hand, and schedules that are found again from their own curves."""
+"""Prompt shares by hand, and schedules that are recovered from their own curves."""
 
 import re
 from collections.abc import Sequence
@@ -30,25 +30,25 @@ def spreads(*per_step: float, prompts: int = 4) -> Tensor:
 
 
 def test_shares_by_hand_and_without_units():
-    """P = (3, 2, 1) / 2, I = (1, 1, 4) / 2: shares 3/4, 2/3, 1/5, whatever the unit of a reward."""
+    """P = (3, 2, 1) / 2, I = (1, 1, 4) / 2: shares 3/4, 2/3, 1/5, in any unit of a reward."""
     prompt, identity = spreads(3, 2, 1), spreads(1, 1, 4)
     expected = torch.tensor([3 / 4, 2 / 3, 1 / 5]).double()
     for unit in (1.0, 100.0):
         shares = prompt_shares(unit * prompt, identity, "abcd")
         torch.testing.assert_close(shares.values, expected)
-        torch.testing.assert_close(shares.resampled, expected.expand(RESAMPLES, -1))  # all prompts are alike
+        torch.testing.assert_close(shares.resampled, expected.expand(RESAMPLES, -1))  # all prompts are the same
     assert shares.fall().mean == pytest.approx(3 / 4 - 1 / 5)  # of three steps, the middle one is in neither half
 
 
-def test_an_unscored_prompt_is_left_out_of_its_reward():
+def test_an_unscored_prompt_does_not_count():
     prompt = spreads(3, 2, 1).clone()
     prompt[:, 0] = nan
     shares = prompt_shares(prompt, spreads(1, 1, 4), "abcd")
     torch.testing.assert_close(shares.values, torch.tensor([3 / 4, 2 / 3, 1 / 5]).double())
-    assert len(shares.resampled) > 0.98 * RESAMPLES  # but for resamples that hold only the unscored prompt
+    assert len(shares.resampled) > 0.98 * RESAMPLES  # except resamples of nothing but the unscored prompt
 
 
-def test_intervals_of_shares_cover_the_truth_as_often_as_they_say():
+def test_intervals_of_shares_cover_the_truth_at_the_stated_rate():
     """80 probes of 24 prompts whose spreads vary by a half around known means: 95 % intervals."""
     rng, covered = np.random.default_rng(0), []
     truth = prompt_shares(spreads(4, 3, 2, 1), spreads(1, 1, 1, 2), "abcd").values
@@ -71,7 +71,7 @@ def test_prompts_of_one_subject_are_resampled_together():
 
 
 def test_prompts_of_a_single_subject_are_resampled_one_by_one():
-    """Whole subjects would leave one resample, and no doubt about anything."""
+    """Resampling the whole subject would give the same value each time."""
     prompt = torch.tensor([[4.0, 3.0, 1.0], [1.0, 1.0, 2.0]]).double()
     alone, several = (prompt_shares(prompt, spreads(1, 1, prompts=3), names) for names in ("aaa", "abc"))
     assert torch.equal(alone.resampled, several.resampled)
@@ -83,13 +83,13 @@ def test_prompts_of_a_single_subject_are_resampled_one_by_one():
     ("prompt", "identity", "complaint"),
     [
         ((1,) * 6, (1,) * 6, "6 steps can have noise.*num_steps to 8 or more"),
-        ((0,) * 7, (1,) * 7, "the prompt reward is the same whatever the noise"),
-        ((1,) * 7, (0,) * 7, "the identity reward is the same"),
+        ((0,) * 7, (1,) * 7, "noise does not change the prompt reward at any step"),
+        ((1,) * 7, (0,) * 7, "noise does not change the identity reward"),
         ((1, 1, 1, 0, 1, 1, 1), (1, 1, 1, 0, 1, 1, 1), r"noise at steps \[3\] changes neither"),
         ((1, 1, 1, 0, 1, 1, 1), (1,) * 7, None),
     ],
 )
-def test_what_keeps_a_schedule_from_being_fitted(prompt: Any, identity: Any, complaint: str | None):
+def test_obstacles_to_a_fit(prompt: Any, identity: Any, complaint: str | None):
     found = obstacle(spreads(*prompt), spreads(*identity))
     assert re.search(complaint, found or "") if complaint else found is None
 
@@ -100,7 +100,7 @@ def test_what_keeps_a_schedule_from_being_fitted(prompt: Any, identity: Any, com
 def fitted(
     values: Sequence[float] | Tensor, num_steps: int, uncertainty: float = 0.01, units: int = 32, unit: str = "prompts"
 ) -> Fit:
-    """The fit to shares that are known but for independent errors of that size."""
+    """The fit to known shares with independent errors of that size."""
     shares = torch.as_tensor(values).double()
     noise = torch.randn(RESAMPLES, len(shares), generator=torch.Generator().manual_seed(0)).double()
     return fit_weights(Shares(shares, shares + uncertainty * noise, units, unit), progress_of(num_steps))
@@ -111,16 +111,20 @@ def progress_of(num_steps: int) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "weights", [TimeAwareWeights(), TimeAwareWeights(0.8, 0.1, 0.6, start=0.3, centre=0.5, end=0.7, rate=15)]
+    ("weights", "num_steps"),
+    [
+        (TimeAwareWeights(), 25),  # the fewest steps with two in the published final phase
+        (TimeAwareWeights(0.8, 0.1, 0.6, start=0.3, centre=0.5, end=0.7, rate=15), 16),
+    ],
 )
-def test_a_schedule_is_found_again_from_its_own_curve(weights: TimeAwareWeights):
-    """All seven numbers; start and end to within the two steps that they lie between."""
-    fit = fitted(weights.prompt_weight(progress_of(25)), 25)
+def test_a_schedule_is_recovered_from_its_own_curve(weights: TimeAwareWeights, num_steps: int):
+    """All seven numbers; start and end up to the two steps that they lie between."""
+    fit = fitted(weights.prompt_weight(progress_of(num_steps)), num_steps)
     assert (fit.numbers, fit.residual < 1e-3) == (7, True)
     for name, tolerance in (("high", 0.002), ("low", 0.002), ("centre", 0.002), ("final", 0), ("rate", 0.2)):
         assert getattr(fit.weights, name) == pytest.approx(getattr(weights, name), abs=tolerance), name
     for name in ("start", "end"):
-        assert abs(getattr(fit.weights, name) - getattr(weights, name)) <= 1 / 25
+        assert abs(getattr(fit.weights, name) - getattr(weights, name)) <= 1 / num_steps
 
 
 @pytest.mark.parametrize(
@@ -131,8 +135,8 @@ def test_a_schedule_is_found_again_from_its_own_curve(weights: TimeAwareWeights)
         TimeAwareWeights(high=0.9, low=0.2, start=0.0, centre=0.3, rate=12),
     ],
 )
-def test_ten_steps_give_the_fall_back_but_no_phase_that_they_cannot_show(weights: TimeAwareWeights):
-    """At ten steps the published hold changes one weight, by .007: it does not earn a number of its own."""
+def test_ten_steps_recover_the_fall_without_phases_that_they_cannot_show(weights: TimeAwareWeights):
+    """At ten steps the published hold changes one weight, by .007: not enough for another number."""
     fit = fitted(weights.prompt_weight(progress_of(10)), 10)
     for name, tolerance in (("high", 0.005), ("low", 0.005), ("centre", 0.005), ("rate", 0.5), ("start", 0.24)):
         assert getattr(fit.weights, name) == pytest.approx(getattr(weights, name), abs=tolerance), name
@@ -144,26 +148,28 @@ def test_without_a_step_in_the_final_phase_its_numbers_are_the_published_ones():
     assert (found.final, found.end) == (TimeAwareWeights.final, TimeAwareWeights.end)
 
 
-def test_where_the_published_final_phase_would_begin_too_early_there_is_none():
-    """At T = 25 steps 22 and 23 lie behind .88; shares that keep falling there have no final phase."""
+def test_there_is_no_final_phase_if_the_shares_keep_falling():
+    """At T = 25 steps 22 and 23 lie beyond the published end, .88."""
     fit = fitted(TimeAwareWeights(end=1.0).prompt_weight(progress_of(25)), 25)
     assert fit.weights.end == 1.0
     assert not fit.weights.in_final_phase(progress_of(25)).any()
     assert (fit.numbers, fit.residual < 1e-3) == (5, True)
 
 
-def test_phases_must_earn_their_numbers():
-    """A smooth fall under errors of .01: nine of ten schedules have neither a hold nor a final phase."""
+def test_phases_must_improve_the_fit_by_more_than_chance():
+    """A smooth fall with errors of .01: of six schedules at most one has a hold or a final phase."""
     smooth = TimeAwareWeights(start=0.0, centre=0.45, rate=8).prompt_weight(progress_of(10))
-    noise = torch.randn(10, 9, generator=torch.Generator().manual_seed(3)).double()
-    assert sum(fitted(smooth + 0.01 * each, 10).numbers == 4 for each in noise) >= 9
+    noise = torch.randn(6, 9, generator=torch.Generator().manual_seed(3)).double()
+    assert sum(fitted(smooth + 0.01 * each, 10).numbers == 4 for each in noise) >= 5
 
 
-def test_a_flat_profile_is_said_to_be_flat():
+def test_a_flat_profile_is_reported_as_flat():
     noise = torch.randn(9, generator=torch.Generator().manual_seed(1)).double()
     fit = fitted(0.45 + 0.01 * noise, 10)
     assert kind_of_profile(fit) == "flat"
-    assert "A constant weight fits as well (kind: constant); how high it should be this does not tell" in verdict(fit)
+    assert "A constant weight fits as well (kind: constant); how high it should be, the probe cannot tell" in verdict(
+        fit
+    )
     assert fitted([0.5] * 9, 10).constant_residual == 0
 
 
@@ -192,17 +198,17 @@ def test_the_verdict_names_the_shape(shares: tuple[float, ...], kind: str, words
         (10, "prompts", "Early steps decide more of the prompt"),
     ],
 )
-def test_the_verdict_says_how_little_it_rests_on(units: int, unit: str, words: str):
+def test_a_verdict_on_few_units_starts_with_a_caution(units: int, unit: str, words: str):
     fit = fitted((0.7, 0.7, 0.65, 0.6, 0.5, 0.4, 0.35, 0.3, 0.3), 10, units=units, unit=unit)
     assert verdict(fit).startswith(words)
 
 
 def test_noise_hides_a_fall():
-    """The same shares, but so uncertain that prompts cannot tell the halves apart."""
+    """A fall that is smaller than the uncertainty of the shares."""
     assert kind_of_profile(fitted((0.55, 0.52, 0.5, 0.5, 0.5, 0.48, 0.46), 8, uncertainty=0.1)) == "flat"
 
 
-def test_residuals_are_those_of_the_schedule_that_is_written():
+def test_residuals_belong_to_the_rounded_schedule():
     values = torch.tensor([0.61, 0.63, 0.55, 0.52, 0.47, 0.48, 0.36, 0.37, 0.31]).double()
     fit = fitted(values, 10)
     written = TimeAwareWeights(**{k: v for k, v in fit.section("step").items() if k not in ("kind", "progress")})  # pyright: ignore[reportArgumentType]

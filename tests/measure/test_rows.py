@@ -1,12 +1,19 @@
-"""Figures from rows: worked by hand."""
+"""Rows of evaluations: read back as written, and averages worked out by hand."""
 
 import math
 from pathlib import Path
 
 import pytest
 
-from customized_grpo.measure import rows as figures
-from customized_grpo.measure.rows import EvaluationRow, joint_dominance
+from customized_grpo.errors import UsageError
+from customized_grpo.measure.rows import (
+    EvaluationRow,
+    count_unscored,
+    joint_dominance,
+    mean_scores,
+    means_by,
+    read_rows,
+)
 
 NAN = math.nan
 
@@ -21,12 +28,57 @@ def test_a_row_is_read_back_as_it_was_written(tmp_path: Path):
     first, second = row("a", dino=0.25, clip_t=NAN), row("b", 1, prompt="über “Stein”\n", dino=1e-9, clip_t=-1.0)
     file = tmp_path / "rows.jsonl"
     file.write_text(first.as_line() + second.as_line() + second.as_line()[:-5])
-    one, two = figures.read_rows(file)
+    one, two = read_rows(file)
     assert two == second
     assert (one.key, one.scores["dino"]) == (("a", 0), 0.25)
     assert math.isnan(one.scores["clip_t"])
     assert "NaN" not in file.read_text()
-    assert figures.read_rows(tmp_path / "none.jsonl") == []
+    assert read_rows(tmp_path / "none.jsonl") == []
+
+
+def test_rows_end_at_line_feeds_only(tmp_path: Path):
+    """str.splitlines would break these prompts, which JSON does not escape (but for the form feed)."""
+    rows = [row(f"{ord(break_):x}", prompt=f"one{break_}line", m=1.0) for break_ in "\u2028\x85\f"]
+    (tmp_path / "rows.jsonl").write_text("".join(each.as_line() for each in rows), encoding="utf-8")
+    assert read_rows(tmp_path / "rows.jsonl") == rows
+
+
+GOOD = row("a", dino=1.0).as_line()
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (GOOD + "{\n", "line 2: not a row of an evaluation (Invalid JSON: EOF"),
+        ("[]\n", "line 1: not a row of an evaluation (Input should be an object"),
+        (GOOD.replace('"a"', "5"), "line 1: not a row of an evaluation (sample Input should be a valid string"),
+        (
+            GOOD.replace("1.0", '"high"'),
+            "line 1: not a row of an evaluation (scores.dino Input should be a valid number",
+        ),
+        (GOOD.replace('"index": 0, ', ""), "line 1: not a row of an evaluation (index Field required"),
+        (
+            GOOD + GOOD.replace("dino", "clip_t"),
+            "line 2: not a row of an evaluation (scores of clip_t; line 1 has dino",
+        ),
+        (b"\xff\n", "cannot be read (not UTF-8); restore it"),
+    ],
+)
+def test_a_damaged_row_is_named_with_the_way_out(content: str | bytes, problem: str, tmp_path: Path):
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UsageError) as error:
+        read_rows(file)
+    assert problem in str(error.value)
+    assert str(error.value).startswith(str(file))
+    assert "remove the " in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_rows_that_cannot_be_opened_are_one_line(tmp_path: Path):
+    (tmp_path / "rows.jsonl").mkdir()
+    with pytest.raises(UsageError, match=r"rows\.jsonl cannot be read \(Is a directory\); restore it"):
+        read_rows(tmp_path / "rows.jsonl")
 
 
 def test_means_over_everything_and_by_subject():
@@ -36,25 +88,25 @@ def test_means_over_everything_and_by_subject():
         row("c", subject="cat", m=0.5, n=NAN),
         row("d", subject="cat", m=NAN, n=NAN),
     ]
-    overall = figures.overall(rows)
+    overall = mean_scores(rows)
     assert overall["m"] is not None
     assert overall["m"].mean == 0.5
     assert overall["n"] is not None
     assert overall["n"].mean == 0.5
-    assert figures.unscored(rows) == {"m": 1, "n": 3}
-    assert figures.means_by(rows, lambda each: each.subject) == {
+    assert count_unscored(rows) == {"m": 1, "n": 3}
+    assert means_by(rows, lambda each: each.subject) == {
         "cat": {"m": 0.5, "n": None},
         "dog": {"m": 0.5, "n": 0.5},
     }
-    assert figures.overall(rows[2:])["n"] is None
+    assert mean_scores(rows[2:])["n"] is None
 
 
-def test_an_interval_goes_over_subjects_and_not_over_pictures():
-    """Two subjects at 0 and 1: whole subjects are drawn, so the mean of a resample is 0, 1/2 or 1."""
+def test_intervals_resample_subjects_and_not_images():
+    """Two subjects at 0 and 1: whole subjects are resampled, so the mean of a resample is 0, 1/2 or 1."""
     rows = [
         row(f"{subject}{i}", subject=subject, m=value) for subject, value in (("a", 0.0), ("b", 1.0)) for i in "xyz"
     ]
-    figure = figures.overall(rows)["m"]
+    figure = mean_scores(rows)["m"]
     assert figure is not None
     assert (figure.mean, figure.low, figure.high) == (0.5, 0.0, 1.0)
 
@@ -78,8 +130,8 @@ def test_joint_dominance_by_hand():
     assert (swapped.better.mean, swapped.worse.mean) == (found.worse.mean, found.better.mean)
 
 
-def test_dominance_of_what_cannot_be_compared_is_refused():
-    with pytest.raises(ValueError, match="no image is in both"):
+def test_dominance_needs_images_in_common():
+    with pytest.raises(UsageError, match="no image is in both"):
         joint_dominance([row("a", i=1.0)], [row("b", i=1.0)], ["i"])
-    with pytest.raises(ValueError, match="do not share p"):
-        joint_dominance([row("a", i=1.0, p=1.0)], [row("a", i=1.0)], ["i", "p"])
+    with pytest.raises(UsageError, match="no image is in both evaluations and scored by every reward"):
+        joint_dominance([row("a", i=1.0)], [row("a", i=NAN)], ["i"])

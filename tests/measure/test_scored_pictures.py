@@ -17,9 +17,10 @@ from customized_grpo.measure.scored_pictures import (
     correlation,
     judge,
     load_candidates,
-    row_figures,
+    row_statistics,
 )
 from customized_grpo.rewards import Reward
+from customized_grpo.rewards.scoring import RewardError
 
 TINY = str(Path(__file__).parents[1] / "tiny.yaml")
 NAN = math.nan
@@ -31,7 +32,7 @@ def brightness(images: Tensor, samples: Sequence[Sample]) -> Tensor:
 
 @pytest.fixture
 def four(critters: Cases) -> Judged:
-    """A reward on four cases, to compare scores with."""
+    """A reward on four cases."""
     cases = Cases(critters.samples[:4])
     return judge(cases, [Candidate("brightness", brightness, "identity")], (32, 32), 16)[0]
 
@@ -51,7 +52,7 @@ def test_scores_do_not_depend_on_the_batch(critters: Cases):
     assert expected.std() > 0.1
 
 
-def test_pictures_are_fitted_to_the_size_that_the_generator_makes(photographs: Callable[..., Cases]):
+def test_pictures_are_fitted_to_the_size_of_generated_ones(photographs: Callable[..., Cases]):
     sizes = []
 
     def sized(images: Tensor, samples: Sequence[Sample]) -> Tensor:
@@ -67,31 +68,30 @@ def test_pictures_are_fitted_to_the_size_that_the_generator_makes(photographs: C
 @pytest.mark.parametrize(
     ("reward", "complaint"),
     [
-        (lambda images, _: images.mean((2, 3)), r"mine gives numbers of shape \[16, 3\] for 16 pictures; one each"),
-        (lambda *_: torch.tensor(1.0), r"mine gives numbers of shape \[\] for 16 pictures; one each"),
-        (lambda images, _: torch.full((len(images),), math.inf), "mine gives an infinity for sample 2000000-0-00000"),
+        (lambda images, _: images.mean((2, 3)), r"reward 'mine' returned shape \(16, 3\) for 16 images; return \[N\]"),
+        (lambda images, _: torch.full((len(images),), math.inf), "reward 'mine' returned an infinity; return NaN"),
     ],
 )
-def test_a_reward_that_no_training_could_use_is_refused(reward: Reward, complaint: str, critters: Cases):
-    with pytest.raises(ValueError, match=complaint):
+def test_a_reward_that_training_would_refuse_is_refused(reward: Reward, complaint: str, critters: Cases):
+    with pytest.raises(RewardError, match=complaint):
         judge(critters, [Candidate("mine", reward, "prompt")], (32, 32), 16)
 
 
-# --- figures ---------------------------------------------------------------------------------------------------------
+# --- statistics ------------------------------------------------------------------------------------------------------
 
 
-def test_figures_of_a_row_by_hand():
+def test_statistics_of_a_row_by_hand():
     """1, 2, 6 and one unscored: mean 9 / 3, variance (4 + 1 + 9) / 2 = 7."""
-    figures = row_figures(torch.tensor([1.0, 2.0, NAN, 6.0], dtype=torch.float64), ["a", "b", "c", "d"], 1)
-    assert (figures.mean, figures.spread, figures.min, figures.max) == (3, pytest.approx(math.sqrt(7)), 1, 6)
-    assert (figures.scored, figures.unscored, figures.missing) == (3, 1, 1)
-    assert (figures.low, figures.high) == (1, 6)  # of 27 equally likely resamples, one each: 3.7 % are 1 1 1 and 6 6 6
-    empty = row_figures(torch.tensor([NAN, NAN]), ["a", "b"])
+    row = row_statistics(torch.tensor([1.0, 2.0, NAN, 6.0], dtype=torch.float64), ["a", "b", "c", "d"], 1)
+    assert (row.mean, row.spread, row.min, row.max) == (3, pytest.approx(math.sqrt(7)), 1, 6)
+    assert (row.scored, row.unscored, row.missing) == (3, 1, 1)
+    assert (row.low, row.high) == (1, 6)  # of 27 equally likely resamples, one each: 3.7 % are 1 1 1 and 6 6 6
+    empty = row_statistics(torch.tensor([NAN, NAN]), ["a", "b"])
     assert (empty.mean, empty.low, empty.spread, empty.scored, empty.unscored) == (None, None, None, 0, 2)
-    assert row_figures(torch.tensor([2.0]), ["a"]).spread is None
+    assert row_statistics(torch.tensor([2.0]), ["a"]).spread is None
 
 
-def test_pairs_count_ties_half_and_leave_out_what_is_unscored(four: Judged):
+def test_pairs_count_ties_half_and_leave_out_unscored_cases(four: Judged):
     first, second = torch.tensor([[1.0, 2.0, 3.0, NAN], [0.0, 2.0, 5.0, 1.0]])
     pairs = four.pairs(first, second)
     assert pairs
@@ -136,7 +136,7 @@ def test_the_same_reward_in_two_roles_keeps_two_names():
     assert labels == ["dino", "dino model=critters"]
 
 
-def test_settings_are_written_as_a_user_types_them():
+def test_settings_are_written_as_a_user_would_type_them():
     trained = Candidate("dino", brightness, "identity", "identity")
     metric = Candidate("dino against=other_view", brightness, "identity", against="other_view")
     assert trained.set_to("model", "x") == "rewards.identity.model=x"

@@ -14,8 +14,9 @@ from report_folders import HOSTILE, TINY, fake_comparison, fake_demo, fake_evalu
 
 from customized_grpo.config import load_config
 from customized_grpo.data.images import PictureError
-from customized_grpo.measure.evaluate import make_request, write_evaluation
+from customized_grpo.measure.evaluate import write_evaluation
 from customized_grpo.measure.probe import run_probe
+from customized_grpo.measure.request import make_request
 from customized_grpo.report import ReportError, write_report
 from customized_grpo.report.album import BUDGET, PIXEL_ART, thumbnail
 from customized_grpo.report.page import as_json_script

@@ -11,7 +11,8 @@ from test_dino_checkpoints import CHECKPOINTS, TINY
 from transformers import ViTModel
 
 from customized_grpo.fields import BUILT_IN
-from customized_grpo.measure.evaluate import make_request, write_evaluation
+from customized_grpo.measure.evaluate import write_evaluation
+from customized_grpo.measure.request import make_request
 
 DREAMBENCH = Path(__file__).parents[3] / "shared" / "dreambench"
 

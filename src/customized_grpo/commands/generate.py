@@ -1,4 +1,4 @@
-"""Pictures for a user: a model, perhaps an adapter, references, prompts and seeds; PNG files."""
+"""`customized-grpo generate`: every reference with every prompt and seed, as PNG files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from customized_grpo.config import CONFIG, load_config
 from customized_grpo.data import DataError, Sample
-from customized_grpo.data.images import check_image, to_pictures
+from customized_grpo.data.images import PictureError, check_image, to_pictures
 from customized_grpo.data.reading import read_text
 from customized_grpo.errors import UsageError
 from customized_grpo.fields import BUILT_IN
@@ -22,14 +22,14 @@ from customized_grpo.run.sampling_settings import SamplingSettings
 from customized_grpo.sections import Model
 from customized_grpo.training.rollout import generate
 
-BUILT_IN_SAMPLING: tuple[int, float] = (10, 3.0)  # steps and shift that the built-in model was made for
+BUILT_IN_SAMPLING: tuple[int, float] = (10, 3.0)  # steps and shift that the built-in model was trained for
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
     """Every reference with every prompt and seed.
 
-    `model`, `dtype`, `size` and `steps` of None: what the adapter was trained with, or without one what is usual.
+    If `model`, `dtype`, `size` or `steps` is None, it is taken from the adapter, or the usual one without an adapter.
     `adapter` may be a run's folder.
     """
 
@@ -52,29 +52,29 @@ class GenerationRequest:
             raise UsageError("a prompt is empty; say what to show with --prompt")
 
     def adapter_folder(self) -> Path | None:
-        """Where the adapter's file lies. Raises ModelError where it is not there."""
+        """The folder that holds the adapter's file. Raises ModelError if it is missing."""
         return None if self.adapter is None else find_adapter(self.adapter)
 
     def base(self) -> Model:
         """The model without adapter, and the type of its weights.
 
-        Raises ValueError for an adapter from elsewhere, which does not say what it was trained on.
+        Raises UsageError for an adapter from elsewhere, which has no configuration, if `model` is not given either.
         """
         adapter = self.adapter_folder()
         if adapter is not None and (adapter / CONFIG).is_file():
             trained = load_config(str(adapter)).model
         elif adapter is not None and self.model is None:
-            raise UsageError(f"{adapter} has no {CONFIG} that names its model; name it with --model")
+            raise UsageError(f"{adapter} has no {CONFIG}, which would name its model; name it with --model")
         else:
             trained = Model.model_validate({"path": self.model or BUILT_IN})
         chosen = {"path": self.model, "dtype": self.dtype}
         return Model.model_validate(trained.model_dump() | {key: value for key, value in chosen.items() if value})
 
     def settings(self) -> SamplingSettings:
-        """What is sampled with."""
+        """The schedule, guidance and size to sample with."""
         adapter = self.adapter_folder()
         trained = None if adapter is None else SamplingSettings.read(adapter)
-        chosen = trained or _usual(self.base())
+        chosen = trained or _usual_settings(self.base())
         size = (chosen.height, chosen.width) if self.size is None else (self.size, self.size)
         return SamplingSettings(
             num_steps=self.steps or chosen.num_steps,
@@ -87,18 +87,18 @@ class GenerationRequest:
 
 
 def read_prompts(file: Path) -> list[str]:
-    """One prompt per line, in UTF-8; blank lines are none. Raises ValueError."""
+    """One prompt per line, in UTF-8; blank lines are skipped. Raises UsageError."""
     try:
         text = read_text(file)
     except DataError as error:
         raise UsageError(f"--prompts {file}: {error.problems[0]}; name a text file in UTF-8") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def write_pictures(request: GenerationRequest, output: Path, *, compare: bool = False) -> Iterator[Path]:
     """Write one PNG per picture and yield its path; with `compare`, also reference | base | tuned in one row."""
     if compare and request.adapter is None:
-        raise UsageError("--compare sets base beside tuned; name the adapter with --adapter")
+        raise UsageError("--compare shows base and tuned side by side; name the adapter with --adapter")
     check_folder(output)
     if problems := list(_unreadable(request.references)):
         raise UsageError("\n".join(problems))
@@ -121,11 +121,10 @@ def write_pictures(request: GenerationRequest, output: Path, *, compare: bool = 
             yield path
             if compare:
                 with policy.base_policy():
-                    base = to_pictures(generate(policy, condition, sigmas, [seed]))[0]
-                row = [sample.reference_images()[0], base, picture]
-                beside = _beside(path)
-                save_png(case(row, prompt, ["reference", "base", "tuned"], side=256), beside)
-                yield beside
+                    untuned = to_pictures(generate(policy, condition, sigmas, [seed]))[0]
+                row = [sample.reference_images()[0], untuned, picture]
+                save_png(case(row, prompt, ["reference", "base", "tuned"], side=256), _comparison(path))
+                yield _comparison(path)
 
 
 def _pairs(request: GenerationRequest) -> Iterator[tuple[int, tuple[Path, str]]]:
@@ -133,22 +132,22 @@ def _pairs(request: GenerationRequest) -> Iterator[tuple[int, tuple[Path, str]]]
 
 
 def _files(request: GenerationRequest, output: Path, *, compare: bool) -> Iterator[Path]:
-    """All that will be written."""
+    """Every file that will be written."""
     for (number, (reference, prompt)), seed in product(_pairs(request), request.seeds):
         yield (path := output / _name(number, reference, prompt, seed))
         if compare:
-            yield _beside(path)
+            yield _comparison(path)
 
 
 def _name(number: int, reference: Path, prompt: str, seed: int) -> str:
     return f"{number:03d}-{_slug(reference.stem)}-{_slug(prompt)}-{seed}.png"
 
 
-def _beside(path: Path) -> Path:
+def _comparison(path: Path) -> Path:
     return path.with_name(f"{path.stem}-compare.png")
 
 
-def _usual(model: Model) -> SamplingSettings:
+def _usual_settings(model: Model) -> SamplingSettings:
     steps, shift = BUILT_IN_SAMPLING if model.path == BUILT_IN else (find_family(model).usual_steps, "checkpoint")
     return SamplingSettings(
         num_steps=steps,
@@ -164,7 +163,7 @@ def _unreadable(pictures: Sequence[Path]) -> Iterator[str]:
     for picture in dict.fromkeys(pictures):
         try:
             check_image(picture)
-        except ValueError as error:
+        except PictureError as error:
             yield str(error)
 
 

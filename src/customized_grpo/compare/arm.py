@@ -22,8 +22,9 @@ from customized_grpo.compare.results import RESULT, read_result, read_run_logs
 from customized_grpo.config import RunConfig, dump_config
 from customized_grpo.errors import InputError, RunError, UsageError
 from customized_grpo.files.durable import make_folder, write_text
-from customized_grpo.measure import rows as figures
-from customized_grpo.measure.evaluate import EvaluationRequest, evaluate
+from customized_grpo.measure.evaluate import evaluate
+from customized_grpo.measure.request import EvaluationRequest
+from customized_grpo.measure.rows import mean_scores
 from customized_grpo.run.checkpoints import FINAL, checkpoints_of
 from customized_grpo.run.environment import commit
 from customized_grpo.runtime.memory import raise_if_exhausted
@@ -105,7 +106,7 @@ def _test(
     )
     name = BASE if adapter is None else adapter.name
     rows = evaluate(request, folder / "test" / name, keep_pictures=False)
-    return {metric: None if figure is None else figure.mean for metric, figure in figures.overall(rows).items()}
+    return {metric: None if figure is None else figure.mean for metric, figure in mean_scores(rows).items()}
 
 
 def _mean(tests: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:

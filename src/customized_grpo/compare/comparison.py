@@ -15,8 +15,8 @@ from pydantic_core import ErrorDetails
 from customized_grpo.config import ConfigError, RunConfig, load_config
 from customized_grpo.fields import Seed
 from customized_grpo.files.yaml_text import YamlError, read_yaml
-from customized_grpo.measure.evaluate import EvaluationRequest
 from customized_grpo.measure.named_metrics import trained_names
+from customized_grpo.measure.request import EvaluationRequest
 
 BASE = "base"  # the arm that every comparison has: the model without an adapter
 OVER_TRAINING = "_over_training"  # a held-out figure's mean over a run's evaluations; compared like a test metric

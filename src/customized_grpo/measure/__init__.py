@@ -1,1 +1,1 @@
-"""Measuring a model or a reward: evaluate, check-rewards, probe, and the figures that they share."""
+"""Measuring a model or a reward: evaluate, check-rewards, probe, and the statistics that they share."""

@@ -1,4 +1,4 @@
-"""`customized-grpo check-rewards`: what rewards say of pictures whose worth is known, before anything is trained."""
+"""`customized-grpo check-rewards`: how rewards score pictures of known quality, before anything is trained."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ from customized_grpo.files.durable import make_folder, write_text
 from customized_grpo.measure.intervals import Estimate, estimate
 from customized_grpo.measure.known_pictures import ROWS, Cases, load_cases
 from customized_grpo.measure.scored_pictures import (
-    Figures,
     Judged,
+    RowStatistics,
     correlation,
     judge,
     load_candidates,
-    row_figures,
+    row_statistics,
 )
 
-# Thresholds. Those on shares must be crossed by the whole 95 % interval, so that chance does not do it.
-COPY_WINS = 2 / 3  # of pairs (copy, honest picture) go to the copy; one half where both are worth the same
-RANKED_RIGHT = 0.9  # of pairs (right, wrong); below it more than one comparison in ten pulls a group the wrong way
-NO_SIGNAL = 0.5  # of cases have one score for all pictures; training skips such groups, and halves what it learns from
-SATURATED = 0.02  # of a reward's range: spread of right pictures, and distance to the ceiling; what is left is noise
-DUPLICATE = 0.95  # correlation; r^2 = .9: all but a tenth of one reward's variance is in the other
-CONFLICT = -0.5  # correlation; the sum of two z-scores then has spread sqrt(2 + 2r) = 1, independent ones have 1.41
+# Thresholds. The whole 95 % interval of a share must lie beyond its threshold, so that chance does not cross it.
+COPY_WINS = 2 / 3  # of pairs (copy, honest picture) in which the copy scores higher; 1/2 if both are worth the same
+RANKED_RIGHT = 0.9  # of pairs (right, wrong); below, more than one comparison in ten pulls a group the wrong way
+NO_SIGNAL = 0.5  # of cases with one score for all pictures: training skips such groups, here more than half
+SATURATED = 0.02  # of a reward's range: spread of right pictures, and distance to the ceiling; only noise is left
+DUPLICATE = 0.95  # correlation r; r^2 = .9: all but a tenth of one reward's variance is in the other
+CONFLICT = -0.5  # correlation r; the sum of two z-scores then has spread sqrt(2 + 2r) = 1, and 1.41 if independent
 
 PHOTOGRAPH_ENCODERS = {"dino": "facebook/dinov2-base", "clip": "openai/clip-vit-large-patch14"}
 
 
-# --- what is wrong ---------------------------------------------------------------------------------------------------
+# --- findings --------------------------------------------------------------------------------------------------------
 
 
 def findings_of(judged: Judged) -> Iterator[str]:
-    """What is wrong with one reward, a sentence each, with the figures and the way out."""
+    """What is wrong with one reward: a sentence for each problem, with the numbers and the way out."""
     yield from _unscored(judged)
-    if flat := list(_no_signal(judged)):  # everything else would only repeat it
-        yield from flat
+    if no_signal := list(_no_signal(judged)):  # the other findings would only repeat it
+        yield from no_signal
         return
     yield from _copying(judged)
     yield from _confused(judged, "identity", judged.same_subject, judged.scores["other_subject"])
@@ -58,33 +58,33 @@ def findings_of(judged: Judged) -> Iterator[str]:
 
 def _unscored(judged: Judged) -> Iterator[str]:
     candidate, cases = judged.candidate, judged.cases
-    lost = {row: cases.shown(row) - int((~judged.scores[row].isnan()).sum()) for row in ROWS}
-    if not any(lost.values()):
+    unscored = {row: cases.shown(row) - int((~judged.scores[row].isnan()).sum()) for row in ROWS}
+    if not any(unscored.values()):
         return
-    total = sum(map(cases.shown, ROWS))
-    where = ", ".join(f"{_name(row)} {count}" for row, count in lost.items() if count)
-    where = "" if sum(lost.values()) == total else f" ({where})"
+    count, total = sum(unscored.values()), sum(map(cases.shown, ROWS))
+    by_row = ", ".join(f"{_name(row)} {number}" for row, number in unscored.items() if number)
+    by_row = "" if count == total else f" ({by_row})"
     viewless = len(cases.samples) - cases.shown("other_view")
-    remedy = "NaN takes a picture out of its group; find out why, or leave this reward out"
+    remedy = "an image with NaN is dropped from its group; find out why, or leave this reward out"
     if viewless and (candidate.against == "other_view" or candidate.measures == "copying"):
         remedy = f"{viewless} samples have no other view to compare with; list some under other_views"
         if candidate.against == "other_view":
-            remedy += f", or {candidate.set_to('against', 'reference')}"
-    yield f"{candidate.label}: {sum(lost.values())} of {total} pictures could not be scored{where}: {remedy}"
+            remedy += f", or set {candidate.set_to('against', 'reference')}"
+    yield f"{candidate.label}: {count} of {total} pictures could not be scored{by_row}: {remedy}"
 
 
 def _no_signal(judged: Judged) -> Iterator[str]:
-    """By the rule that leaves groups out of training, with all pictures of a case as its group."""
+    """Training's own rule for groups without signal, with all pictures of a case as one group."""
     several = (~judged.table.isnan()).sum(dim=1) > 1
     if not several.any():
         return
     flat = (group_advantages(judged.table[several]).nan_to_num() == 0).all(dim=1).double()
-    subjects = [s for s, kept in zip(judged.cases.subjects, several.tolist(), strict=True) if kept]
+    subjects = [subject for subject, keep in zip(judged.cases.subjects, several.tolist(), strict=True) if keep]
     share, (floor, ceiling) = estimate(flat, subjects), judged.range
     if share.low > NO_SIGNAL:
-        given = _figure(floor) if floor == ceiling else f"from {_figure(floor)} to {_figure(ceiling)}"
+        scores = _number(floor) if floor == ceiling else f"from {_number(floor)} to {_number(ceiling)}"
         yield (
-            f"{judged.candidate.label}: all pictures of a case get the same score ({given}) in {_percent(share)} "
+            f"{judged.candidate.label}: all pictures of a case get the same score ({scores}) in {_percent(share)} "
             f"of {len(flat)} cases: such a group has no signal and is skipped; use another reward, or a finer scale"
         )
 
@@ -95,14 +95,14 @@ def _copying(judged: Judged) -> Iterator[str]:
     if not candidate.judges("identity") or pairs is None or pairs.share.low <= COPY_WINS:
         return
     if candidate.measures == "copying":
-        remedy = f"it measures copying; {candidate.set_to('name', 'dino')} with against=other_view"
+        remedy = f"it measures copying; use {candidate.set_to('name', 'dino')} with against=other_view"
     elif candidate.against == "reference":
         remedy = f"compare with another view: {candidate.set_to('against', 'other_view')}"
     else:
         remedy = "watch it with copy_paste in evaluation.metrics, or choose another encoder"
     yield (
-        f"{candidate.label}: copying the reference scores higher ({_figure(pairs.first)}) than another picture of "
-        f"the subject ({_figure(pairs.second)}), in {_percent(pairs.share)} of {pairs.count} cases: copying will pay; "
+        f"{candidate.label}: copying the reference scores higher ({_number(pairs.first)}) than another picture of "
+        f"the subject ({_number(pairs.second)}), in {_percent(pairs.share)} of {pairs.count} cases: copying will pay; "
         f"{remedy}"
     )
 
@@ -117,12 +117,12 @@ def _confused(judged: Judged, quality: Literal["identity", "prompt"], right: Ten
         remedy = f"try another encoder, {candidate.set_to('model', '...')}, or another reward"
     yield (
         f"{candidate.label}: cannot tell {what}: {_percent(pairs.share)} of {pairs.count} pairs are ranked right, "
-        f"where chance is 50 % ({_figure(pairs.first)} against {_figure(pairs.second)}); {remedy}"
+        f"where chance is 50 % ({_number(pairs.first)} against {_number(pairs.second)}); {remedy}"
     )
 
 
 def _saturated(judged: Judged) -> Iterator[str]:
-    """Of trained rewards only: that a metric says yes to what is right is what it is for."""
+    """For trained rewards only: a metric is meant to give full marks to right pictures."""
     candidate, (floor, ceiling) = judged.candidate, judged.range
     good = judged.scores["right_prompt"] if candidate.judges("prompt") else judged.honest
     good = good[~good.isnan()]
@@ -131,22 +131,22 @@ def _saturated(judged: Judged) -> Iterator[str]:
     mean, spread = good.mean().item(), good.std().item()
     if spread <= SATURATED * (ceiling - floor) and ceiling - mean <= SATURATED * (ceiling - floor):
         yield (
-            f"{candidate.label}: saturated on good pictures: {_figure(mean)} with a spread of {_figure(spread)}, on a "
-            f"scale from {_figure(floor)} to {_figure(ceiling)}: among them it has nothing left to choose, and "
-            "normalising a group enlarges the rest; make the prompts harder, or choose a finer reward: "
+            f"{candidate.label}: saturated on good pictures: {_number(mean)} with a spread of {_number(spread)}, on a "
+            f"scale from {_number(floor)} to {_number(ceiling)}: it cannot rank them, and normalising a group "
+            "amplifies the noise; make the prompts harder, or choose a finer reward: "
             f"{candidate.set_to('name', '...')}"
         )
 
 
-def _out_of_place(judged: Sequence[Judged]) -> Iterator[str]:
-    """Rewards that run on the encoders of the built-in world and are shown something else, by encoder."""
-    for encoder, other in PHOTOGRAPH_ENCODERS.items():
+def _critters_encoders(judged: Sequence[Judged]) -> Iterator[str]:
+    """Rewards that use the encoders of the built-in world on other pictures, by encoder."""
+    for encoder, instead in PHOTOGRAPH_ENCODERS.items():
         candidates = [j.candidate for j in judged if (j.candidate.encoder, j.candidate.model) == (encoder, BUILT_IN)]
         if candidates and not judged[0].cases.truth_known:
             labels = ", ".join(candidate.label for candidate in candidates)
             yield (
-                f"{labels}: the built-in encoder has seen nothing but critters; use one that knows photographs, for "
-                f"instance {candidates[0].set_to('model', other)}"
+                f"{labels}: the built-in encoder has only seen critters; use one trained on photographs, for "
+                f"instance {candidates[0].set_to('model', instead)}"
             )
 
 
@@ -157,12 +157,12 @@ def _related(first: Judged, second: Judged) -> Iterator[str]:
         yield f"{pair}: correlation {value:.2f}: they reward nearly the same thing twice; replace one of them"
     elif value is not None and value <= CONFLICT:
         yield (
-            f"{pair}: correlation {value:.2f}: they pull against each other, and a static sum of them cancels; "
-            "shaping.rule=sars and weighting.kind=tdw are for that, or compare identity with another view"
+            f"{pair}: correlation {value:.2f}: they pull against each other, and in a static sum they cancel; "
+            "use shaping.rule=sars and weighting.kind=tdw, or compare identity with another view"
         )
 
 
-def _figure(value: float) -> str:
+def _number(value: float) -> str:
     return f"{value:z.2f}" if value == 0 or abs(value) >= 0.1 else f"{value:.2g}"
 
 
@@ -174,12 +174,12 @@ def _name(row: str) -> str:
     return row.replace("_", " ")
 
 
-# --- the whole -------------------------------------------------------------------------------------------------------
+# --- the report ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Check:
-    """Everything that was found; `text` for people, `as_dict` for JSON."""
+    """The result of a check: `text` for people, `as_dict` for JSON."""
 
     source: str
     cases: Cases
@@ -189,8 +189,8 @@ class Check:
     def findings(self) -> list[str]:
         trained = [judged for judged in self.judged if judged.candidate.key]
         related = [line for pair in combinations(trained, 2) for line in _related(*pair)]
-        each = [line for judged in self.judged for line in findings_of(judged)]
-        return [*_out_of_place(self.judged), *each, *related]
+        own = [line for judged in self.judged for line in findings_of(judged)]
+        return [*_critters_encoders(self.judged), *own, *related]
 
     @cached_property
     def notes(self) -> list[str]:
@@ -201,24 +201,25 @@ class Check:
         if compared and single and not self.cases.truth_known:
             notes.append(
                 f"{', '.join(compared)}: {single} of {len(self.cases.samples)} samples have only the other view that "
-                "is compared with: whether copying pays is not checked there; list a second one"
+                "is compared with: whether copying pays is not checked for them; list a second one"
             )
         return notes
 
-    def figures(self, judged: Judged) -> dict[str, Figures]:
-        count = len(self.cases.samples)
+    def statistics(self, judged: Judged) -> dict[str, RowStatistics]:
+        count, cases = len(self.cases.samples), self.cases
         rows = {
-            row: row_figures(v, self.cases.subjects, count - self.cases.shown(row)) for row, v in judged.scores.items()
+            row: row_statistics(values, cases.subjects, count - cases.shown(row))
+            for row, values in judged.scores.items()
         }
-        return rows | ({"faithful": rows["right_prompt"]} if self.cases.truth_known else {})
+        return rows | ({"faithful": rows["right_prompt"]} if cases.truth_known else {})
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON: no NaN, null for what does not exist."""
+        """For JSON: null instead of NaN."""
         return {
             "data": self.source,
             "cases": len(self.cases.samples),
             "subjects": len({*self.cases.subjects}),
-            "rewards": {judged.candidate.label: self._of(judged) for judged in self.judged},
+            "rewards": {judged.candidate.label: self._reward_as_dict(judged) for judged in self.judged},
             "correlation": {
                 a.candidate.label: {b.candidate.label: correlation(a.table, b.table) for b in self.judged}
                 for a in self.judged
@@ -227,7 +228,7 @@ class Check:
             "notes": self.notes,
         }
 
-    def _of(self, judged: Judged) -> dict[str, Any]:
+    def _reward_as_dict(self, judged: Judged) -> dict[str, Any]:
         candidate, scores, (floor, ceiling) = judged.candidate, judged.scores, judged.range
         shares = {
             "copy_above_honest": judged.pairs(scores["copy"], judged.honest),
@@ -241,15 +242,15 @@ class Check:
             "model": candidate.model,
             "floor": None if math.isnan(floor) else floor,
             "ceiling": None if math.isnan(ceiling) else ceiling,
-            "rows": {row: asdict(figures) for row, figures in self.figures(judged).items()},
+            "rows": {row: asdict(statistics) for row, statistics in self.statistics(judged).items()},
             **{name: None if pairs is None else pairs.as_dict() for name, pairs in shares.items()},
         }
 
     def text(self) -> str:
         """Legend, a table per reward, correlations, findings and notes."""
         count, subjects = len(self.cases.samples), len({*self.cases.subjects})
-        shown = f"{count} cases of {self.source}, {subjects} subject{'' if subjects == 1 else 's'}"
-        lines = [f"{shown}. Scored as if they had been generated:"]
+        data = f"{count} cases of {self.source}, {subjects} subject{'' if subjects == 1 else 's'}"
+        lines = [f"{data}. Scored as if they had been generated:"]
         lines += [f"  {_name(row):<14} {words}" for row, words in self.cases.legend().items()]
         for judged in self.judged:
             lines += ["", *self._table(judged)]
@@ -257,9 +258,8 @@ class Check:
         if self.findings:
             lines += ["What is wrong:", *map(_item, self.findings)]
         else:
-            lines.append(
-                "Nothing is wrong with these rewards" + (", as far as could be checked." if self.notes else ".")
-            )
+            as_checked = ", as far as could be checked" if self.notes else ""
+            lines.append(f"Nothing is wrong with these rewards{as_checked}.")
         if self.notes:
             lines += ["", "What could not be checked:", *map(_item, self.notes)]
         return "\n".join(lines)
@@ -273,15 +273,16 @@ class Check:
             return
         heads = "".join(f"{head:>9}" for head in ("spread", "floor", "ceiling", "unscored"))
         yield f"  {'':<14} {'mean':>8}  {'95 % interval':<18}{heads}"
-        figures = self.figures(judged)
+        statistics = self.statistics(judged)
         for row in ROWS:
-            f = figures[row]
-            if f.missing == len(self.cases.samples):
+            of_row = statistics[row]
+            if of_row.missing == len(self.cases.samples):
                 yield f"  {_name(row):<14}    no such picture"
                 continue
-            interval = "" if f.low is None else f"[{f.low:z.3f}, {f.high:z.3f}]"
-            mean, *numbers = ("-" if each is None else f"{each:z.3f}" for each in (f.mean, f.spread, f.min, f.max))
-            rest = "".join(f"{each:>9}" for each in (*numbers, f.unscored))
+            interval = "" if of_row.low is None else f"[{of_row.low:z.3f}, {of_row.high:z.3f}]"
+            numbers = (of_row.mean, of_row.spread, of_row.min, of_row.max)
+            mean, *cells = ("-" if number is None else f"{number:z.3f}" for number in numbers)
+            rest = "".join(f"{cell:>9}" for cell in (*cells, of_row.unscored))
             yield f"  {_name(row):<14} {mean:>8}  {interval:<18}{rest}"
 
     def _correlations(self) -> Iterator[str]:
@@ -290,16 +291,16 @@ class Check:
         yield "Correlation over all scored pictures"
         yield f"  {'':<{width + 3}}" + "".join(f"{number:>7}" for number in range(1, len(scored) + 1))
         for number, judged in enumerate(scored, start=1):
-            values = [correlation(judged.table, other.table) for other in scored[:number]]
-            shown = "".join(f"{'-' if value is None else f'{value:z.2f}':>7}" for value in values)
-            yield f"  {number:>2} {judged.candidate.label:<{width}}{shown}"
+            values = [correlation(judged.table, earlier.table) for earlier in scored[:number]]
+            cells = "".join(f"{'-' if value is None else f'{value:z.2f}':>7}" for value in values)
+            yield f"  {number:>2} {judged.candidate.label:<{width}}{cells}"
 
 
 def _item(sentence: str) -> str:
-    """Wrapped, but never inside quotes or before a percent sign: what is quoted is there to be copied."""
-    kept = re.sub(r'"[^"]*"| %', lambda match: match[0].replace(" ", "\N{NO-BREAK SPACE}"), sentence)
+    """Wrapped, but never inside quotes, which are there to be copied, or before a percent sign."""
+    unbroken = re.sub(r'"[^"]*"| %', lambda match: match[0].replace(" ", "\N{NO-BREAK SPACE}"), sentence)
     lines = textwrap.wrap(
-        kept, 110, initial_indent="- ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        unbroken, 110, initial_indent="- ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
     )
     return "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
 
@@ -307,17 +308,18 @@ def _item(sentence: str) -> str:
 def check_rewards(config: RunConfig, metrics: Sequence[str], cases: int) -> Check:
     """The rewards of `config`, its metrics and `metrics` ("dino against=other_view") on at most `cases` samples.
 
-    Raises ValueError, in one line, for a list, a reward, a model or a device that is not there.
+    Raises DataError, ConfigError, ModelError or UsageError for a list, reward, model or device that cannot be used;
+    RewardError for a reward that breaks its contract.
     """
     further = [parse_metric(line) for line in metrics]
-    known = load_cases(config.data, cases)
+    loaded = load_cases(config.data, cases)
     candidates = load_candidates(config, further)
     size = (config.model.width, config.model.height)
-    return Check(config.data.source, known, judge(known, candidates, size, config.groups.rollout_batch))
+    return Check(config.data.source, loaded, judge(loaded, candidates, size, config.groups.rollout_batch))
 
 
 def write_check(check: Check, folder: Path) -> Path:
-    """check_rewards.json in the folder, which is made where there is none."""
+    """Write check_rewards.json into the folder, which is made if it is missing. Returns the file."""
     make_folder(folder)
     file = folder / "check_rewards.json"
     write_text(file, json.dumps(check.as_dict(), indent=2, allow_nan=False) + "\n")

@@ -20,7 +20,7 @@ INK, IDENTITY, PROMPT, JOINT = "#333333", "#c2571a", "#1a6fc2", "#2a8a4a"
 def draw_curves(run: Path, target: Path) -> None:
     """Rewards, held-out success and conflict of a run over its updates, as a PNG file.
 
-    Figures of the training groups are faint, and strong as means over the last updates: one update is 8 prompts.
+    Values of the training groups are noisy (one update is 8 prompts): they are drawn faint, and moving means strong.
     """
     metrics, held_out = read_log(run / "metrics.jsonl"), read_log(run / "evaluations.jsonl")
     figure = Figure(figsize=(12, 3.6), layout="constrained")

@@ -1,4 +1,4 @@
-"""The DreamBench protocol: 750 cases, the customary columns, what real photographs score, published figures beside it.
+"""The DreamBench protocol: 750 cases, the customary columns, the scores of real photographs, published results.
 
 30 subjects x 25 prompts x 4 images, one fixed reference per subject, whole frames; DINO ViT-S/16, CLIP ViT-B/32.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,20 +21,22 @@ from customized_grpo.measure.scored_pictures import as_image
 from customized_grpo.rewards.by_name import parse_reward
 from customized_grpo.rewards.scoring import score
 from customized_grpo.rewards.settings import RewardSettings
+from customized_grpo.runtime.device import usable_device
 
 SOURCE = "dreambench"
 IMAGES = 4  # per case
 TABLE = "dreambench.md"
 COLUMNS = ("DINO", "CLIP-I", "CLIP-T", "HPSv3")
 MASKED = "dino region=mask preprocess=benchmark"
+_VIEWS = 16  # fitted photographs in memory; a subject of DreamBench has at most six
 
 
 @dataclass(frozen=True)
 class Published:
-    """One row of somebody's table; None: not given there."""
+    """One row of a published table; None: not given there."""
 
     method: str
-    figures: tuple[float | None, float | None, float | None, float | None]
+    scores: tuple[float | None, float | None, float | None, float | None]
     source: str
 
 
@@ -57,86 +59,81 @@ PUBLISHED = (
     Published("UNO", (0.827, 0.899, 0.311, None), _DISCO),
 )
 CAUTION = (
-    "Protocols differ between papers: the same UNO has a DINO of .707, .760, .814 and .827 in four of them. Compare "
-    "rows measured here with each other; published ones are for orientation. Identity above that of real "
-    "photographs is bought by copying."
+    "Protocols differ between papers: four of them report a DINO of .707, .760, .814 and .827 for the same UNO. "
+    "Compare rows measured here with each other; published rows are for orientation. An identity score above that of "
+    "real photographs comes from copying."
 )
 
 
-def with_masks(config: RunConfig, samples: Sequence[Sample]) -> tuple[RewardSettings, ...]:
-    """Further metrics: identity inside the mask, where there are masks."""
-    known = {str(metric) for metric in config.evaluation.metrics}
-    return (parse_reward(MASKED),) if any(sample.mask for sample in samples) and MASKED not in known else ()
+def mask_metrics(config: RunConfig, samples: Sequence[Sample]) -> tuple[RewardSettings, ...]:
+    """Identity inside the mask as one more metric, if any sample has a mask and the metric is not listed already."""
+    listed = {str(metric) for metric in config.evaluation.metrics}
+    return (parse_reward(MASKED),) if any(sample.mask for sample in samples) and MASKED not in listed else ()
 
 
 def column_of(metric: RewardSettings) -> str | None:
-    """The customary column that a metric fills; None for what is no part of the customary table."""
-    chosen = metric.label.split()
-    if chosen[0] == "dino":
-        return "DINO" if chosen[1:] == ["preprocess=benchmark"] else None
-    return {"clip_i": "CLIP-I", "clip_t": "CLIP-T", "hpsv3": "HPSv3"}.get(chosen[0]) if len(chosen) == 1 else None
+    """The customary column that a metric fills; None if it is not part of the customary table."""
+    name, *options = metric.label.split()
+    if name == "dino":
+        return "DINO" if options == ["preprocess=benchmark"] else None
+    return None if options else {"clip_i": "CLIP-I", "clip_t": "CLIP-T", "hpsv3": "HPSv3"}.get(name)
 
 
-# --- what real photographs score -------------------------------------------------------------------------------------
+# --- scores of real photographs --------------------------------------------------------------------------------------
 
 
-def photographs(samples: Sequence[Sample]) -> list[tuple[Sample, Path]]:
-    """(reference, another photograph of the same subject), every ordered pair of every subject."""
+def photograph_pairs(samples: Sequence[Sample]) -> list[tuple[Sample, Path]]:
+    """(reference, another photograph of the same subject): every ordered pair of every subject."""
     subjects = {sample.subject: sample for sample in samples}
     pairs = []
     for sample in subjects.values():
         views = [view for view in (*sample.references, *sample.other_views) if isinstance(view, Path)]
         for reference in views:
-            alone = replace(sample, id=f"{sample.subject}/{reference.name}", references=(reference,), mask=None)
-            pairs += [(alone, view) for view in views if view != reference]
+            compared = replace(sample, id=f"{sample.subject}/{reference.name}", references=(reference,), mask=None)
+            pairs += [(compared, view) for view in views if view != reference]
     return pairs
 
 
 def real_photographs(
     config: RunConfig, metrics: Mapping[str, RewardSettings], samples: Sequence[Sample]
 ) -> dict[str, Estimate]:
-    """What identity metrics say of one photograph of a subject against another: a generator above it copies.
+    """Identity scores of one photograph of a subject against another: a generator that scores higher is copying.
 
-    Whole frames against the reference only; the pictures are cut and scaled as generated ones are.
+    Only metrics that compare whole frames with the reference. Photographs are cropped and scaled to the size of
+    generated images. A metric that could not score any pair is left out.
     """
-    pairs, device = photographs(samples), torch.device(config.device)
-    asked = {
-        name: metric
+    pairs, device = photograph_pairs(samples), usable_device(config.device)
+    rewards = {
+        name: metric.make(device)
         for name, metric in metrics.items()
         if (getattr(metric, "against", None), getattr(metric, "region", None)) == ("reference", "frame")
     }
-    rewards = {name: metric.make(device) for name, metric in asked.items()}
     batch, size = config.groups.rollout_batch, (config.model.width, config.model.height)
-    found = {name: list[Tensor]() for name in rewards}
+    fitted = lru_cache(maxsize=_VIEWS)(lambda view: as_image(view, size))  # a subject's views come up again and again
+    scores: dict[str, list[Tensor]] = {name: [] for name in rewards}
     for start in tqdm(range(0, len(pairs), batch), desc="real photographs", unit="batch"):
         part = pairs[start : start + batch]
-        images = torch.stack([as_image(view, size) for _, view in part])
+        images = torch.stack([fitted(view) for _, view in part])
         for name, reward in rewards.items():
-            found[name].append(score(name, reward, images, [sample for sample, _ in part]))
+            scores[name].append(score(name, reward, images, [sample for sample, _ in part]))
     subjects = [sample.subject for sample, _ in pairs]
-    return {name: estimate(torch.cat(values).double(), subjects) for name, values in found.items()}
+    columns = {name: torch.cat(values).double() for name, values in scores.items() if values}
+    return {name: estimate(values, subjects) for name, values in columns.items() if not values.isnan().all()}
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
 def customary_table(
-    metrics: Mapping[str, RewardSettings],
-    measured: Mapping[str, Mapping[str, Any]],
-    real: Mapping[str, Estimate],
+    metrics: Mapping[str, RewardSettings], measured: Mapping[str, Mapping[str, Estimate | None]]
 ) -> str:
-    """Markdown: rows measured here (figures by metric, by method), real photographs, published rows."""
+    """Markdown: the rows measured here (estimates by metric, by method), then the published rows."""
     names = {column: name for name, metric in metrics.items() if (column := column_of(metric))}
-    here = {
-        **{method: {name: figures[name]["mean"] for name in figures} for method, figures in measured.items()},
-        "real photographs": {name: figure.mean for name, figure in real.items()},
-    }
     lines = [_row("method", COLUMNS, "source"), _row("---", ["---"] * len(COLUMNS), "---")]
-    for method, figures in here.items():
-        lines.append(
-            _row(method, [_figure(figures.get(names.get(column, ""))) for column in COLUMNS], "measured here")
-        )
-    lines += [_row(row.method, [_figure(value) for value in row.figures], row.source) for row in PUBLISHED]
+    for method, estimates in measured.items():
+        cells = [estimates.get(names.get(column, "")) for column in COLUMNS]
+        lines.append(_row(method, [_cell(None if cell is None else cell.mean) for cell in cells], "measured here"))
+    lines += [_row(row.method, [_cell(value) for value in row.scores], row.source) for row in PUBLISHED]
     return "\n".join([*lines, "", CAUTION])
 
 
@@ -144,5 +141,5 @@ def _row(method: str, cells: Sequence[str], source: str) -> str:
     return f"| {' | '.join([method, *cells, source])} |"
 
 
-def _figure(value: float | None) -> str:
+def _cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}"

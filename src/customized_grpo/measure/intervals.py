@@ -1,6 +1,6 @@
-"""Means with 95 % intervals: bootstrap over subjects inside one evaluation, t over seeds between runs.
+"""Means with 95 % intervals: bootstrap over subjects within an evaluation, t over seeds between runs.
 
-Where one subject is all there is, its values are resampled instead: the interval then says nothing of other subjects.
+If there is only one subject, its values are resampled: the interval then tells nothing about other subjects.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
@@ -20,7 +19,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its 95 % interval; low and high are NaN where one value leaves no interval."""
+    """A mean and its 95 % interval; low and high are NaN for the single run of `over_seeds`."""
 
     mean: float
     low: float
@@ -36,18 +35,18 @@ class Estimate:
 def estimate(values: Tensor, clusters: Sequence[Hashable] | None = None, seed: int = 0) -> Estimate:
     """Mean of the scored values [N] and its percentile bootstrap interval.
 
-    clusters  what is resampled as a whole: the subject of each value, because pictures of one subject are alike.
-              None, or only one among the scored values: every value is a subject of its own.
+    clusters  what is resampled as a whole: the subject of each value, because images of one subject are similar.
+              None, or a single one among the scored values: every value is resampled on its own.
 
-    NaN (unscored) is left out. Raises ValueError where nothing is left.
+    NaN (unscored) is left out. Raises ValueError if nothing is left.
     """
     scored = ~values.isnan().cpu()
     numbers = values.cpu()[scored].double().numpy()
     if len(numbers) == 0:
         raise ValueError("no value to average: every case is unscored")
     names = range(len(values)) if clusters is None else clusters
-    chosen = [name for name, keep in zip(names, scored.tolist(), strict=True) if keep]
-    member, drawn = resample(chosen, seed)
+    kept = [name for name, keep in zip(names, scored.tolist(), strict=True) if keep]
+    member, drawn = resample(kept, seed)
     sums, counts = np.bincount(member, weights=numbers), np.bincount(member)
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -57,12 +56,12 @@ def estimate(values: Tensor, clusters: Sequence[Hashable] | None = None, seed: i
 def resample(clusters: Sequence[Hashable], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(unit of each value [N], drawn units [RESAMPLES, units]): units are the clusters, or the values of a single one.
 
-    Resampling one cluster as a whole would give the same mean each time: an interval of no width, and no doubt.
+    Resampling a single cluster as a whole would give the same mean each time, and an interval of zero width.
     """
     position = {name: index for index, name in enumerate(dict.fromkeys(clusters))}
-    alone = len(position) == 1
-    member = np.arange(len(clusters)) if alone else np.array([position[name] for name in clusters])
-    units = len(clusters) if alone else len(position)
+    single = len(position) == 1
+    member = np.arange(len(clusters)) if single else np.array([position[name] for name in clusters])
+    units = len(clusters) if single else len(position)
     return member, np.random.default_rng(seed).integers(units, size=(RESAMPLES, units))
 
 
@@ -70,16 +69,14 @@ def estimates(
     scores: Mapping[str, Tensor], select: Tensor | None = None, clusters: Sequence[Hashable] | None = None
 ) -> dict[str, Estimate]:
     """`estimate` of every metric, over the selected cases (a mask [N]; None: all)."""
-    chosen = None if select is None else select.tolist()
-    kept = clusters if chosen is None or clusters is None else [c for c, k in zip(clusters, chosen, strict=True) if k]
-    return {
-        name: estimate(torch.as_tensor(values) if select is None else torch.as_tensor(values)[select], kept)
-        for name, values in scores.items()
-    }
+    if select is None:
+        return {name: estimate(values, clusters) for name, values in scores.items()}
+    kept = clusters and [name for name, keep in zip(clusters, select.tolist(), strict=True) if keep]
+    return {name: estimate(values[select], kept) for name, values in scores.items()}
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:
-    """Mean over runs with different seeds and its t interval: the seed is the unit."""
+    """Mean over runs with different seeds, and its t interval: the seed is the unit."""
     numbers = np.asarray(values, dtype=float)
     if len(numbers) == 1:
         return Estimate(float(numbers[0]), float("nan"), float("nan"))
@@ -97,9 +94,9 @@ class Difference:
 
 
 def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference:
-    """first - second over the seeds that both have; ValueError where they share none.
+    """first - second over the seeds that both have. Raises ValueError if they share none.
 
-    Where every pair differs by exactly the same, the t-test has no spread to compare with: p is 0, or 1 at zero.
+    If every pair differs by exactly the same amount the t-test is undefined: p is 0, or 1 if that amount is zero.
     """
     seeds = sorted({*first} & {*second})
     if not seeds:
@@ -115,7 +112,7 @@ def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment (Scandinavian Journal of Statistics 6, 1979): NaN stays and does not count."""
+    """Holm's step-down adjustment (Scandinavian Journal of Statistics 6, 1979); NaN stays NaN and is not counted."""
     known = sorted((p, index) for index, p in enumerate(p_values) if not np.isnan(p))
     adjusted, worst = [float("nan")] * len(p_values), 0.0
     for rank, (p, index) in enumerate(known):

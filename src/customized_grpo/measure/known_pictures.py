@@ -1,4 +1,4 @@
-"""Pictures of a data set whose worth is known: copies, other subjects, right and wrong prompts. None is generated."""
+"""Pictures of a data set with known quality: copies, other subjects, right and wrong prompts. None is generated."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ ROWS = ("copy", "other_view", "other_subject", "right_prompt", "wrong_prompt")
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture and the sample that it is scored for, as if it had been generated for it."""
+    """A picture, and the sample for which it is scored as if it had been generated."""
 
     picture: Source
     sample: Sample
 
 
-ShownCases = list[Shown | None]  # one entry per case; None where the data have no such picture
+ShownCases = list[Shown | None]  # one entry per case; None if the data has no such picture
 
 
 def load_cases(data: Data, count: int) -> Cases:
-    """At most `count` cases: the development critters of `train`, or samples spread evenly over the list.
+    """At most `count` cases: the development critters that `train` uses, or samples spread evenly over the list.
 
-    Raises DataError for a list that cannot be used.
+    Raises DataError if the list cannot be used.
     """
     if data.source == BUILT_IN:
         return Cases(critters.draw_samples(count, critters.DEVELOPMENT_CRITTERS, 0))
@@ -45,7 +45,7 @@ def load_cases(data: Data, count: int) -> Cases:
 
 @dataclass(frozen=True)
 class Cases:
-    """N samples and the pictures that are shown for them."""
+    """N samples and the pictures that are scored for them."""
 
     samples: Sequence[Sample]
 
@@ -55,12 +55,12 @@ class Cases:
 
     @cached_property
     def truth_known(self) -> bool:
-        """Critters: a faithful picture can be drawn, so `right_prompt` is right in its subject too."""
+        """Whether these are critters: a faithful picture can be drawn, so `right_prompt` has the right subject too."""
         return all({"critter", "scene", "place", "hat"} <= sample.extra.keys() for sample in self.samples)
 
     @cached_property
     def third_view(self) -> Tensor:
-        """[N]: `other_view` shows a picture that is not the view which `against=other_view` compares with."""
+        """[N]: whether the picture of `other_view` differs from the view that `against=other_view` compares with."""
         return torch.tensor([len(sample.other_views) > 1 for sample in self.samples])
 
     @cached_property
@@ -68,15 +68,15 @@ class Cases:
         """The pictures by row, in the order of `ROWS`."""
         cases = list(zip(self.samples, another(self.subjects), strict=True))
         rows: dict[str, ShownCases] = {
-            "copy": [Shown(s.references[0], s) for s in self.samples],
-            # The last one: where there are several, identity is compared with the first.
+            "copy": [Shown(sample.references[0], sample) for sample in self.samples],
+            # The last view: if there are several, identity is compared with the first.
             "other_view": [Shown(s.other_views[-1], s) if s.other_views else None for s in self.samples],
             "other_subject": [None if j is None else Shown(self.samples[j].references[0], s) for s, j in cases],
         }
         return rows | (self._drawn() if self.truth_known else self._named())
 
     def _drawn(self) -> dict[str, ShownCases]:
-        """The truth, with its own prompt and with another situation's."""
+        """The right picture, drawn, with its own prompt and with the prompt of another situation."""
         right, wrong = ShownCases(), ShownCases()
         for sample, j in zip(self.samples, another([s.prompt for s in self.samples]), strict=True):
             situation = world.Situation(*(sample.extra[key] for key in ("scene", "place", "hat")))
@@ -85,20 +85,20 @@ class Cases:
             if j is None:
                 wrong.append(None)
                 continue
-            # The oracle reads what is asked for in `extra`, the encoders in the prompt.
+            # The oracle reads the situation from `extra`, the encoders from the prompt.
             extra = {**self.samples[j].extra, "critter": sample.extra["critter"]}
-            asked = replace(sample, id=f"{sample.id}-wrong", prompt=self.samples[j].prompt, extra=extra)
-            wrong.append(Shown(picture, asked))
+            mismatched = replace(sample, id=f"{sample.id}-wrong", prompt=self.samples[j].prompt, extra=extra)
+            wrong.append(Shown(picture, mismatched))
         return {"right_prompt": right, "wrong_prompt": wrong}
 
     def _named(self) -> dict[str, ShownCases]:
-        """The reference, called by its own class word and by another's."""
+        """The reference with its own class word as the prompt, and with another one."""
         rows: dict[str, ShownCases] = {"right_prompt": [], "wrong_prompt": []}
         words = self._class_words()
         for sample, word, j in zip(self.samples, words, another(words), strict=True):
-            for row, called in (("right_prompt", word), ("wrong_prompt", "" if j is None else words[j])):
-                named = replace(sample, id=f"{sample.id}-{row}", prompt=f"a photo of a {called}")
-                rows[row].append(Shown(sample.references[0], named) if called else None)
+            for row, name in (("right_prompt", word), ("wrong_prompt", "" if j is None else words[j])):
+                named = replace(sample, id=f"{sample.id}-{row}", prompt=f"a photo of a {name}")
+                rows[row].append(Shown(sample.references[0], named) if name else None)
         return rows
 
     def _class_words(self) -> list[str]:
@@ -110,7 +110,7 @@ class Cases:
 
     def legend(self) -> dict[str, str]:
         """What each row shows, in words."""
-        right = "the truth, drawn: right subject and right prompt (faithful)"
+        right = "the right picture, drawn: right subject and right prompt (faithful)"
         wrong = "the same picture, with the prompt of another sample"
         if not self.truth_known:
             right = 'the reference, with its class word as the prompt ("a photo of a dog")'
@@ -124,29 +124,32 @@ class Cases:
         }
 
     def gaps(self) -> Iterator[str]:
-        """What cannot be checked because the data do not hold it."""
+        """What cannot be checked because the data does not have it."""
         count = len(self.samples)
         if without := count - self.shown("other_view"):
             yield (
-                f"{without} of {count} samples have no other view: whether copying pays is not checked there; list "
-                "further pictures of the subject under other_views"
+                f"{without} of {count} samples have no other view: whether copying pays is not checked for them; list "
+                "more pictures of the subject under other_views"
             )
         if not self.shown("other_subject"):
-            yield f"all samples are of one subject ({self.subjects[0]}): whether rewards know it is not checked"
+            yield f"all samples show one subject ({self.subjects[0]}): whether rewards recognise it is not checked"
         if self.truth_known:
             return
         words = self._class_words()
         if without := words.count(""):
             yield (
-                f"{without} of {count} samples have no class_word: right and wrong prompts are not checked there; add "
-                'it to the list, for instance "class_word": "dog"'
+                f"{without} of {count} samples have no class_word: right and wrong prompts are not checked for them; "
+                'add it to the list, for instance "class_word": "dog"'
             )
         if len({*words} - {""}) == 1:
             yield f"all class words are {max(words)!r}: there is no wrong prompt to check with"
 
 
 def another(keys: Sequence[str]) -> list[int | None]:
-    """For each position that of another key, in turn over all of them; an empty key has none and is none."""
+    """For each position the position of a different key, taking turns over all the others.
+
+    An empty key gets None and is never chosen.
+    """
     first = {key: keys.index(key) for key in dict.fromkeys(keys) if key}
     names = list(first)
     positions = {name: position for position, name in enumerate(names)}

@@ -1,4 +1,4 @@
-"""Rewards and metrics by the names that rows and tables give them, and which of them are trained on."""
+"""The names of rewards and metrics in rows and tables, and which of them are trained on."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from customized_grpo.rewards.settings import RewardSettings
 
 @dataclass(frozen=True)
 class NamedMetric:
-    settings: RewardSettings  # with its model; neither role nor weight
-    keys: tuple[str, ...]  # of `rewards`: where it is trained on; none: it is only looked at
-    written: str  # the line that asked for it, which may name a model that the name leaves out
+    settings: RewardSettings  # with its model, without role and weight
+    keys: tuple[str, ...]  # in `rewards`, if it is trained on
+    written: str  # as written in the configuration, which may state a model that the name leaves out
 
 
 def named_metrics(config: RunConfig, further: Sequence[RewardSettings] = ()) -> dict[str, NamedMetric]:
     """The trained rewards, `evaluation.metrics` and `further`, in this order, each once.
 
-    A name says where the model lies only if the same metric is there with another model.
+    A name states the model only if the same metric is listed with another model too.
     """
     wanted: list[tuple[RewardSettings, tuple[str, ...]]]
     wanted = [(reward.as_metric(), (key,)) for key, reward in config.trained().items()]
@@ -29,8 +29,8 @@ def named_metrics(config: RunConfig, further: Sequence[RewardSettings] = ()) -> 
         settings = config.resolve(metric)
         label = settings.label
         name = label if label not in named or named[label].settings == settings else str(settings)
-        known = named.get(name, NamedMetric(settings, (), str(metric)))
-        named[name] = replace(known, keys=(*known.keys, *keys))
+        listed = named.get(name, NamedMetric(settings, (), str(metric)))
+        named[name] = replace(listed, keys=(*listed.keys, *keys))
     return named
 
 

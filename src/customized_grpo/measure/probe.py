@@ -1,4 +1,4 @@
-"""`customized-grpo probe`: which denoising steps decide which reward, for a given model; weights fitted to that."""
+"""`customized-grpo probe`: which denoising steps decide which reward, and a weight schedule fitted to the answer."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ REPORT, PICTURE, SCHEDULE = "probe.json", "probe.png", "weighting.yaml"
 def run_probe(config: RunConfig, adapter: Path | None, *, prompts: int, draws: int, output: Path | None) -> None:
     """Probe the configured model, with a trained adapter or a fresh one; print, and write files into `output`.
 
-    Raises ConfigError for too few training samples; ValueError for an output that holds a probe already, an adapter
-    that is not there, or a trained reward that cannot score anything.
+    Raises ConfigError for too few training samples; UsageError for an output that already holds a probe, or a trained
+    reward that cannot score the samples; ModelError for an adapter that is missing.
     """
     if output is not None:
         if (output / REPORT).exists():
@@ -39,13 +39,13 @@ def run_probe(config: RunConfig, adapter: Path | None, *, prompts: int, draws: i
         check_folder(output)
     samples = choose(load_samples(config)[0], prompts)
     policy = _policy(config, adapter)
-    figures = load_metrics(_with_oracles(config), load_rewards(config))
+    metrics = load_metrics(_with_oracles(config), load_rewards(config))
     sigmas = policy.sigmas(config.sampling.num_steps, config.sampling.shift)
     sampler = Sampler(sigmas, config.noise.dynamics, config.noise.level, config.groups.rollout_batch)
-    profile = Probe(policy, sampler, samples, figures, draws, config.seed).measure()
+    profile = Probe(policy, sampler, samples, metrics, draws, config.seed).measure()
     findings = Findings.of(config, samples, sigmas, profile)
     title = f"{prompts} prompts, {draws} draws each, {config.noise.dynamics} noise of level {config.noise.level:g}"
-    print(f"\nNoise at one step only: {title}\n\n{findings.text()}", end="")
+    print(f"\nNoise at a single step: {title}\n\n{findings.text()}", end="")
     if output is not None:
         make_folder(output)
         run = {"prompts": prompts, "draws": draws, "adapter": None if adapter is None else str(adapter)}
@@ -53,27 +53,27 @@ def run_probe(config: RunConfig, adapter: Path | None, *, prompts: int, draws: i
         if findings.fit is not None:
             write_text(output / SCHEDULE, findings.snippet(findings.fit))
         draw_probe(findings, title, output / PICTURE)
-        write_text(output / REPORT, json.dumps(report, indent=2) + "\n")  # last: where it is, a probe is finished
+        write_text(output / REPORT, json.dumps(report, indent=2) + "\n")  # last: a folder with it is a finished probe
         print(f"\nfiles: {output}")
 
 
 def choose(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """`count` samples in order, showing as many subjects as there are: one of each, then a second of each, ...
+    """`count` samples from as many subjects as possible: one of each subject in order, then a second of each, ...
 
-    Raises ConfigError where there are fewer samples.
+    Raises ConfigError if there are fewer samples.
     """
     if len(samples) < count:
         raise ConfigError(f"{len(samples)} training samples cannot give {count} prompts; use --prompts {len(samples)}")
-    shown: Counter[str] = Counter()
+    seen: Counter[str] = Counter()
     order = []
     for index, sample in enumerate(samples):
-        order.append((shown[sample.subject], index))
-        shown[sample.subject] += 1
+        order.append((seen[sample.subject], index))
+        seen[sample.subject] += 1
     return [samples[index] for _, index in sorted(order)[:count]]
 
 
 def _policy(config: RunConfig, adapter: Path | None) -> Policy:
-    """The generator with the adapter of a folder, or with a fresh one as `train` would add it."""
+    """The generator with the adapter from a folder, or with a fresh one as `train` would add it."""
     folder = None if adapter is None else find_adapter(adapter)
     policy = load_policy(config.model, config.device)
     if folder is None:
@@ -82,17 +82,18 @@ def _policy(config: RunConfig, adapter: Path | None) -> Policy:
     policy.load_adapter(folder)
     trained = SamplingSettings.read(folder)
     if trained is not None:
-        pairs = zip(asdict(trained).items(), asdict(SamplingSettings.of(config)).values(), strict=True)
-        for (name, then), now in pairs:
-            if then != now:
-                print(f"note: the adapter was trained with {name} {then} and is probed with {now}", file=sys.stderr)
+        probed = asdict(SamplingSettings.of(config))
+        for name, value in asdict(trained).items():
+            if value != probed[name]:
+                note = f"note: the adapter was trained with {name} {value} and is probed with {probed[name]}"
+                print(note, file=sys.stderr)
     return policy
 
 
 def _with_oracles(config: RunConfig) -> RunConfig:
-    """On critters, the oracle's figures are measured whatever the recipe says."""
+    """On critters the oracle is always measured too, even if the recipe does not list it."""
     metrics = config.evaluation.metrics
     if config.data.source == BUILT_IN:
-        named = {metric.name for metric in metrics}
-        metrics = (*(parse_metric(name) for name in ORACLES if name not in named), *metrics)
+        listed = {metric.name for metric in metrics}
+        metrics = (*(parse_metric(name) for name in ORACLES if name not in listed), *metrics)
     return config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"metrics": metrics})})

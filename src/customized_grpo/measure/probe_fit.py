@@ -1,11 +1,12 @@
-"""Time-aware weights fitted to a probe: a prompt weight that is high where noise decides more of the prompt's reward.
+"""Time-aware weights fitted to a probe: the prompt weight is high at steps that decide more of the prompt reward.
 
     P_t, I_t   within-prompt spread of the prompt and of the identity reward when step t alone is noisy, each divided
                by its own mean over the steps, so that units do not matter
-    p_t        P_t / (P_t + I_t), the prompt's share of step t: .5 where both rewards are decided as much as on average
+    p_t        P_t / (P_t + I_t), the prompt's share of step t: .5 if the step decides as much of both rewards as the
+               average step
 
-The share is a choice of ours, not of the paper: it is what a prompt weight in [0, 1] would be if credit followed
-influence. It does not know how much a step moves the weights of the network, nor which of two rewards one wants more.
+The share is our choice, not the paper's: the prompt weight in [0, 1] that gives credit in proportion to influence. It
+knows neither how much a step moves the weights of the network nor which of the two rewards you want more.
 """
 
 from __future__ import annotations
@@ -23,29 +24,29 @@ from torch import Tensor
 from customized_grpo.algorithm import TimeAwareWeights
 from customized_grpo.measure.intervals import LEVEL, Estimate, resample
 
-FEWEST_STEPS = 7  # for fewer, even the shortest schedule (four numbers) has no corrected information criterion
+FEWEST_STEPS = 7  # with fewer, even the shortest schedule (four numbers) has no corrected information criterion
 RATES = (1.0, 200.0)  # from almost straight to a jump between two steps
-BEYOND = 0.05  # high and low may lie this far outside the range of the shares: no plateau is invented beyond it
-FEWEST_UNITS = 10  # for fewer, a percentile bootstrap is clearly too narrow: of two, half of all intervals miss
-CHANCE = 1.5  # standard errors, root mean square over the steps; chance goes beyond in less than 1 of 50 cases
-DIGITS = 3  # of every number in the schedule; residuals are those of the rounded numbers
-LEAST_ERROR = 1e-3  # residuals below this, the rounding, are no reason to prefer one schedule to another
+BEYOND = 0.05  # how far high and low may lie outside the range of the shares: the data shows no plateau farther out
+FEWEST_UNITS = 10  # with fewer, a percentile bootstrap is clearly too narrow: with two, half of all intervals miss
+CHANCE = 1.5  # standard errors, root mean square over the steps; chance exceeds this in less than 1 of 50 cases
+DIGITS = 3  # of every number in the schedule; residuals are computed from the rounded numbers
+LEAST_ERROR = 1e-3  # the rounding: smaller residuals are no reason to prefer one schedule to another
 
 Kind = Literal["falls", "rises", "flat", "uneven"]
 
 
 @dataclass(frozen=True)
 class Shares:
-    """Prompt shares of N steps, and what resampling the prompts makes of them."""
+    """Prompt shares of N steps, and their values when the prompts are resampled."""
 
     values: Tensor  # [N] in [0, 1]
     resampled: Tensor  # [RESAMPLES, N]
-    units: int  # so many were resampled
-    unit: str  # of them each: "prompts", or "subjects" where some have several prompts
+    units: int  # number of resampled units
+    unit: str  # "prompts", or "subjects" if some subjects have several prompts
 
     def estimates(self) -> list[Estimate]:
         """Each step's share with its 95 % percentile bootstrap interval over prompts."""
-        return [_interval(value, part) for value, part in zip(self.values, self.resampled.T, strict=True)]
+        return [_interval(value, column) for value, column in zip(self.values, self.resampled.T, strict=True)]
 
     def fall(self) -> Estimate:
         """Mean share of the earlier half of the steps minus that of the later half; a middle step is in neither."""
@@ -67,7 +68,7 @@ def _interval(value: Tensor, resampled: Tensor) -> Estimate:
 
 
 def obstacle(prompt: Tensor, identity: Tensor) -> str | None:
-    """Why no schedule can be fitted to these spreads [N, P], in a sentence; None where nothing is in the way."""
+    """Why no schedule can be fitted to these spreads [N, P], in a sentence; None if one can."""
     if len(prompt) < FEWEST_STEPS:
         return (
             f"{len(prompt)} steps can have noise, and a schedule of up to seven numbers needs {FEWEST_STEPS}; set "
@@ -75,7 +76,7 @@ def obstacle(prompt: Tensor, identity: Tensor) -> str | None:
         )
     for name, spreads in (("prompt", prompt), ("identity", identity)):
         if not (spreads.nanmean(dim=1) > 0).any():
-            return f"the {name} reward is the same whatever the noise at any step"
+            return f"noise does not change the {name} reward at any step"
     neither = (prompt.nanmean(dim=1) == 0) & (identity.nanmean(dim=1) == 0)
     if neither.any():
         steps = neither.nonzero().flatten().tolist()
@@ -86,9 +87,9 @@ def obstacle(prompt: Tensor, identity: Tensor) -> str | None:
 def prompt_shares(prompt: Tensor, identity: Tensor, subjects: Sequence[str], seed: int = 0) -> Shares:
     """Shares of the steps from the spreads [N, P] of both rewards; NaN marks a prompt that could not be scored.
 
-    subjects  of the P prompts: what is resampled as a whole, as in `intervals.estimate`
+    subjects  of the P prompts: resampled as a whole, as in `intervals.estimate`
 
-    To be asked only where there is no `obstacle`.
+    Call it only if there is no `obstacle`.
     """
     member, drawn = resample(subjects, seed)
     units = drawn.shape[1]
@@ -96,7 +97,7 @@ def prompt_shares(prompt: Tensor, identity: Tensor, subjects: Sequence[str], see
     counts = torch.from_numpy(times[:, member]).double()  # [RESAMPLES, P]
     values = _share(prompt.nanmean(dim=1), identity.nanmean(dim=1))
     resampled = _share(_weighted_mean(prompt, counts), _weighted_mean(identity, counts))
-    # Where a reward rarely varies, a resample can hold no prompt in which it does, and has no share.
+    # If a reward rarely varies, a resample can miss every prompt in which it does, and then has no share.
     scored = resampled[~resampled.isnan().any(dim=1)]
     return Shares(values, scored, units, "prompts" if units == len(subjects) else "subjects")
 
@@ -117,23 +118,24 @@ class Fit:
 
     shares: Shares
     weights: TimeAwareWeights
-    numbers: int  # of the schedule that were fitted; the others have no step to act on
+    numbers: int  # how many were fitted; the others affect no step
     residual: float
     constant: float  # the best constant weight, the mean share
     constant_residual: float
 
     def section(self, progress: str) -> dict[str, str | float]:
-        """The configuration's section `weighting`, for that reading of progress."""
+        """The configuration's section `weighting`, for that kind of progress."""
         return {"kind": "tdw", "progress": progress, **asdict(self.weights)}
 
 
 def fit_weights(shares: Shares, progress: Tensor) -> Fit:
     """Least squares over all seven numbers of `TimeAwareWeights`; progress [N] ascends, N >= FEWEST_STEPS.
 
-    `start` and `end` act between two steps only: every place among the steps is tried, and for each of them
-    scipy.optimize.least_squares finds the rest within bounds. A phase must earn its numbers: the schedule with the
-    least AICc is taken (Hurvich and Tsai, Biometrika 76, 1989; k counts the fitted numbers and the error's size),
-    N ln(mean square) + 2 k N / (N - k - 1). high < low where the shares rise.
+    Moving `start` or `end` between two steps changes nothing, so every gap between steps is tried, and for each
+    combination scipy.optimize.least_squares finds the other numbers within bounds. A phase must improve the fit by
+    more than its numbers would by chance: the schedule with the lowest AICc wins (Hurvich and Tsai, Biometrika 76,
+    1989), N ln(mean square) + 2 k N / (N - k - 1), where k counts the fitted numbers and the error's size. If the
+    shares rise, high < low.
     """
     count = len(progress)
 
@@ -146,10 +148,10 @@ def fit_weights(shares: Shares, progress: Tensor) -> Fit:
 
 
 def _phases(progress: Tensor) -> Iterator[tuple[float, float, int]]:
-    """(start, end, steps in the final phase): a hold of at most half the steps, a final phase of none or 2 to a third.
+    """(start, end, steps in the final phase) of all candidates.
 
-    Boundaries lie halfway between two steps. Without a final phase `end` is the published one, or 1 where a step
-    would reach that.
+    At most half of the steps are held, and none, or two to a third of them, are in the final phase. Boundaries lie
+    halfway between two steps. Without a final phase `end` is the published one, or 1 if a step would reach that.
     """
     u, count = progress.tolist(), len(progress)
     published = TimeAwareWeights()
@@ -181,7 +183,7 @@ def _fit(shares: Shares, progress: Tensor, start: float, end: float, final_steps
             bounds=((least, least, start, RATES[0]), (most, most, end, RATES[1])),
             x_scale=(0.1, 0.1, 0.1, 10.0),
         )
-        for part in (0.25, 0.6)  # where the fall is sought first
+        for part in (0.25, 0.6)  # initial guesses of where the weights fall
     ]
     best = min(solutions, key=lambda solution: solution.cost)
     weights = schedule(*(round(float(x), DIGITS) for x in best.x))
@@ -196,7 +198,7 @@ def _rms(values: Tensor) -> float:
 
 
 def kind_of_profile(fit: Fit) -> Kind:
-    """What the shares do over the steps, as far as the prompts that were probed can tell."""
+    """How the shares change over the steps, as far as the probed prompts can tell."""
     fall = fit.shares.fall()
     if fall.low > 0:
         return "falls"
@@ -206,33 +208,34 @@ def kind_of_profile(fit: Fit) -> Kind:
 
 
 def verdict(fit: Fit) -> str:
-    """A few sentences: does the profile have TDW's shape, and how well does the schedule describe it?"""
+    """A few sentences: whether the profile has TDW's shape, and how well the schedule describes it."""
     words: dict[Kind, str] = {
         "falls": "Early steps decide more of the prompt, late steps more of the identity, as TDW assumes.",
         "rises": "Reversed: early steps decide more of the identity, late steps more of the prompt. The published "
-        "schedule, which falls, would weigh each reward where this model does not decide it; the fitted one "
+        "schedule, which falls, would give each reward its weight at the steps that decide it least; the fitted one "
         "follows the shares.",
         "flat": "Flat: the shares differ no more than chance between prompts explains. A constant weight fits as "
-        "well (kind: constant); how high it should be this does not tell, and the fitted curve means nothing.",
-        "uneven": "Uneven, but neither falling nor rising: the shares differ by more than chance, yet early and late "
-        "half are alike. TDW's shape does not describe that; look at the plot before using the fitted curve.",
+        "well (kind: constant); how high it should be, the probe cannot tell, and the fitted curve means nothing.",
+        "uneven": "Uneven, but neither falling nor rising: the shares differ by more than chance, but the early half "
+        "does not differ from the late half. TDW's shape does not describe that; look at the plot before using the "
+        "fitted curve.",
     }
     uncertainty = fit.shares.standard_error()
     numbers = (
         f"Share of the earlier half minus that of the later half: {fit.shares.fall()}. Root mean square residual over "
         f"{len(fit.shares.values)} steps: {fit.residual:.3f} for the fitted schedule ({fit.numbers} numbers), "
-        f"{fit.constant_residual:.3f} for the best constant; the shares themselves are uncertain by {uncertainty:.3f}."
+        f"{fit.constant_residual:.3f} for the best constant; the standard error of the shares is {uncertainty:.3f}."
     )
     rough = fit.residual > CHANCE * uncertainty
     return f"{_caution(fit.shares)}{words[kind_of_profile(fit)]} {numbers}" + (
-        " The schedule misses the shares by more than chance: it is a rough description." if rough else ""
+        " The schedule misses the shares by more than chance explains: it is a rough description." if rough else ""
     )
 
 
 def _caution(shares: Shares) -> str:
-    """What stands before a verdict on so little that intervals are too narrow; nothing where there is enough."""
+    """Precedes a verdict on so few prompts that intervals are too narrow; empty if there are enough."""
     if shares.units >= FEWEST_UNITS:
         return ""
-    # Where subjects have several prompts, all the subjects that the list has are shown already.
-    remedy = f"--prompts {FEWEST_UNITS} or more" if shares.unit == "prompts" else f"samples of {FEWEST_UNITS} or more"
-    return f"Only {shares.units} {shares.unit}, too few for a verdict: use {remedy}. As far as they show: "
+    # If subjects have several prompts, every subject of the list is already included.
+    more = f"--prompts {FEWEST_UNITS} or more" if shares.unit == "prompts" else f"samples of {FEWEST_UNITS} or more"
+    return f"Only {shares.units} {shares.unit}, too few for a verdict: use {more}. As far as they show: "

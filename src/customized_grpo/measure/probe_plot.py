@@ -1,4 +1,4 @@
-"""The picture of a probe: what each step decides, which schedule follows, how strongly each step pulls."""
+"""The plot of a probe: what each step decides, which schedule follows from it, how strongly each step pulls."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def draw_probe(findings: Findings, title: str, target: Path) -> None:
         _label_steps(axes, findings.sigmas)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=9)
-    figure.suptitle(f"Noise at one denoising step only: {title} (bands and bars: 95 %)", fontsize=11, color=INK)
+    figure.suptitle(f"Noise at a single denoising step: {title} (bands and bars: 95 %)", fontsize=11, color=INK)
     with replacing(target) as aside:
         figure.savefig(aside, dpi=120, format="png")
 
@@ -41,7 +41,7 @@ def _draw_spreads(axes: Axes, findings: Findings) -> None:
         _line(axes, _relative(findings.spreads[name]), label, colour, "-")
         _band(axes, _relative(findings.spreads[name]), colour)
     for name, (label, colour) in ORACLES.items():
-        if name in findings.spreads:  # critters only; their intervals are those of the rewards, nearly
+        if name in findings.spreads:  # critters only; without bands, which would nearly cover the rewards'
             _line(axes, _relative(findings.spreads[name]), label, colour, ":")
     axes.axhline(1, color=INK, linewidth=0.8, linestyle=(0, (1, 3)))
     axes.set_ylim(bottom=0)
@@ -56,8 +56,8 @@ def _draw_weights(axes: Axes, findings: Findings) -> None:
     if findings.fit is not None and fitted is not None:
         axes.step(steps, fitted, where="mid", color=PROMPT, linewidth=2, label="fitted weight")
         _points(axes, findings.fit.shares.estimates(), "measured prompt share", PROMPT)
-        if findings.truth is not None:
-            by_oracle = findings.truth.values.tolist()
+        if findings.oracle_shares is not None:
+            by_oracle = findings.oracle_shares.values.tolist()
             axes.plot(steps, by_oracle, "D", color=PROMPT, fillstyle="none", markersize=5, label="share by the oracle")
         axes.axhline(findings.fit.constant, color=INK, linewidth=0.8, linestyle=":", label="best constant weight")
     axes.set_ylim(0, 1)
@@ -76,13 +76,13 @@ def _draw_pull(axes: Axes, findings: Findings) -> None:
 
 
 def _relative(estimates: Sequence[Estimate]) -> list[Estimate]:
-    """Divided by the mean over the steps; a figure that never varies stays at zero."""
-    mean = sum(each.mean for each in estimates) / len(estimates) or 1.0
-    return [Estimate(each.mean / mean, each.low / mean, each.high / mean) for each in estimates]
+    """Divided by the mean over the steps; stays at zero if a metric never varies."""
+    mean = sum(e.mean for e in estimates) / len(estimates) or 1.0
+    return [Estimate(e.mean / mean, e.low / mean, e.high / mean) for e in estimates]
 
 
 def _line(axes: Axes, estimates: Sequence[Estimate], label: str, colour: str, style: str) -> None:
-    """Means, joined."""
+    """Means, joined by a line."""
     axes.plot([e.mean for e in estimates], style, color=colour, label=label, marker="o", markersize=4)
 
 
@@ -93,14 +93,14 @@ def _band(axes: Axes, estimates: Sequence[Estimate], colour: str) -> None:
 
 
 def _points(axes: Axes, estimates: Sequence[Estimate], label: str, colour: str) -> None:
-    """Means with the interval as a bar; a share can lie beside its interval, which then begins at the point."""
+    """Means with intervals as bars; a share can lie outside its interval, whose bar then starts at the point."""
     means = [e.mean for e in estimates]
     bars = [[max(e.mean - e.low, 0.0) for e in estimates], [max(e.high - e.mean, 0.0) for e in estimates]]
     axes.errorbar(range(len(means)), means, bars, fmt="o", markersize=5, color=colour, ecolor=colour, label=label)
 
 
 def _label_steps(axes: Axes, sigmas: Sequence[float]) -> None:
-    """The step and, underneath, the noise level it starts from; at most ten of them."""
+    """At most ten ticks: the step and, below it, the noise level from which it starts."""
     every = -(-len(sigmas) // 10)
     shown = range(0, len(sigmas), every)
     axes.set_xticks(list(shown), [f"{step}\n{sigmas[step]:.2f}" for step in shown])

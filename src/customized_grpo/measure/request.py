@@ -1,0 +1,189 @@
+"""What is evaluated: model and adapter, samples, metrics; made from what a user types."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from customized_grpo.config import CONFIG, RunConfig, load_config, parse_metric, recipes
+from customized_grpo.critters import samples as critters
+from customized_grpo.data import Sample
+from customized_grpo.errors import UsageError
+from customized_grpo.fields import BUILT_IN
+from customized_grpo.measure import dreambench
+from customized_grpo.measure.named_metrics import named_metrics, trained_names
+from customized_grpo.rewards.settings import RewardSettings
+from customized_grpo.run.checkpoints import FOLDER as CHECKPOINTS
+from customized_grpo.run.checkpoints import checkpoints_of, find_adapter
+from customized_grpo.run.sampling_settings import SamplingSettings
+from customized_grpo.training.assemble import read_data
+
+CRITTERS_CASES = 512
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What is evaluated. `config` names model, data, rewards and schedule, as for training.
+
+    adapter     folder of the adapter; None: the base model
+    cases       number of samples, spread over the list; None: all (critters: 512)
+    images      per sample, each with its own seed
+    metrics     in addition to the rewards of `config` and its `evaluation.metrics`
+    held_out    only the part of the list that the configured run does not train on
+    case_seed   which critters are drawn; has no effect on lists
+    split       critters: "test" for final evaluations, "development" while settings are still being chosen
+    protocol    DreamBench's: identity inside the mask is one more metric if there are masks
+    """
+
+    config: RunConfig
+    adapter: Path | None = None
+    cases: int | None = None
+    images: int = 1
+    metrics: tuple[RewardSettings, ...] = ()
+    held_out: bool = False
+    case_seed: int = 0
+    split: Literal["test", "development"] = "test"
+    protocol: bool = False
+
+    @cached_property
+    def samples(self) -> list[Sample]:
+        """The samples, in the order of the list. The data is read once, on first use; raises DataError."""
+        data = self.config.data
+        if data.source == BUILT_IN:
+            split = critters.TEST_CRITTERS if self.split == "test" else critters.DEVELOPMENT_CRITTERS
+            return critters.draw_samples(self.cases or CRITTERS_CASES, split, self.case_seed)
+        if self.held_out:
+            _, samples = read_data(data, data.held_out_share, self.config.seed)
+        else:
+            samples, _ = read_data(data, 0)
+        every = 1 if self.cases is None else max(len(samples) // self.cases, 1)
+        return samples[::every][: self.cases]
+
+    def all_metrics(self) -> dict[str, RewardSettings]:
+        """Every metric by the name that rows and tables show; the trained rewards come first."""
+        masked = dreambench.mask_metrics(self.config, self.samples) if self.protocol else ()
+        named = named_metrics(self.config, (*self.metrics, *masked))
+        return {name: metric.settings for name, metric in named.items()}
+
+    def rewards(self) -> list[str]:
+        """Names of the metrics that the configuration trains on."""
+        return list(dict.fromkeys(trained_names(self.config).values()))
+
+    def trained_on(self) -> list[str]:
+        """Names of the metrics that the adapter was rewarded for."""
+        return [] if self.adapter is None else self.rewards()
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides the rows, for settings.json; batch sizes and device do not."""
+        model = self.config.model
+        described = [(sample.id, sample.subject, sample.prompt, _reference_paths(sample)) for sample in self.samples]
+        return {
+            "model": model.path,
+            "dtype": model.dtype,
+            "adapter": None if self.adapter is None else _adapter_digest(self.adapter),
+            "sampling": asdict(SamplingSettings.of(self.config)),
+            "data": self.config.data.source,
+            "samples": f"{len(described)} ({hashlib.sha256(repr(described).encode()).hexdigest()[:16]})",
+            "images": self.images,
+            "metrics": ", ".join(str(metric) for metric in self.all_metrics().values()),
+        }
+
+
+def _reference_paths(sample: Sample) -> list[str]:
+    """Images in memory are left out: the sample's id describes them."""
+    return [str(source) for source in sample.references if isinstance(source, Path)]
+
+
+def _adapter_digest(adapter: Path) -> str:
+    """Digest of the weights: the folder may hold a different adapter tomorrow. Raises UsageError."""
+    weights = hashlib.sha256()
+    for file in sorted(adapter.glob("*.safetensors")):
+        try:
+            weights.update(file.read_bytes())
+        except OSError as error:
+            raise UsageError(f"{file} cannot be read: {error.strerror}; check its permissions") from None
+    return weights.hexdigest()[:16]
+
+
+def make_request(
+    target: str,
+    overrides: Sequence[str],
+    *,
+    adapter: Path | None = None,
+    base: bool = False,
+    cases: int | None = None,
+    images: int | None = None,
+    metrics: Sequence[str] = (),
+) -> EvaluationRequest:
+    """From what a user types. `target` is a recipe, a YAML file, a run, or an adapter's folder.
+
+    A run is evaluated with its adapter, on the samples that it did not train on. An adapter brings the schedule and
+    guidance that it was trained with; overrides win. DreamBench has 4 images per case, everything else 1.
+    """
+    is_folder = _is_folder(target)
+    if is_folder and adapter is None and not base:
+        adapter = Path(target)
+    if adapter is not None:
+        adapter = find_adapter(adapter)
+    trained_with = None if adapter is None else SamplingSettings.read(adapter)
+    config = load_config(target, [*(_as_overrides(trained_with) if trained_with else []), *overrides])
+    protocol = config.data.source == dreambench.SOURCE
+    request = EvaluationRequest(
+        config=config,
+        adapter=None if base else adapter,
+        cases=cases,
+        images=images or (dreambench.IMAGES if protocol else 1),
+        metrics=tuple(parse_metric(line) for line in metrics),
+        held_out=is_folder and not any(override.startswith("data.source") for override in overrides),
+        protocol=protocol,
+    )
+    if request.adapter is not None and not is_folder and _is_training_data(request.adapter, config):
+        warnings.warn(
+            f"the adapter was trained on samples of this data ({config.data.source}); to measure it on the samples "
+            "that it was not trained on, name its run: customized-grpo evaluate RUN",
+            stacklevel=2,
+        )
+    return request
+
+
+def _is_folder(target: str) -> bool:
+    # A recipe's name wins, as everywhere. Path.is_dir() would raise for a name that is too long.
+    return target not in recipes() and os.path.isdir(target)  # noqa: PTH112
+
+
+def _as_overrides(settings: SamplingSettings) -> list[str]:
+    of_sampling = ("num_steps", "shift")
+    return [
+        f"{'sampling' if name in of_sampling else 'model'}.{name}={value}" for name, value in asdict(settings).items()
+    ]
+
+
+def _is_training_data(adapter: Path, config: RunConfig) -> bool:
+    """Whether the adapter's configuration names the same data; the critters of evaluations are always new."""
+    if config.data.source == BUILT_IN or not (adapter / CONFIG).is_file():
+        return False
+    trained = load_config(str(adapter)).data
+    return (trained.source, trained.root) == (config.data.source, config.data.root)
+
+
+def default_output(request: EvaluationRequest, target: str) -> Path:
+    """The folder of an evaluation without --output.
+
+    A checkpoint's evaluation goes into its run, because old checkpoints are removed.
+    """
+    name = "evaluation-base" if request.adapter is None else "evaluation-tuned"
+    if not _is_folder(target):
+        return Path("evaluations") / name
+    folder = Path(target)
+    if folder.parent.name != CHECKPOINTS:
+        folder = folder.absolute()  # the target may be "." or relative to the run
+    if folder.parent.name != CHECKPOINTS or folder not in checkpoints_of(folder.parents[1]):
+        return Path(target) / name
+    return folder.parents[1] / (name if request.adapter is None else f"evaluation-{folder.name}")
