@@ -16,7 +16,7 @@ from customized_grpo.data import Sample
 from customized_grpo.data.images import to_pictures
 from customized_grpo.errors import UsageError
 from customized_grpo.files.durable import write_text
-from customized_grpo.files.pictures import case, save_png, sheet
+from customized_grpo.files.pictures import draw_card, draw_sheet, save_png
 from customized_grpo.measure.curves import draw_curves
 from customized_grpo.measure.intervals import Estimate, estimates
 from customized_grpo.report import write_report
@@ -60,7 +60,7 @@ def run_demo(output: Path | None, *, seed: int, updates: int | None, cases: int,
     tuned = held_out.evaluate(policy, sigmas, "measuring the tuned model")
 
     rows = list(zip(samples, base.images, tuned.images, strict=True))[:SHOWN]
-    save_png(sheet([_card(*row) for row in rows], columns=3), folder / "cases.png")
+    save_png(draw_sheet([_card(*row) for row in rows], columns=3), folder / "cases.png")
     draw_curves(folder / "run", folder / "curves.png")
     for name, scored in (("base", base), ("tuned", tuned)):
         keep_cases(folder / "cases", name, scored.shown(samples[:cases], KEPT))
@@ -96,7 +96,7 @@ def _with_metrics(config: RunConfig):
 
 def _card(sample: Sample, base: Tensor, tuned: Tensor):
     pictures = [sample.reference_images()[0], *to_pictures(torch.stack([base, tuned]))]
-    return case(pictures, sample.prompt, ["reference", "base", "tuned"])
+    return draw_card(pictures, sample.prompt, ["reference", "base", "tuned"])
 
 
 def _plain(figures: Estimates) -> dict[str, dict[str, float]]:

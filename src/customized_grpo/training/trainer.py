@@ -114,7 +114,7 @@ class Trainer:
         def unchanged() -> bool:
             return self.processes.count == 1 and self.optimizer_steps == steps
 
-        return self.batches.run(self._step, self.scorer.discard, again=unchanged)
+        return self.batches.run(self._step, self.scorer.discard, can_repeat=unchanged)
 
     def _step(self) -> dict[str, Any]:
         config = self.config
