@@ -152,10 +152,7 @@ def test_every_command_refuses_a_generator_that_is_not_whole(command: str, refus
         (("rewards.identity.model=nobody/none",), "nobody/none is not a folder here, and the hub cannot be reached"),
         (("rewards.prompt.model=nobody/none",), "nobody/none is not a folder here, and the hub cannot be reached"),
         (("rewards.prompt.name=pickscore",), "yuvalkirstain/PickScore_v1 is not a folder here, and the hub cannot be"),
-        (
-            ("rewards.prompt.name=hpsv3",),
-            "Qwen/Qwen2-VL-7B-Instruct is not a folder here, and the hub cannot be reached",
-        ),
+        (("rewards.prompt.name=hpsv3",), "Qwen/Qwen2-VL-7B-Instruct is not a folder here, and the hub cannot be"),
         ((f"rewards.identity.model={GENERATOR}",), "is not the kind of model needed here: it has no config.json"),
         (
             (f"rewards.prompt.model={FOLDER / 'dino'}",),
@@ -359,4 +356,6 @@ def test_a_report_of_a_folder_that_is_not_as_it_was_written(
 
 def test_a_report_into_a_folder(refused: Refusal):
     (refused.folder / "mine").mkdir()
-    assert refused("report", "mine", "--output", "mine").startswith("--output mine is a folder; name the file that is")
+    assert refused("report", "mine", "--output", "mine").startswith(
+        "--output mine is a folder; name the file to write"
+    )

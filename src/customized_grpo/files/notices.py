@@ -25,10 +25,10 @@ class LongPrompts:
         if prompt in self._warned or len(self._warned) > NAMED_PROMPTS:
             return
         self._warned.add(prompt)
-        named = len(self._warned) <= NAMED_PROMPTS
-        warnings.warn(
-            f"{problem}: {prompt!r}" if named else "more prompts are too long; they are not listed", stacklevel=3
-        )
+        if len(self._warned) <= NAMED_PROMPTS:
+            warnings.warn(f"{problem}: {prompt!r}", stacklevel=3)
+        else:
+            warnings.warn("more prompts are too long; they are not listed", stacklevel=3)
 
 
 def print_line(line: str) -> None:

@@ -1,7 +1,7 @@
 """Downloaded models: found before anything is loaded, read from safetensors only, refused in one line.
 
-A pickle (.bin, .pt, .pth, .ckpt) executes the program inside it when it is read. None is read here, and code that comes
-with a model is never executed: nothing passes `trust_remote_code`.
+A pickle (.bin, .pt, .pth, .ckpt) can execute any program when it is read. None is read here, and code that comes with a
+model is never executed: nothing passes `trust_remote_code`.
 """
 
 from __future__ import annotations
@@ -151,8 +151,7 @@ def loading(model: str | Path) -> Iterator[None]:
             yield
     except (ModelError, torch.OutOfMemoryError, MemoryError):
         raise
-    # Libraries raise nearly every type for files that are missing, cut short or edited; tokenizers even plain Exception.
-    except Exception as error:
+    except Exception as error:  # libraries raise any type for broken files; tokenizers even a plain Exception
         raise ModelError(f"{model} cannot be loaded: {_line(error)}; check its files, or {DOWNLOAD}") from error
 
 
@@ -192,8 +191,6 @@ def _line(error: Exception) -> str:
     text = " ".join(str(error).split())
     if "ignore_mismatched_sizes" in text:  # transformers adds a table to it, diffusers how to overwrite weights
         text = "the shapes of its weights differ from its config.json"
-    if not isinstance(
-        error, OSError | ValueError | RuntimeError | SafetensorError
-    ):  # "'added_tokens'" explains little
+    if not isinstance(error, OSError | ValueError | RuntimeError | SafetensorError):  # a KeyError's text is just a key
         text = f"{type(error).__name__}: {text}"
     return text if len(text) <= 300 else f"{text[:299]}…"

@@ -15,6 +15,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def save_checkpoint(run: Path, update: int, write: Callable[[Path], None], keep_
 
 
 def remove_older(checkpoint: Path, keep_last: int | None) -> None:
-    """Remove the interim checkpoints before an intact one, and all regular ones beyond `keep_last` (which it is of)."""
+    """Of the checkpoints before an intact one, remove the interim ones and as many others as exceed `keep_last`."""
     older = [path for path in checkpoints_of(checkpoint.parents[1]) if update_of(path) < update_of(checkpoint)]
     interim = [path for path in older if (path / INTERIM).exists()]
     regular = [path for path in older if path not in interim]
@@ -89,26 +90,25 @@ def remove_older(checkpoint: Path, keep_last: int | None) -> None:
 def find_damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint; None if every file has the checksum that it was written with."""
     try:
-        sums = json.loads((checkpoint / MANIFEST).read_bytes())
+        sums: Any = json.loads((checkpoint / MANIFEST).read_bytes())
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
     except (OSError, ValueError, RecursionError):
         sums = None
     if not isinstance(sums, dict):
         return f"{MANIFEST} cannot be read"
-    unlisted = sorted({TENSORS, STATE} - sums.keys())
-    if unlisted:
-        return f"{MANIFEST} lacks {unlisted[0]}"
-    for name, expected in sums.items():
-        try:
-            actual = digest(checkpoint / name)
-        except FileNotFoundError:
-            return f"{name} is missing"
-        except (OSError, ValueError) as error:  # unreadable, or a name that cannot be a file's
-            return f"{name} cannot be read ({reason_of(error)})"
-        if actual != expected:
-            return f"{name} does not match its checksum"
-    return None
+    unlisted = (f"{MANIFEST} lacks {name}" for name in sorted({TENSORS, STATE} - sums.keys()))
+    damaged = (f"{name} {problem}" for name in sums if (problem := _file_damage(checkpoint / name, sums[name])))
+    return next(chain(unlisted, damaged), None)
+
+
+def _file_damage(file: Path, expected: str) -> str | None:
+    try:
+        return None if digest(file) == expected else "does not match its checksum"
+    except FileNotFoundError:
+        return "is missing"
+    except (OSError, ValueError) as error:  # unreadable, or a name that no file can have
+        return f"cannot be read ({reason_of(error)})"
 
 
 def newest_intact(run: Path) -> tuple[Path | None, dict[Path, str]]:

@@ -198,10 +198,9 @@ class RunDirectory:
             shutil.rmtree(temporary, ignore_errors=True)
             self._save_adapter(policy, temporary)
             sync_tree(temporary)
-            if target.exists():  # of a shorter run. Replaced file by file, so there is an adapter at every moment
-                for file in sorted(
-                    temporary.iterdir(), key=lambda file: file.suffix == ".safetensors"
-                ):  # weights last
+            if target.exists():  # of a shorter run; replaced file by file, so that there always is an adapter
+                weights_last = sorted(temporary.iterdir(), key=lambda file: file.suffix == ".safetensors")
+                for file in weights_last:
                     file.replace(target / file.name)
                 temporary.rmdir()
             else:

@@ -8,7 +8,7 @@ from customized_grpo.errors import UsageError
 
 
 def usable_device(name: str) -> torch.device:
-    """The device called `name`. Raises UsageError if this machine does not have it; call this before loading anything."""
+    """The device called `name`. Raises UsageError, before anything is loaded, if this machine does not have it."""
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -45,8 +45,8 @@ class Processes:
             state = PartialState(cpu=chosen.type != "cuda")
         except (ValueError, RuntimeError) as error:  # the launcher's variables are incomplete, or nobody answers
             raise LaunchError(
-                f"the processes cannot be connected ({first_line(error)}); start them with torchrun --nproc_per_node N "
-                "-m customized_grpo train ..."
+                f"the processes cannot be connected ({first_line(error)}); start them with torchrun "
+                "--nproc_per_node N -m customized_grpo train ..."
             ) from error
         self.index, self.count = state.process_index, state.num_processes
         # Not Accelerate's "cpu:0": moving to it copies the weights out of their memory-mapped file. Matrix products
@@ -118,12 +118,10 @@ class Processes:
         positions = self.gather(torch.tensor([[update, optimizer_step]]), self.count).tolist()
         for index, position in enumerate(positions):
             if position != positions[0]:
-                first, other = (
-                    f"update {update} (optimiser step {step})" for update, step in (positions[0], position)
-                )
+                main, other = (f"update {at[0]} (optimiser step {at[1]})" for at in (positions[0], position))
                 raise DistributedError(
-                    f"process 0 resumes from {first}, process {index} from {other}: they would train different models; "
-                    "all processes need the same run folder, on a file system that every node sees: output=..."
+                    f"process 0 resumes from {main}, process {index} from {other}: they would train different "
+                    "models; all processes need the same run folder, on a file system that every node sees: output=..."
                 )
 
     @contextmanager

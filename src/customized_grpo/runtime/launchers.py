@@ -41,7 +41,7 @@ def notices() -> list[str]:
     if "TORCHELASTIC_RUN_ID" not in os.environ or PATIENCE in os.environ:
         return []
     return [
-        "torchrun kills its processes 30 s after SIGTERM or Ctrl-C by default, and an update that takes longer is lost: "
+        "torchrun kills its processes 30 s after SIGTERM or Ctrl-C by default, and a longer update is then lost: "
         f"start it with {PATIENCE}=600"
     ]
 
