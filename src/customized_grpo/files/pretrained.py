@@ -1,7 +1,7 @@
 """Downloaded models: found before anything is loaded, read from safetensors only, refused in one line.
 
-A pickle (.bin, .pt, .pth, .ckpt) can execute any program when it is read. None is read here, and code that comes with a
-model is never executed: nothing passes `trust_remote_code`.
+A pickle (.bin, .pt, .pth, .ckpt) can execute any program when it is read. None is read here, and code that comes with
+a model is never executed: nothing passes `trust_remote_code`.
 """
 
 from __future__ import annotations
