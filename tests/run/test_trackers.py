@@ -41,7 +41,7 @@ def test_trackers_are_closed_once_however_the_run_ends(
     trainer = make_trainer(*SMALL, "updates=2", "tracking=[tensorboard]")
     directory, step = trainer.directory, trainer.step
     assert isinstance(directory, RunDirectory)
-    (tensorboard,) = directory.trackers.trackers
+    tensorboard: Any = directory.trackers.trackers[0]
     finished = []
     finish = directory.trackers.finish
     monkeypatch.setattr(directory.trackers, "finish", lambda: finished.append(finish()))
@@ -60,9 +60,7 @@ def test_trackers_are_closed_once_however_the_run_ends(
     assert {e.step for e in events if e.summary.value} - {0} == ({1} if fails else {1, 2})
 
 
-def test_a_tracker_that_cannot_start_is_named(
-    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+def test_a_tracker_that_cannot_start_is_named(make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch):
     """The folder is unlocked again: the run can start without the tracker."""
 
     class Unreachable:
