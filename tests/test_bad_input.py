@@ -125,7 +125,7 @@ def test_every_command_tells_all_mistakes_at_once(command: str, refused: Refusal
     [
         ("gpu", "no device is named 'gpu'; use cpu, cuda or cuda:1"),
         (" ", "no device is named ' '; use cpu, cuda or cuda:1|device: input should be a valid string, not None"),
-        ("meta", "device meta: nothing can be computed there; use cpu, cuda or cuda:1"),
+        ("meta", "device meta is not supported; use cpu, cuda or cuda:1"),
         ("cuda:99", "device cuda:99: .*; use device=c.*"),
     ],
 )
@@ -188,10 +188,10 @@ def test_an_output_that_is_a_file_or_inside_one(refused: Refusal):
     for command in ("evaluate", "probe", "check-rewards"):
         for output in ("file", "file/folder"):
             said = refused(command, TINY, "device=cpu", "--output", output)
-            assert said == f"--output {output}: {refused.folder / 'file'} is a file; name a folder"
-    assert refused("train", TINY, "output=file") == "file is a file; choose another folder with output=..."
-    nested = f"file/run cannot be made: {refused.folder / 'file'} is a file; choose another folder with output=..."
-    assert refused("train", TINY, "output=file/run") == nested
+            assert said == f"--output {output}: {refused.folder / 'file'} is a file; name another folder"
+    for output in ("file", "file/run"):
+        problem = f"{refused.folder / 'file'} is a file; choose another folder with output=..."
+        assert refused("train", TINY, f"output={output}") == f"cannot write into {output}: {problem}"
     assert refused("demo", "--output", "file", "--device", "cpu").startswith("file exists; name another folder")
 
 
@@ -218,7 +218,7 @@ BROKEN = [
     (b"seed: 1\nupdates: 3\nseed: 2\n", "is not YAML: line 3, column 1: 'seed' is written twice; keep one"),
     (b"seed: !!python/object/apply:os.system ['touch pwned']\n", "could not determine a constructor for the tag"),
     (b"x: 2026-13-45\n", "is not YAML: month must be in 1..12"),
-    (b"[" * 20_000, "is not YAML: brackets inside brackets, too deep to be meant"),
+    (b"[" * 20_000, "is not YAML: brackets are nested too deeply"),
     (
         b"a: &a [x, x, x, x, x, x, x, x, x]\n"
         + b"".join(b"%c: &%c [%s]\n" % (c + 1, c + 1, b", ".join([b"*%c" % c] * 9)) for c in b"abcdefgh"),

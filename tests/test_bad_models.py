@@ -70,7 +70,7 @@ def another_class(folder: Path) -> None:
 
 MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     **{
-        f"{part} lacks a weight": (without_a_weight(part), f"model is not whole: {part} has no weight ")
+        f"{part} lacks a weight": (without_a_weight(part), f"model is incomplete: {part} has no weight ")
         for part in ("transformer", "vae", "text_encoder", "text_encoder_2")
     },
     "a cut transformer": (cut("transformer"), "model, transformer cannot be loaded: "),
@@ -95,7 +95,7 @@ MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no index": (
         lambda folder: (folder / "model_index.json").unlink(),
-        "model is not the model that is needed here: ",
+        "model is not the kind of model needed here: ",
     ),
     "a broken index": (lambda folder: (folder / "model_index.json").write_text("{"), "model_index.json is not JSON: "),
     "another class": (
@@ -136,7 +136,7 @@ def test_every_command_refuses_a_generator_that_is_not_whole(command: str, refus
         "evaluate": (TINY, "model.path=model", "--cases", 2, "--device", "cpu"),
         "probe": (TINY, "model.path=model", "--prompts", 2, "--draws", 2),
     }[command]
-    assert refused(command, *arguments, "--output", "out").startswith("model is not whole: vae has no weight ")
+    assert refused(command, *arguments, "--output", "out").startswith("model is incomplete: vae has no weight ")
 
 
 @pytest.mark.parametrize(
@@ -144,16 +144,16 @@ def test_every_command_refuses_a_generator_that_is_not_whole(command: str, refus
     [
         (
             ("model.path=black-forest-labs/FLUX.1-Kontext-dve",),
-            "black-forest-labs/FLUX.1-Kontext-dve is no folder here",
+            "black-forest-labs/FLUX.1-Kontext-dve is not a folder here",
         ),
-        (("model.path=a/b/c",), "'a/b/c' is no folder, and no hub id: those are written owner/name"),
+        (("model.path=a/b/c",), "'a/b/c' is neither a folder nor a hub id, which is written owner/name"),
         (("model.path=",), "model.path: input should be a valid string, not None"),
         (("model.path=~/models/x",), "no model in ~/models/x; name a folder in the library's format, or a hub id"),
-        (("rewards.identity.model=nobody/none",), "nobody/none is no folder here, and the hub cannot be reached"),
-        (("rewards.prompt.model=nobody/none",), "nobody/none is no folder here, and the hub cannot be reached"),
-        (("rewards.prompt.name=pickscore",), "yuvalkirstain/PickScore_v1 is no folder here, and the hub cannot be"),
-        (("rewards.prompt.name=hpsv3",), "Qwen/Qwen2-VL-7B-Instruct is no folder here, and the hub cannot be reached"),
-        ((f"rewards.identity.model={GENERATOR}",), "is not the model that is needed here: it has no config.json"),
+        (("rewards.identity.model=nobody/none",), "nobody/none is not a folder here, and the hub cannot be reached"),
+        (("rewards.prompt.model=nobody/none",), "nobody/none is not a folder here, and the hub cannot be reached"),
+        (("rewards.prompt.name=pickscore",), "yuvalkirstain/PickScore_v1 is not a folder here, and the hub cannot be"),
+        (("rewards.prompt.name=hpsv3",), "Qwen/Qwen2-VL-7B-Instruct is not a folder here, and the hub cannot be"),
+        ((f"rewards.identity.model={GENERATOR}",), "is not the kind of model needed here: it has no config.json"),
         (
             (f"rewards.prompt.model={FOLDER / 'dino'}",),
             "dino is a 'dinov2' checkpoint; this reward needs one of type clip",
@@ -190,11 +190,11 @@ class Response:
         ),
         (
             RepositoryNotFoundError,
-            "a/b is no folder here, and the hub has no such model, or a private one: check the name,",
+            "a/b is not a folder here, and the hub has no such public model: check the name,",
         ),
         (
             LocalEntryNotFoundError,
-            "the hub cannot be reached for it: check the name, the network, and that HF_HUB_OFFLINE",
+            "the hub cannot be reached: check the name, the network, and that HF_HUB_OFFLINE",
         ),
         (HfHubHTTPError, "a/b: the hub answers 500 Server Error; try again later"),
     ],
@@ -349,7 +349,7 @@ def test_an_evaluation_whose_settings_nobody_can_tell_is_not_compared_with(setti
         ({"config.yaml": "a: 1", "environment.json": "[]"}, "mine: some file is not as this program writes it"),
         ({"settings.json": "{}", "rows.jsonl": ""}, "mine holds no summary.json: the evaluation was stopped"),
         (
-            {"config.yaml": "a: 1", "environment.json": "{}", "metrics.jsonl": "{}\n{\n"},
+            {"config.yaml": "a: 1", "environment.json": "{}", "metrics.jsonl": '{"update": 1}\n{\n'},
             "metrics.jsonl, line 2: not JSON: ",
         ),
     ],
@@ -365,4 +365,6 @@ def test_a_report_of_a_folder_that_is_not_as_it_was_written(
 
 def test_a_report_into_a_folder(refused: Refusal):
     (refused.folder / "mine").mkdir()
-    assert refused("report", "mine", "--output", "mine").startswith("--output mine is a folder; name the file that is")
+    assert refused("report", "mine", "--output", "mine").startswith(
+        "--output mine is a folder; name the file to write"
+    )

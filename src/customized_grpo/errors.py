@@ -1,18 +1,18 @@
-"""The two roots of every error that the command line reports as one line. All else is a bug and keeps its traceback.
+"""The two roots of every error that the command line prints as one line. Any other exception is a bug: a traceback.
 
 Each leaf is also the standard type that it specialises (`ValueError`, `RuntimeError`, `OSError`), so that code which
-uses this package as a library can catch what it would catch anyway.
+uses this package as a library can catch the type it would expect.
 """
 
 from __future__ import annotations
 
 
 class InputError(Exception):
-    """The user's input cannot be used: exit code 2. The message says what was wrong and the way out."""
+    """The user's input cannot be used: exit code 2. The message states what is wrong and how to fix it."""
 
 
 class RunError(Exception):
-    """Work that had started with good input cannot go on: exit code 1. The message says how to continue."""
+    """Work that started with valid input cannot continue: exit code 1. The message states how to continue."""
 
 
 class UsageError(InputError, ValueError):

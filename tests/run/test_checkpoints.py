@@ -1,4 +1,4 @@
-"""What a checkpoint holds, what makes it damaged, and what a crash leaves at every moment of saving one."""
+"""What a checkpoint holds, how damage is found, and what a crash leaves at any moment while one is saved."""
 
 import json
 import os
@@ -16,29 +16,31 @@ from torch import nn
 from customized_grpo.files import durable
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.run.checkpoints import (
+    CheckpointError,
     checkpoints_of,
-    damage,
+    find_damage,
     mark_damaged,
-    newest_whole,
+    newest_intact,
     read_state,
     save_checkpoint,
     update_of,
     write_state,
 )
 from customized_grpo.training.trainer import Trainer
+from runs import SMALL
 
 MakeTrainer = Callable[..., Trainer]
 
 
 def stepped(steps: int, *, fused: bool | None = None) -> torch.optim.AdamW:
-    """An optimiser of two weights after some steps; the second one never had a gradient."""
+    """An optimiser of two weights after some steps; the second weight never had a gradient."""
     torch.manual_seed(0)
     weights = [nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(2))]
     optimizer = torch.optim.AdamW(weights, lr=0.1, weight_decay=0.3, fused=fused)
     for _ in range(steps):
         weights[0].grad = torch.randn(3, 2)
         optimizer.step()
-    optimizer.param_groups[0]["lr"] = 0.1 / 3  # has no short decimal
+    optimizer.param_groups[0]["lr"] = 0.1 / 3  # no short decimal
     return optimizer
 
 
@@ -63,7 +65,7 @@ def run(tmp_path: Path) -> Path:
 # --- what it holds ---------------------------------------------------------------------------------------------------
 
 
-def test_the_optimiser_the_random_state_and_the_position_come_back_bit_for_bit(tmp_path: Path):
+def test_optimiser_random_state_and_position_are_restored_bit_for_bit(tmp_path: Path):
     saved = stepped(3)
     drawn = torch.get_rng_state()
     write_state(tmp_path, (7, 21), saved)
@@ -79,28 +81,37 @@ def test_the_optimiser_the_random_state_and_the_position_come_back_bit_for_bit(t
 
 
 @pytest.mark.parametrize(("before", "now"), [(True, None), (None, True)])
-def test_how_a_step_is_computed_is_up_to_the_device_that_goes_on(
-    before: bool | None, now: bool | None, tmp_path: Path
-):
-    """A run of a GPU, whose steps are fused, goes on on a CPU as one that began there."""
+def test_step_kernels_follow_the_device_that_resumes(before: bool | None, now: bool | None, tmp_path: Path):
+    """A run from a GPU, where steps are fused, resumes on a CPU like one that started there."""
     write_state(tmp_path, (1, 1), stepped(3, fused=before))
-    (like := tmp_path / "like").mkdir()
-    write_state(like, (1, 1), stepped(3, fused=now))
-    one, other = stepped(0, fused=now), stepped(0, fused=now)
-    read_state(tmp_path, one)
-    read_state(like, other)
-    assert one.state_dict()["param_groups"] == other.state_dict()["param_groups"]
-    assert one.param_groups[0]["fused"] is now
-    one.param_groups[0]["params"][0].grad = torch.ones(3, 2)
-    one.step()
+    (same := tmp_path / "same").mkdir()
+    write_state(same, (1, 1), stepped(3, fused=now))
+    moved, stayed = stepped(0, fused=now), stepped(0, fused=now)
+    read_state(tmp_path, moved)
+    read_state(same, stayed)
+    assert moved.state_dict()["param_groups"] == stayed.state_dict()["param_groups"]
+    assert moved.param_groups[0]["fused"] is now
+    moved.param_groups[0]["params"][0].grad = torch.ones(3, 2)
+    moved.step()
 
 
-def test_what_an_optimiser_holds_besides_tensors_comes_back(tmp_path: Path):
+def test_optimiser_state_other_than_tensors_is_restored(tmp_path: Path):
     saved, restored = stepped(1), stepped(0)
     saved.state[saved.param_groups[0]["params"][0]]["scale"] = 0.1
     write_state(tmp_path, (1, 1), saved)
     read_state(tmp_path, restored)
     assert restored.state_dict()["state"][0]["scale"] == 0.1
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path):
+    write_state(tmp_path, (1, 1), stepped(1))
+    state = json.loads((tmp_path / "state.json").read_text())
+    del state["groups"]
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    with pytest.raises(
+        CheckpointError, match=r"was written by another version of this program: .* no 'groups'; resume"
+    ):
+        read_state(tmp_path, stepped(0))
 
 
 def test_the_state_of_another_optimiser_is_refused(tmp_path: Path):
@@ -110,25 +121,24 @@ def test_the_state_of_another_optimiser_is_refused(tmp_path: Path):
 
 
 def test_nothing_in_a_run_is_a_pickle(make_trainer: MakeTrainer, tmp_path: Path):
-    """torch.save writes a ZIP file, pickle of protocol 2 and later begins with 80."""
-    make_trainer("evaluation.every=1").train()
+    """torch.save writes a ZIP file; a pickle of protocol 2 or later starts with byte 0x80."""
+    make_trainer(*SMALL, "evaluation.every=1").train()
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".json", ".jsonl", ".yaml", ".png", ".safetensors", ".lock", ""}
     assert not [path for path in files if path.read_bytes()[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")]
 
 
-def test_diffusers_takes_a_checkpoint_for_an_adapter(
+def test_diffusers_loads_a_checkpoint_as_an_adapter(
     make_trainer: MakeTrainer,
     make_policy: Callable[..., FluxKontextPolicy],
     tmp_path: Path,
 ):
-    """Of the two safetensors files in it, the plain pipeline chooses the weights."""
-    trainer = make_trainer()
-    trainer.train()
-    other = make_policy()
-    other.pipe.load_lora_weights(str(tmp_path / "run" / "checkpoints" / "step-00001"))
+    """The pipeline picks the weights out of the two safetensors files."""
+    make_trainer(*SMALL).train()
+    policy = make_policy()
+    policy.pipe.load_lora_weights(str(tmp_path / "run" / "checkpoints" / "step-00001"))
     weights = load_file(tmp_path / "run" / "adapter" / "pytorch_lora_weights.safetensors")
-    loaded = {name for name, _ in other.module.named_parameters() if "lora" in name}
+    loaded = {name for name, _ in policy.module.named_parameters() if "lora" in name}
     assert len(loaded) == len(weights)
 
 
@@ -136,7 +146,7 @@ def test_diffusers_takes_a_checkpoint_for_an_adapter(
 
 
 def test_any_flipped_bit_is_found(run: Path):
-    """64 random bits of every file that says something; a manifest may also turn into one that cannot be read."""
+    """64 random bits of every file."""
     checkpoint, rng = run / "checkpoints" / "step-00002", random.Random(0)
     for file in sorted(checkpoint.iterdir()):
         content = file.read_bytes()
@@ -145,14 +155,14 @@ def test_any_flipped_bit_is_found(run: Path):
             changed = bytearray(content)
             changed[place] ^= 1 << bit
             file.write_bytes(changed)
-            # White space between the manifest's entries says nothing.
-            harmless = file.name == "manifest.json" and _read(changed) == json.loads(content)
-            assert harmless or damage(checkpoint), (file.name, place, bit)
+            # A flipped bit can turn white space in the manifest into other white space.
+            harmless = file.name == "manifest.json" and parsed(changed) == json.loads(content)
+            assert harmless or find_damage(checkpoint), (file.name, place, bit)
         file.write_bytes(content)
-    assert damage(checkpoint) is None
+    assert find_damage(checkpoint) is None
 
 
-def _read(content: bytearray) -> object:
+def parsed(content: bytearray) -> object:
     try:
         return json.loads(content)
     except ValueError:
@@ -165,23 +175,41 @@ def test_any_file_cut_short_or_missing_is_found(run: Path):
         content = file.read_bytes()
         for length in (0, 1, len(content) // 2, len(content) - 2):
             file.write_bytes(content[:length])
-            assert damage(checkpoint), (file.name, length)
+            assert find_damage(checkpoint), (file.name, length)
         file.unlink()
-        assert damage(checkpoint) == f"{file.name} is missing"
+        assert find_damage(checkpoint) == f"{file.name} is missing"
         file.write_bytes(content)
-    (checkpoint / "manifest.json").write_text("{}")
-    assert damage(checkpoint) == "manifest.json lacks optimizer.safetensors"
 
 
-def test_the_newest_whole_checkpoint_is_found_behind_damaged_ones(run: Path):
+@pytest.mark.parametrize(
+    ("manifest", "problem"),
+    [
+        ("{}", "manifest.json lacks optimizer.safetensors"),
+        ("[]", "manifest.json cannot be read"),
+        ("[" * 100_000, "manifest.json cannot be read"),
+        ('{"optimizer.safetensors": "", "state.json": ""}', "optimizer.safetensors does not match its checksum"),
+        (
+            '{"a\\u0000b": "", "optimizer.safetensors": "", "state.json": ""}',
+            "a\0b cannot be read (embedded null byte)",
+        ),
+        ('{".": "", "optimizer.safetensors": "", "state.json": ""}', ". cannot be read (Is a directory)"),
+    ],
+)
+def test_a_manifest_that_was_edited_is_damage(manifest: str, problem: str, run: Path):
+    checkpoint = run / "checkpoints" / "step-00002"
+    (checkpoint / "manifest.json").write_text(manifest)
+    assert find_damage(checkpoint) == problem
+
+
+def test_the_newest_intact_checkpoint_is_found_behind_damaged_ones(run: Path):
     save(run, 3)
     folder = run / "checkpoints"
     (folder / "step-00003" / "weights.bin").write_bytes(b"")
     (folder / "step-00002" / "state.json").unlink()
-    found, damaged = newest_whole(run)
-    assert found == folder / "step-00001"
+    intact, damaged = newest_intact(run)
+    assert intact == folder / "step-00001"
     assert damaged == {
-        folder / "step-00003": "weights.bin is not what was written",
+        folder / "step-00003": "weights.bin does not match its checksum",
         folder / "step-00002": "state.json is missing",
     }
     for path in damaged:
@@ -193,22 +221,22 @@ def test_the_newest_whole_checkpoint_is_found_behind_damaged_ones(run: Path):
 # --- how many stay ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("keep_last", "left"), [(1, [5]), (2, [4, 5]), (9, [1, 2, 3, 4, 5]), (None, [1, 2, 3, 4, 5])])
-def test_so_many_of_the_newest_checkpoints_stay(keep_last: int | None, left: list[int], run: Path):
+@pytest.mark.parametrize(("keep_last", "kept"), [(1, [5]), (2, [4, 5]), (9, [1, 2, 3, 4, 5]), (None, [1, 2, 3, 4, 5])])
+def test_the_newest_checkpoints_are_kept(keep_last: int | None, kept: list[int], run: Path):
     for update in (3, 4, 5):
         save(run, update, keep_last)
-    assert list(map(update_of, checkpoints_of(run))) == left
+    assert list(map(update_of, checkpoints_of(run))) == kept
 
 
-def test_a_run_that_was_stopped_leaves_the_checkpoints_of_one_that_was_not(make_trainer: MakeTrainer):
-    """Stopped after updates 1 and 3: what is saved then is in nobody's way later."""
-    trainer = make_trainer("save_every=2", "keep_last=2")
-    left = []
+def test_a_stopped_run_leaves_the_checkpoints_of_an_uninterrupted_one(make_trainer: MakeTrainer):
+    """Stopped after updates 1 and 3: those checkpoints are removed later."""
+    trainer = make_trainer(*SMALL, "save_every=2", "keep_last=2")
+    kept = []
     for update in range(1, 7):
         if update in (1, 2, 3, 4, 6):
             trainer.directory.checkpoint((update, update), trainer.policy, trainer.optimizer)
-        left.append([int(path.name[-1]) for path in checkpoints_of(trainer.directory.path)])
-    assert left == [[1], [2], [2, 3], [2, 4], [2, 4], [4, 6]]
+        kept.append([int(path.name[-1]) for path in checkpoints_of(trainer.directory.path)])
+    assert kept == [[1], [2], [2, 3], [2, 4], [2, 4], [4, 6]]
 
 
 # --- dying at any moment ---------------------------------------------------------------------------------------------
@@ -216,7 +244,7 @@ def test_a_run_that_was_stopped_leaves_the_checkpoints_of_one_that_was_not(make_
 
 @contextmanager
 def photographed(folder: Path, album: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
-    """A copy of the folder before every operation that a crash may come before or after."""
+    """Copies the folder before every operation that a crash may interrupt; yields the copies."""
     copies: list[Path] = []
 
     def before(owner: object, name: str) -> None:
@@ -235,33 +263,33 @@ def photographed(folder: Path, album: Path, monkeypatch: pytest.MonkeyPatch) -> 
     copies.append(Path(shutil.copytree(folder, album / "end")))
 
 
-def test_whenever_a_process_dies_while_saving_one_whole_checkpoint_is_there(
+def test_a_crash_while_saving_always_leaves_an_intact_checkpoint(
     run: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ):
     with photographed(run, tmp_path_factory.mktemp("album"), monkeypatch) as copies:
         save(run, 3, keep_last=1)
     assert len(copies) > 15
-    found = []
+    newest = []
     for copy in copies:
-        checkpoint, damaged = newest_whole(copy)
+        checkpoint, damaged = newest_intact(copy)
         assert checkpoint is not None
         assert not damaged
-        found.append(update_of(checkpoint))
+        newest.append(update_of(checkpoint))
         durable.remove_leftovers(copy)
         left = {path.name for path in (copy / "checkpoints").iterdir()}
         assert left <= {"step-00001", "step-00002", "step-00003"}
-    assert found == sorted(found)
-    assert set(found) == {2, 3}
+    assert newest == sorted(newest)
+    assert set(newest) == {2, 3}
 
 
-def test_whenever_a_process_dies_while_finishing_the_old_or_the_new_adapter_is_there(
+def test_a_crash_while_finishing_leaves_the_old_or_the_new_adapter(
     make_trainer: MakeTrainer,
     excite: Callable[[FluxKontextPolicy], None],
     tmp_path: Path,
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    trainer = make_trainer()
+    trainer = make_trainer(*SMALL)
     policy, run = trainer.policy, tmp_path / "run"
     assert isinstance(policy, FluxKontextPolicy)
     weights = run / "adapter" / "pytorch_lora_weights.safetensors"
@@ -278,8 +306,8 @@ def test_whenever_a_process_dies_while_finishing_the_old_or_the_new_adapter_is_t
     with photographed(run, album / "second", monkeypatch) as copies:
         trainer.directory.finish(policy)
     new = weights.read_bytes()
-    seen = [(copy / "adapter" / weights.name).read_bytes() for copy in copies]
-    assert [content == new for content in seen] == sorted(content == new for content in seen)
-    assert set(seen) == {old, new}
+    contents = [(copy / "adapter" / weights.name).read_bytes() for copy in copies]
+    assert [content == new for content in contents] == sorted(content == new for content in contents)
+    assert set(contents) == {old, new}
     for copy in copies:
         assert {path.name for path in (copy / "adapter").iterdir()} == {"config.yaml", "sampling.json", weights.name}

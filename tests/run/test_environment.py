@@ -15,7 +15,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """A package's folder in a repository that holds more."""
+    """The folder of a package, in a repository with other files."""
     folder = tmp_path / "src" / "package"
     folder.mkdir(parents=True)
     (folder / "__init__.py").touch()
@@ -33,23 +33,23 @@ def test_the_environment_names_versions_code_and_command():
     json.dumps(found)
 
 
-def test_the_commit_says_whether_the_code_is_as_committed(package: Path):
+def test_the_commit_shows_uncommitted_changes_of_the_code(package: Path):
     head = git(package, "rev-parse", "HEAD")
     assert commit(package) == head
-    (package.parents[1] / "README.md").write_text("other words, the same code")
+    (package.parents[1] / "README.md").write_text("new text, same code")
     assert commit(package) == head
     (package / "new.py").touch()
     assert commit(package) == f"{head}+changes"
 
 
-def test_a_package_that_only_lies_inside_a_repository_has_no_commit(package: Path):
-    """As an environment in a checkout of something else."""
+def test_a_package_inside_an_unrelated_repository_has_no_commit(package: Path):
+    """Such as a virtual environment in a checkout of another project."""
     installed = package.parents[1] / ".venv" / "package"
     installed.mkdir(parents=True)
     (installed / "__init__.py").touch()
     assert commit(installed) is None
 
 
-def test_without_git_nothing_is_claimed(package: Path, monkeypatch: pytest.MonkeyPatch):
+def test_without_git_the_commit_is_unknown(package: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", "")
     assert commit(package) is None

@@ -1,63 +1,110 @@
-"""Trackers get the numbers of every row, offline; TensorBoard's files are read back by TensorBoard."""
+"""Trackers get the numbers of every row, offline, and are closed however the run ends."""
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from customized_grpo.errors import UsageError
+from customized_grpo.run import trackers
+from customized_grpo.run.directory import RunDirectory
 from customized_grpo.run.trackers import Trackers, flatten
 from customized_grpo.training.trainer import Trainer
+from runs import SMALL
 
 
-def test_tensorboard_holds_every_number_of_the_runs_own_files(make_trainer: Callable[..., Trainer], tmp_path: Path):
+def test_tensorboard_reads_back_every_number_in_the_logs(make_trainer: Callable[..., Trainer], tmp_path: Path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    make_trainer("updates=2", "evaluation.every=1", "tracking=[tensorboard]").train()
+    make_trainer(*SMALL, "updates=2", "evaluation.every=1", "tracking=[tensorboard]").train()
     run = tmp_path / "run"
     events = accumulator.EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     for part, file in (("train", "metrics.jsonl"), ("held_out", "evaluations.jsonl")):
         rows = [json.loads(line) for line in (run / file).read_text().splitlines()]
         for name, value in flatten(rows[-1]):
-            found = events.Scalars(f"{part}/{name}")
-            assert [event.step for event in found] == [row["update"] for row in rows]
-            assert found[-1].value == pytest.approx(value, rel=1e-6)
+            scalars = events.Scalars(f"{part}/{name}")
+            assert [event.step for event in scalars] == [row["update"] for row in rows]
+            assert scalars[-1].value == pytest.approx(value, rel=1e-6)
     assert {"train/reward_identity", "train/seconds.rollout", "held_out/joint_success"} <= {*events.Tags()["scalars"]}
 
 
+@pytest.mark.parametrize("fails", [False, True], ids=["finished", "failed"])
+def test_trackers_are_closed_once_however_the_run_ends(
+    fails: bool, make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """The first update is logged, the second one fails: its row is in TensorBoard's file, which is closed."""
+    loader = pytest.importorskip("tensorboard.backend.event_processing.event_file_loader")
+    trainer = make_trainer(*SMALL, "updates=2", "tracking=[tensorboard]")
+    directory, step = trainer.directory, trainer.step
+    assert isinstance(directory, RunDirectory)
+    tensorboard: Any = directory.trackers.trackers[0]
+    finished = []
+    finish = directory.trackers.finish
+    monkeypatch.setattr(directory.trackers, "finish", lambda: finished.append(finish()))
+
+    def fail_later() -> dict[str, Any]:
+        if fails and trainer.update == 1:
+            raise RuntimeError("the second update fails")
+        return step()
+
+    monkeypatch.setattr(trainer, "step", fail_later)
+    with pytest.raises(RuntimeError, match="second update") if fails else nullcontext():
+        trainer.train()
+    assert len(finished) == 1
+    assert tensorboard.tracker.file_writer is None  # closed
+    events = [e for f in (tmp_path / "run").rglob("events.out.*") for e in loader.EventFileLoader(str(f)).Load()]
+    assert {e.step for e in events if e.summary.value} - {0} == ({1} if fails else {1, 2})
+
+
+def test_a_tracker_that_cannot_start_is_named(make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch):
+    """The folder is unlocked again: the run can start without the tracker."""
+
+    class Unreachable:
+        def __init__(self, *_: object, **__: object):
+            raise ConnectionError("no route to host")
+
+    monkeypatch.setitem(trackers.LOGGER_TYPE_TO_CLASS, "tensorboard", Unreachable)
+    with pytest.raises(UsageError, match="tracking: tensorboard cannot start: no route to host; fix this, or leave"):
+        make_trainer(*SMALL, "tracking=[tensorboard]")
+    make_trainer(*SMALL, resume=True)
+
+
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
-def test_the_other_trackers_take_a_run_offline(
+def test_other_trackers_record_a_run_offline(
     name: str, make_trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """They are extras: skipped where they are not installed."""
+    """They are optional extras."""
     if find_spec(name) is None:
         pytest.skip(f"{name} is not installed")
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when trackio is imported
-    make_trainer("updates=2", f"tracking=[{name}]").train()
+    make_trainer(*SMALL, "updates=2", f"tracking=[{name}]").train()
     written = [path for path in tmp_path.rglob("*") if path.suffix in (".wandb", ".db")]
     assert written
     assert all(path.stat().st_size > 0 for path in written)
 
 
-def test_a_tracker_that_is_not_installed_is_named_before_anything_is_made(
+def test_a_missing_tracker_is_named_before_anything_is_written(
     make_trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("customized_grpo.run.trackers.find_spec", lambda _: None)
-    with pytest.raises(ValueError, match=r'wandb is not installed; pip install "customized-grpo\[wandb\]"'):
+    with pytest.raises(UsageError, match=r'wandb is not installed; pip install "customized-grpo\[wandb\]"'):
         make_trainer("tracking=[wandb]")
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_no_finite_number_stays_in_the_runs_own_files():
+def test_trackers_get_finite_numbers_only():
     class Recorder:
         def log(self, figures: dict[str, float], step: int) -> None:
             self.figures, self.step = figures, step
 
-    trackers, recorder = Trackers((), Path(), {}), Recorder()
-    trackers.trackers.append(recorder)  # pyright: ignore[reportArgumentType]
+    own, recorder = Trackers((), Path(), {}), Recorder()
+    own.trackers.append(recorder)  # pyright: ignore[reportArgumentType]
     row = {"update": 3, "a": 1.5, "b": float("nan"), "c": None, "d": "text", "e": {"f": 2}, "steps": [{"g": 1}]}
-    trackers.log("train", row)
+    own.log("train", row)
     assert recorder.figures == {"train/update": 3, "train/a": 1.5, "train/e.f": 2}
     assert recorder.step == 3

@@ -19,7 +19,7 @@ from customized_grpo.data import Sample
 from customized_grpo.data.images import to_pictures
 from customized_grpo.errors import UsageError
 from customized_grpo.files.durable import write_text
-from customized_grpo.files.pictures import case, save_png, sheet
+from customized_grpo.files.pictures import draw_card, draw_sheet, save_png
 from customized_grpo.measure.curves import draw_curves
 from customized_grpo.measure.intervals import Estimate, estimates
 from customized_grpo.report import write_report
@@ -108,7 +108,7 @@ def _measure(config: RunConfig, trainer: Trainer, cases: int) -> Measured:
 
 def _draw(measured: Measured, folder: Path) -> None:
     rows = list(zip(measured.samples, measured.base.images, measured.tuned.images, strict=True))[:SHOWN]
-    save_png(sheet([_card(*row) for row in rows], columns=3), folder / "cases.png")
+    save_png(draw_sheet([_card(*row) for row in rows], columns=3), folder / "cases.png")
     draw_curves(folder / "run", folder / "curves.png")
     for name, scored in (("base", measured.base), ("tuned", measured.tuned)):
         keep_cases(folder / "cases", name, scored.shown(measured.samples[: measured.seen], KEPT))
@@ -116,7 +116,7 @@ def _draw(measured: Measured, folder: Path) -> None:
 
 def _card(sample: Sample, base: Tensor, tuned: Tensor) -> Image.Image:
     pictures = [sample.reference_images()[0], *to_pictures(torch.stack([base, tuned]))]
-    return case(pictures, sample.prompt, ["reference", "base", "tuned"])
+    return draw_card(pictures, sample.prompt, ["reference", "base", "tuned"])
 
 
 def _summary(measured: Measured, seed: int, seconds: dict[str, float]) -> dict[str, object]:

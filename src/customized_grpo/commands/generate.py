@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from customized_grpo.data.reading import read_text
 from customized_grpo.errors import UsageError
 from customized_grpo.fields import BUILT_IN
 from customized_grpo.files.durable import check_folder, make_folder
-from customized_grpo.files.pictures import case, save_png
+from customized_grpo.files.pictures import draw_card, save_png
 from customized_grpo.policies import find_family, load_policy
 from customized_grpo.run.checkpoints import find_adapter
 from customized_grpo.run.sampling_settings import SamplingSettings
@@ -76,14 +76,7 @@ class GenerationRequest:
         trained = None if adapter is None else SamplingSettings.read(adapter)
         chosen = trained or _usual_settings(self.base())
         size = (chosen.height, chosen.width) if self.size is None else (self.size, self.size)
-        return SamplingSettings(
-            num_steps=self.steps or chosen.num_steps,
-            shift=chosen.shift,
-            guidance=chosen.guidance,
-            height=size[0],
-            width=size[1],
-            max_sequence_length=chosen.max_sequence_length,
-        )
+        return replace(chosen, num_steps=self.steps or chosen.num_steps, height=size[0], width=size[1])
 
 
 def read_prompts(file: Path) -> list[str]:
@@ -123,7 +116,7 @@ def write_pictures(request: GenerationRequest, output: Path, *, compare: bool = 
                 with policy.base_policy():
                     untuned = to_pictures(generate(policy, condition, sigmas, [seed]))[0]
                 row = [sample.reference_images()[0], untuned, picture]
-                save_png(case(row, prompt, ["reference", "base", "tuned"], side=256), _comparison(path))
+                save_png(draw_card(row, prompt, ["reference", "base", "tuned"], side=256), _comparison(path))
                 yield _comparison(path)
 
 
@@ -149,14 +142,7 @@ def _comparison(path: Path) -> Path:
 
 def _usual_settings(model: Model) -> SamplingSettings:
     steps, shift = BUILT_IN_SAMPLING if model.path == BUILT_IN else (find_family(model).usual_steps, "checkpoint")
-    return SamplingSettings(
-        num_steps=steps,
-        shift=shift,
-        guidance=model.guidance,
-        height=model.height,
-        width=model.width,
-        max_sequence_length=model.max_sequence_length,
-    )
+    return SamplingSettings.of_model(model, steps, shift)
 
 
 def _unreadable(pictures: Sequence[Path]) -> Iterator[str]:

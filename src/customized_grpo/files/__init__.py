@@ -1,4 +1,4 @@
-"""Files: written so that a crash leaves the old or the new one, read without running or guessing anything."""
+"""Files: written so that a crash leaves the old or the new version, read without executing or guessing anything."""
 
 from pathlib import Path
 

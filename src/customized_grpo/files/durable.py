@@ -1,7 +1,7 @@
-"""Files and folders that are there whole or not at all, also after a power cut: written aside, synced, renamed.
+"""Files and folders that are complete or absent, even after a power cut: written under another name, synced, renamed.
 
-What a crash leaves behind has one of two endings, and is removed by whoever goes on: `.saving` was not finished,
-`.removing` was not needed any more.
+A crash leaves names with one of two endings, which the next start removes: `.saving` (not finished) and `.removing`
+(no longer needed).
 """
 
 from __future__ import annotations
@@ -19,50 +19,59 @@ SAVING, REMOVING = ".saving", ".removing"
 
 
 class SavingError(RunError, OSError):
-    """Something could not be written: the disk is full, broken or read-only. `reason` is what the system says."""
+    """A file could not be written: the disk is full, broken or read-only. `reason` is the system's own message."""
 
-    def __init__(self, message: str, reason: str = ""):
+    def __init__(self, message: str, reason: str):
         super().__init__(message)
         self.reason = reason
 
 
+def reason_of(error: Exception) -> str:
+    """The system's message without the path, such as "No space left on device"."""
+    if isinstance(error, SavingError):
+        return error.reason
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
 @contextmanager
 def saving(what: str | Path) -> Iterator[None]:
-    """Turns an OSError of the block into SavingError, which names `what` was being written."""
+    """Raises SavingError, which names `what`, if the block raises OSError."""
     try:
         yield
     except SavingError:
         raise
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise SavingError(f"could not write {what}: {reason}", reason) from error
+        raise SavingError(f"could not write {what}: {reason_of(error)}", reason_of(error)) from error
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the file `path` with this text, on disk when this returns. Raises SavingError."""
-    with replacing(path) as aside:
-        aside.write_text(text, encoding="utf-8")
-        sync(aside)
+    """Replace the file `path` with this text. It is on disk when this returns. Raises SavingError."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
     with saving(path):
         sync(path.parent)
 
 
 def append_text(path: Path, text: str) -> None:
-    """Append to a log. A crash can cut the last line short, so readers skip one without its line break."""
+    """Append to a log. A crash can cut the last line short, so readers skip a line without a line break.
+
+    Raises SavingError.
+    """
     with saving(path), path.open("a", encoding="utf-8") as file:
         file.write(text)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a path to write to; the file written there replaces `path` in one move. Nothing is forced to disk.
+    """Yields a temporary path; the file written there replaces `path` in one step. Nothing is forced to disk.
 
     Raises SavingError.
     """
-    aside = path.with_name(path.name + SAVING)
+    temporary = path.with_name(path.name + SAVING)
     with saving(path):
-        yield aside
-        aside.replace(path)
+        yield temporary
+        temporary.replace(path)
 
 
 def make_folder(path: Path) -> None:
@@ -72,7 +81,7 @@ def make_folder(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Force a file's content, or a folder's names, to the disk."""
+    """Force the content of a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -81,7 +90,7 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Force everything in a folder to the disk, the folder last."""
+    """Force everything in a folder to disk, the folder itself last."""
     for path in sorted(folder.rglob("*"), reverse=True):
         sync(path)
     sync(folder)
@@ -94,11 +103,11 @@ def digest(file: Path) -> str:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder so that nobody takes what is left of it for whole."""
-    aside = folder.with_name(folder.name + REMOVING)
-    shutil.rmtree(aside, ignore_errors=True)
-    folder.replace(aside)
-    shutil.rmtree(aside)
+    """Remove a folder; if this is interrupted, nothing mistakes the rest for a complete folder."""
+    renamed = folder.with_name(folder.name + REMOVING)
+    shutil.rmtree(renamed, ignore_errors=True)
+    folder.replace(renamed)
+    shutil.rmtree(renamed)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -107,20 +116,46 @@ def remove_leftovers(folder: Path) -> None:
         if path.is_dir():
             shutil.rmtree(path)
         else:
-            path.unlink(missing_ok=True)  # it may have lain in a folder that is gone by now
+            path.unlink(missing_ok=True)  # its folder may have been removed a moment ago
+
+
+# --- before anything is computed: can the results be written? --------------------------------------------------------
 
 
 def check_folder(path: Path, option: str = "--output") -> None:
-    """Raises ValueError where `path` is no folder and none can be made there."""
-    there = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
-    if not there.is_dir():
-        raise UsageError(f"{option} {path}: {there} is a file; name a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UsageError(f"{option} {path}: {there} is read-only for you; name another folder")
+    """Raises UsageError if nothing can be written into the folder `path`, which need not exist yet."""
+    if problem := folder_problem(path):
+        raise UsageError(f"{option} {path}: {problem}; name another folder")
 
 
 def check_file(path: Path, option: str = "--output") -> None:
-    """Raises ValueError where no file `path` can be written."""
-    if path.is_dir():
-        raise UsageError(f"{option} {path} is a folder; name the file that is to be written, {path / 'report.html'}")
+    """Raises UsageError if the file `path` cannot be written."""
+    try:
+        is_folder = _exists(path) and path.is_dir()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{option} {path}: {reason_of(error)}; name another file") from None
+    if is_folder:
+        raise UsageError(f"{option} {path} is a folder; name the file to write, such as {path / 'report.html'}")
     check_folder(path.parent, option)
+
+
+def folder_problem(folder: Path) -> str | None:
+    """Why nothing can be written into a folder, which need not exist yet; None if it can."""
+    try:
+        folder = folder.absolute()
+        nearest = next(path for path in (folder, *folder.parents) if _exists(path))
+        is_folder = nearest.is_dir()
+    except (OSError, ValueError) as error:
+        return reason_of(error)
+    if not is_folder:
+        return f"{nearest} is a file"
+    return None if os.access(nearest, os.W_OK | os.X_OK) else f"{nearest} is not writable"
+
+
+def _exists(path: Path) -> bool:
+    """Raises OSError or ValueError for a path that the system refuses: a name too long, a NUL character."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""Warnings as a user reads them: a line each, and few of a kind."""
+"""Messages for the user: one line each on stderr, above any progress bar, and only a few of a kind."""
 
 from __future__ import annotations
 
@@ -11,27 +11,34 @@ from tqdm import tqdm
 
 from customized_grpo.files import PACKAGE
 
-SHOWN = 3  # prompts of which a warning speaks by name
+NAMED_PROMPTS = 3  # how many prompts get a warning of their own
 
 
 class LongPrompts:
-    """Prompts that are longer than a model reads: the first few are said once each, then that there are more."""
+    """Warns about prompts longer than a model reads: the first few once each, then once that there are more."""
 
     def __init__(self):
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
 
-    def warn(self, prompt: str, what: str) -> None:
-        """`what` is said of a prompt that was not spoken of yet."""
-        if prompt in self._said or len(self._said) > SHOWN:
+    def warn(self, prompt: str, problem: str) -> None:
+        """Warn of `problem`, unless this prompt or enough others had a warning already."""
+        if prompt in self._warned or len(self._warned) > NAMED_PROMPTS:
             return
-        self._said.add(prompt)
-        said = f"{what}: {prompt!r}" if len(self._said) <= SHOWN else "more prompts are too long, and are not named"
-        warnings.warn(said, stacklevel=3)
+        self._warned.add(prompt)
+        if len(self._warned) <= NAMED_PROMPTS:
+            warnings.warn(f"{problem}: {prompt!r}", stacklevel=3)
+        else:
+            warnings.warn("more prompts are too long; they are not listed", stacklevel=3)
+
+
+def print_line(line: str) -> None:
+    """Print a line to stderr, above the progress bar."""
+    tqdm.write(line, file=sys.stderr)
 
 
 def show_in_lines() -> None:
-    """From here on the package's own warnings are one line on stderr, above any progress bar; others are as ever."""
-    others = warnings.showwarning
+    """From now on print each warning of this package as one line; warnings of libraries are shown as usual."""
+    show_as_usual = warnings.showwarning
 
     def show(
         message: Warning | str,
@@ -42,8 +49,8 @@ def show_in_lines() -> None:
         line: str | None = None,
     ) -> None:
         if issubclass(category, UserWarning) and Path(filename).is_relative_to(PACKAGE):
-            tqdm.write(f"warning: {message}", file=sys.stderr)
+            print_line(f"warning: {message}")
         else:
-            others(message, category, filename, lineno, file, line)
+            show_as_usual(message, category, filename, lineno, file, line)
 
     warnings.showwarning = show

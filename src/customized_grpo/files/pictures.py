@@ -13,11 +13,12 @@ from customized_grpo.files.durable import replacing
 
 GAP = 6  # pixels between pictures
 PAPER, INK, FAINT = (255, 255, 255), (30, 30, 30), (110, 110, 110)
+TITLE_HEIGHT, LINE_HEIGHT, PROMPT_LINES = 18, 16, 3  # pixels, pixels, lines
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A case, the picture that was made for it, and what each metric says of that (NaN: could not be scored)."""
+    """A case, the picture generated for it, and that picture's scores (NaN: could not be scored)."""
 
     sample: str
     subject: str
@@ -28,7 +29,7 @@ class Shown:
 
 
 def enlarge(picture: Image.Image, side: int) -> Image.Image:
-    """Fit into a square: small pixel art by whole factors without smoothing, photographs with it."""
+    """Fit into a square: pixel art is enlarged by a whole factor without smoothing, photographs are resampled."""
     factor = side // max(picture.size)
     if factor >= 2:
         return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
@@ -37,23 +38,24 @@ def enlarge(picture: Image.Image, side: int) -> Image.Image:
     return fitted
 
 
-def case(pictures: Sequence[Image.Image], prompt: str, titles: Sequence[str], side: int = 128) -> Image.Image:
-    """One case: pictures side by side, a title over each, the prompt underneath."""
-    font, small = ImageFont.load_default(13), ImageFont.load_default(11)
+def draw_card(pictures: Sequence[Image.Image], prompt: str, titles: Sequence[str], side: int = 128) -> Image.Image:
+    """One case: pictures side by side, a title above each, the prompt underneath."""
+    font, small_font = ImageFont.load_default(13), ImageFont.load_default(11)
     width = len(pictures) * (side + GAP) - GAP
-    lines = textwrap.wrap(prompt, width=max(width // 7, 12))[:3]
-    card = Image.new("RGB", (width, 18 + side + 4 + 16 * 3), PAPER)
+    text_top = TITLE_HEIGHT + side + 4
+    card = Image.new("RGB", (width, text_top + LINE_HEIGHT * PROMPT_LINES), PAPER)
     draw = ImageDraw.Draw(card)
     for column, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
-        x, shown = column * (side + GAP), enlarge(picture, side)
-        draw.text((x, 1), title, fill=FAINT, font=small)
-        card.paste(shown, (x + (side - shown.width) // 2, 18 + (side - shown.height) // 2))
+        x, fitted = column * (side + GAP), enlarge(picture, side)
+        draw.text((x, 1), title, fill=FAINT, font=small_font)
+        card.paste(fitted, (x + (side - fitted.width) // 2, TITLE_HEIGHT + (side - fitted.height) // 2))
+    lines = textwrap.wrap(prompt, width=max(width // 7, 12))[:PROMPT_LINES]
     for number, line in enumerate(lines):
-        draw.text((0, 18 + side + 4 + 16 * number), line, fill=INK, font=font)
+        draw.text((0, text_top + LINE_HEIGHT * number), line, fill=INK, font=font)
     return card
 
 
-def sheet(cards: Sequence[Image.Image], columns: int) -> Image.Image:
+def draw_sheet(cards: Sequence[Image.Image], columns: int) -> Image.Image:
     """Cards of one size on a page, in reading order."""
     width, height = cards[0].size
     margin = 3 * GAP
@@ -67,5 +69,5 @@ def sheet(cards: Sequence[Image.Image], columns: int) -> Image.Image:
 
 def save_png(picture: Image.Image, path: Path) -> None:
     """Replace the file `path` with this picture, as PNG. Raises SavingError."""
-    with replacing(path) as aside:
-        picture.save(aside, format="PNG")
+    with replacing(path) as temporary:
+        picture.save(temporary, format="PNG")

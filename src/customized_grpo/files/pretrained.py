@@ -1,12 +1,13 @@
-"""Models from elsewhere: looked for before anything is loaded, read from safetensors alone, refused in one line.
+"""Downloaded models: found before anything is loaded, read from safetensors only, refused in one line.
 
-A pickle (.bin, .pt, .pth, .ckpt) runs whatever program is in it when it is read. None is read here, and no code that
-comes with a model is run: nobody passes `trust_remote_code`.
+A pickle (.bin, .pt, .pth, .ckpt) can execute any program when it is read. None is read here, and code that comes with
+a model is never executed: nothing passes `trust_remote_code`.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,88 +29,107 @@ from transformers.utils import logging as transformers_bars
 
 from customized_grpo.errors import InputError
 from customized_grpo.files import PACKAGE
+from customized_grpo.files.durable import reason_of
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")  # one of them makes a tokenizer
+VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")  # a tokenizer needs one of them
+DOWNLOAD = "download the model again"
 
 
 class ModelError(InputError, ValueError):
-    """A model that is not there or cannot be used; one line with the way out."""
+    """A model that is missing or cannot be used; one line that says what to do."""
 
 
-def find(model: str | Path, file: str) -> Path:
-    """Where a file of a model lies: in its folder, or in the cache once it was fetched from the hub.
-
-    Raises ModelError.
-    """
+def find(model: str | Path, name: str) -> Path:
+    """The path of a model's file: in its folder, or in the hub's cache, downloaded if necessary. Raises ModelError."""
     folder = Path(model)
-    if folder.is_dir():
-        if not (folder / file).is_file():
-            raise ModelError(f"{model} is not the model that is needed here: it has no {file}")
+    if _is_folder(folder):
+        if not (folder / name).is_file():
+            raise ModelError(f"{model} is not the kind of model needed here: it has no {name}")
         _refuse_pickles(folder)
-        return folder / file
+        return folder / name
     try:
-        return Path(hf_hub_download(str(model), file))
+        return Path(hf_hub_download(str(model), name))
     except HFValidationError:
-        raise ModelError(f"{str(model)!r} is no folder, and no hub id: those are written owner/name") from None
+        raise ModelError(f"{str(model)!r} is neither a folder nor a hub id, which is written owner/name") from None
     except GatedRepoError:
         page = f"https://huggingface.co/{model}"
         raise ModelError(f"{model} is gated: accept its terms at {page}, then log in with `hf auth login`") from None
     except RepositoryNotFoundError:
         raise ModelError(
-            f"{model} is no folder here, and the hub has no such model, or a private one: check the name, or log in "
-            "with `hf auth login`"
+            f"{model} is not a folder here, and the hub has no such public model: check the name, or log in with "
+            "`hf auth login` if it is private"
         ) from None
     except LocalEntryNotFoundError:
         raise ModelError(
-            f"{model} is no folder here, and the hub cannot be reached for it: check the name, the network, and that "
+            f"{model} is not a folder here, and the hub cannot be reached: check the name, the network, and that "
             "HF_HUB_OFFLINE is not set; or name a folder that holds the model"
         ) from None
     except EntryNotFoundError:
-        raise ModelError(f"{model} on the hub is not the model that is needed here: it has no {file}") from None
+        raise ModelError(f"{model} on the hub is not the kind of model needed here: it has no {name}") from None
     except HfHubHTTPError as error:
         raise ModelError(f"{model}: the hub answers {_line(error)}; try again later") from None
+    except OSError as error:  # the network, or the disk that holds the cache
+        raise ModelError(f"{model} cannot be downloaded: {reason_of(error)}") from error
 
 
 def pipeline_class(model: str | Path) -> str:
-    """The class that a checkpoint in diffusers' format names, such as "FluxKontextPipeline". Raises ModelError."""
-    return str(_pipeline_index(model).get("_class_name"))
+    """The class named by a checkpoint in diffusers' format, such as "FluxKontextPipeline". Raises ModelError."""
+    return str(_read_json(find(model, "model_index.json")).get("_class_name"))
 
 
 def check_complete(model: str | Path) -> None:
-    """Raises ModelError if a pipeline's folder lacks parts. What lies on the hub is checked as it is fetched."""
-    if Path(model).is_dir() and (missing := list(_missing(Path(model), _pipeline_index(model)))):
-        raise ModelError(f"{model} is incomplete: {', '.join(missing)} missing; download the model again")
+    """Raises ModelError if a pipeline's folder lacks parts. A model on the hub is checked when it is downloaded."""
+    folder = Path(model)
+    if not _is_folder(folder):
+        return
+    if missing := list(_missing_parts(folder, _read_json(find(model, "model_index.json")))):
+        raise ModelError(f"{model} is incomplete: {', '.join(missing)} missing; {DOWNLOAD}")
 
 
-def _pipeline_index(model: str | Path) -> dict[str, Any]:
-    file = find(model, "model_index.json")
+def model_type(model: str | Path) -> str:
+    """The type named by a checkpoint in transformers' format, such as "clip". Raises ModelError."""
+    return str(_read_json(find(model, "config.json")).get("model_type"))
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """The object in one of a model's JSON files. Raises ModelError."""
     try:
-        index: Any = json.loads(file.read_text(encoding="utf-8"))
+        content: Any = json.loads(file.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read: {reason_of(error)}") from None
     except ValueError as error:
-        raise ModelError(f"{file} is not JSON: {error}; download the model again") from None
-    if not isinstance(index, dict):
-        raise ModelError(f"{file} holds a {type(index).__name__}, not a pipeline's parts; download the model again")
-    return index
+        raise ModelError(f"{file} is not JSON: {error}; {DOWNLOAD}") from None
+    except RecursionError:
+        raise ModelError(f"{file} is not JSON: brackets are nested too deeply; {DOWNLOAD}") from None
+    if not isinstance(content, dict):
+        raise ModelError(f"{file} holds a {type(content).__name__} instead of keys and values; {DOWNLOAD}")
+    return content
 
 
-def _missing(folder: Path, index: Mapping[str, Any]) -> Iterator[str]:
-    """Parts that a pipeline's folder lacks. A tokenizer without words would be made of none, and nothing said."""
+def _is_folder(path: Path) -> bool:
+    """A path that the system refuses (a name too long) is not a folder; it may be a hub id."""
+    return os.path.isdir(path)  # noqa: PTH112 (Path.is_dir raises OSError for it)
+
+
+def _missing_parts(folder: Path, index: Mapping[str, Any]) -> Iterator[str]:
+    """What a pipeline's folder lacks. Vocabularies count: without one, a library makes an empty tokenizer silently."""
     for name, value in index.items():
-        if isinstance(value, list) and value[-1] is not None:
-            if not (folder / name).is_dir():
-                yield name
-            elif not any((folder / name).glob("*config.json")):
-                yield f"{name}/config.json"
-            elif "tokenizer" in name and not any((folder / name / each).is_file() for each in VOCABULARIES):
-                yield f"{name}/{VOCABULARIES[0]}"
+        if not (isinstance(value, list) and value and value[-1] is not None):  # not a part, or one left out on purpose
+            continue
+        if not _is_folder(folder / name):
+            yield name
+        elif not any((folder / name).glob("*config.json")):
+            yield f"{name}/config.json"
+        elif "tokenizer" in name and not any((folder / name / file).is_file() for file in VOCABULARIES):
+            yield f"{name}/{VOCABULARIES[0]}"
 
 
 def load_part(kind: Any, model: str | Path, part: str = "", **settings: Any) -> Any:
-    """A model of the class `kind`, of transformers or diffusers, from a folder or hub id or a subfolder of it.
+    """A model of the class `kind`, from transformers or diffusers; `part` is a subfolder of the folder or hub id.
 
-    Any in and out: the libraries' annotations leave out what their models take and return.
-    Raises ModelError where weights are missing: the libraries would make them at random and go on.
+    Typed Any because the libraries' annotations omit what their models take and return.
+    Raises ModelError if weights are missing: the libraries would initialise them at random and continue.
     """
     with loading(f"{model}, {part}" if part else model):
         loaded, info = kind.from_pretrained(
@@ -118,39 +138,26 @@ def load_part(kind: Any, model: str | Path, part: str = "", **settings: Any) -> 
     missing = sorted(info["missing_keys"])
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        where = f"{part} has" if part else "it has"
-        raise ModelError(f"{model} is not whole: {where} no weight {missing[0]}{more}; fetch the model again")
+        owner = f"{part} has" if part else "it has"
+        raise ModelError(f"{model} is incomplete: {owner} no weight {missing[0]}{more}; {DOWNLOAD}")
     return loaded
-
-
-def model_type(model: str | Path) -> str:
-    """What a checkpoint of transformers says it is, such as "clip". Raises ModelError."""
-    file = find(model, "config.json")
-    try:
-        config: Any = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{file} is not JSON: {error}; fetch the model again") from None
-    return str(config.get("model_type")) if isinstance(config, dict) else type(config).__name__
 
 
 @contextmanager
 def loading(model: str | Path) -> Iterator[None]:
-    """Around a library's `from_pretrained`: what it says of files that are not what they should be, in one line."""
+    """Put around one call of a library's `from_pretrained`. Raises ModelError if the library refuses the files."""
     try:
-        with _quiet(model):
+        with _no_progress_bars(model):
             yield
-    except torch.OutOfMemoryError:
+    except (ModelError, torch.OutOfMemoryError, MemoryError):
         raise
-    # What transformers, diffusers and safetensors raise for files that are missing, cut short or of other shapes.
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError(f"{model} cannot be loaded: {_line(error)}") from error
+    except Exception as error:  # libraries raise any type for broken files; tokenizers even a plain Exception
+        raise ModelError(f"{model} cannot be loaded: {_line(error)}; check its files, or {DOWNLOAD}") from error
 
 
 @contextmanager
-def _quiet(model: str | Path) -> Iterator[None]:
-    """Without the libraries' bars where the built-in parts are loaded: a dozen of them, full at once."""
+def _no_progress_bars(model: str | Path) -> Iterator[None]:
+    """Turns the libraries' progress bars off for the built-in parts: a dozen of them would flash by."""
     bars = [bar for bar in (transformers_bars, diffusers_bars) if bar.is_progress_bar_enabled()]
     if not str(model).startswith(str(PACKAGE)):
         bars = []
@@ -164,18 +171,26 @@ def _quiet(model: str | Path) -> Iterator[None]:
 
 
 def _refuse_pickles(folder: Path) -> None:
-    for part in (folder, *(path for path in folder.iterdir() if path.is_dir())):
-        files = sorted(part.iterdir())
+    """Raises ModelError if the folder, or a part in it, has its weights only as pickles."""
+    try:
+        parts = {part: sorted(part.iterdir()) for part in (folder, *folder.iterdir()) if part.is_dir()}
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be read: {reason_of(error)}") from None
+    for part, files in parts.items():
         pickles = [file.name for file in files if file.suffix in PICKLES]
         if pickles and not any(file.suffix == ".safetensors" for file in files):
             raise ModelError(
-                f"{part} has its weights in {pickles[0]}, a pickle, which could run any program when it is read; get "
-                "them as .safetensors, or convert them where you trust them: save_pretrained() writes safetensors"
+                f"{part} has its weights in {pickles[0]}, a pickle, which could run any program when it is read; "
+                "download them as .safetensors, or convert them where you trust them: save_pretrained() writes "
+                "safetensors"
             )
 
 
 def _line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    if "ignore_mismatched_sizes" in text:  # transformers shows a table above it, diffusers how to overwrite weights
-        text = "its weights have other shapes than its config.json says"
+    """A library's message as one line of at most 300 characters."""
+    text = " ".join(str(error).split())
+    if "ignore_mismatched_sizes" in text:  # transformers adds a table to it, diffusers how to overwrite weights
+        text = "the shapes of its weights differ from its config.json"
+    if not isinstance(error, OSError | ValueError | RuntimeError | SafetensorError):  # a KeyError's text is just a key
+        text = f"{type(error).__name__}: {text}"
     return text if len(text) <= 300 else f"{text[:299]}…"

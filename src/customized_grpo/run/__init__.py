@@ -1,1 +1,1 @@
-"""A run's folder: what is in it, who may write there, checkpoints, logs, resuming."""
+"""A run's folder: what it holds, who may write to it, checkpoints, logs, resuming."""

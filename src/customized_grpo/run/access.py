@@ -1,8 +1,7 @@
-"""Who may write into a run's folder: nobody but one process, and only with the settings that the run has."""
+"""Who may write to a run's folder: one process at a time, and a resumed run only with compatible settings."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from filelock import FileLock, Timeout
 
 from customized_grpo.config import CONFIG, ConfigError, RunConfig, load_config
 from customized_grpo.errors import InputError
-from customized_grpo.files.durable import SAVING
+from customized_grpo.files.durable import SAVING, folder_problem, reason_of
 from customized_grpo.run.changes import changes, refusal
 from customized_grpo.run.checkpoints import FOLDER, checkpoints_of, update_of
 
@@ -20,69 +19,66 @@ ELSEWHERE = "choose another folder with output=..."
 
 
 class RunDirectoryError(InputError, ValueError):
-    """A run directory that cannot be used as asked; the message names the ways out."""
+    """A run's folder that cannot be used as asked; the message says what to do instead."""
 
 
 def check_access(config: RunConfig, *, resume: bool) -> list[str]:
-    """Settings that changed since the run was last started, one line each; nothing is written.
+    """Settings that changed since the run was last started, one line each. Writes nothing.
 
     Raises RunDirectoryError unless a run with this configuration can start, or resume, in this folder.
     """
     path = Path(config.output)
-    if resume and not (path / CONFIG).is_file():
-        raise RunDirectoryError(f"nothing to resume: {path} holds no run; leave out --resume to start one")
-    if path.exists() and not path.is_dir():
-        raise RunDirectoryError(f"{path} is a file; {ELSEWHERE}")
     with writable(path):
-        # What is left where a process died before it had written its configuration is no run.
+        if problem := folder_problem(path):
+            raise RunDirectoryError(f"cannot write into {path}: {problem}; {ELSEWHERE}")
         files = {file.name for file in path.iterdir()} if path.exists() else set()
+        if resume and CONFIG not in files:
+            raise RunDirectoryError(f"nothing to resume: {path} holds no run; leave out --resume to start one")
+        # A process that died before it wrote its configuration leaves these two files; they are not a run.
         if not resume and files - {LOCK, CONFIG + SAVING}:
             raise RunDirectoryError(f"{path} exists; continue that run with --resume, or {ELSEWHERE}")
-        there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
-        if not there.is_dir():
-            raise RunDirectoryError(f"{path} cannot be made: {there} is a file; {ELSEWHERE}")
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise RunDirectoryError(f"cannot write into {path}: {there} is read-only for you; {ELSEWHERE}")
         if LOCK in files:
             take_lock(path).release()
     return _changed_settings(path, config) if resume else []
 
 
 def take_lock(path: Path) -> FileLock:
-    """The folder's lock, taken. It goes with the process that holds it, however that ends.
+    """Lock the folder. The system releases the lock when the process ends, however it ends.
 
-    Raises RunDirectoryError where another one has it.
+    Raises RunDirectoryError if another process holds the lock.
     """
     lock = FileLock(path / LOCK, timeout=0, thread_local=False)
     try:
         lock.acquire()
     except Timeout:
-        raise RunDirectoryError(f"{path} is in use: a run is writing there; stop that one, or {ELSEWHERE}") from None
+        raise RunDirectoryError(f"{path} is in use: a run is writing there; stop that run, or {ELSEWHERE}") from None
     return lock
 
 
 @contextmanager
 def writable(path: Path) -> Iterator[None]:
-    """Says RunDirectoryError where the system says OSError."""
+    """Raises RunDirectoryError if the block raises OSError."""
     try:
         yield
     except OSError as error:
-        raise RunDirectoryError(f"cannot write into {path}: {error.strerror or error}; {ELSEWHERE}") from error
+        raise RunDirectoryError(f"cannot write into {path}: {reason_of(error)}; {ELSEWHERE}") from error
 
 
 def _changed_settings(path: Path, new: RunConfig) -> list[str]:
-    """The allowed changes of a resumed run, one line each. Raises RunDirectoryError, which lists the refused ones."""
+    """The allowed changes of a resumed run, one line each. Raises RunDirectoryError with a line per refused change."""
     try:
         old = load_config(str(path / CONFIG))
     except ConfigError as error:
-        raise RunDirectoryError(f"{path / CONFIG} is no configuration of this version:\n{error}") from error
-    found = changes(old, new)
-    if not any((path / FOLDER).glob("*")):  # nothing is trained yet, and it begins again from the first update
-        return [f"resuming with {change}" for change in found]
-    refused = [refusal(change) for change in found if not change.allowed]
-    done = max(map(update_of, checkpoints_of(path)), default=0)
-    if new.updates < done:
-        refused.append(f"updates: {old.updates} -> {new.updates}, but {done} are done; go on with updates={done}")
+        raise RunDirectoryError(f"{path / CONFIG} is not a configuration of this version:\n{error}") from error
+    changed = changes(old, new)
+    if not any((path / FOLDER).glob("*")):  # nothing is trained yet: the run starts again from the first update
+        return [f"resuming with {change}" for change in changed]
+    refused = [refusal(change) for change in changed if not change.allowed]
+    finished = max(map(update_of, checkpoints_of(path)), default=0)
+    if new.updates < finished:
+        refused.append(
+            f"updates: {old.updates} -> {new.updates}, but {finished} are finished; resume with updates={finished}"
+        )
     if refused:
-        raise RunDirectoryError("\n".join([f"{path} was trained with other settings so far:", *refused]))
-    return [f"resuming with {change}" for change in found]
+        raise RunDirectoryError("\n".join([f"{path} was trained with other settings:", *refused]))
+    return [f"resuming with {change}" for change in changed]

@@ -1,4 +1,4 @@
-"""Pictures of cases as files: in a run's images/, and wherever else cases are kept."""
+"""Pictures of cases as files: in a run's images/, and wherever else cases are saved."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from customized_grpo.files.pictures import Shown, save_png
 from customized_grpo.run.logs import as_json
 
 CASES = "cases.json"
-REFERENCE_SIDE = 512  # pixels, at most, of the references that are kept beside the pictures
+REFERENCE_SIDE = 512  # largest side, in pixels, of saved references
 
 
 def keep_reference(reference: Image.Image, file: Path) -> None:
-    """Save a reference for people to look at, made smaller where it is a photograph."""
+    """Save a reference for people to look at; a photograph is made smaller. Raises SavingError."""
     small = reference.copy()
     small.thumbnail((REFERENCE_SIDE, REFERENCE_SIDE))
     save_png(small, file)
 
 
-def keep_cases(images: Path, name: str, shown: Sequence[Shown]) -> None:
-    """Write the cases' pictures to `images`/`name`/, their references, once for all names, to `images` itself.
+def keep_cases(images: Path, name: str, cases: Sequence[Shown]) -> None:
+    """Save the cases' pictures in `images`/`name`/, and their references in `images`, where all names share them.
 
     `images`/`name`/cases.json lists them: sample, subject, prompt, scores (null: could not be scored), and the two
-    files relative to `images`.
+    files relative to `images`. Raises SavingError.
     """
     make_folder(images / name)
     rows = []
-    for number, each in enumerate(shown):
+    for number, case in enumerate(cases):
         reference, picture = f"reference-{number:02d}.png", f"{name}/{number:02d}.png"
         if not (images / reference).exists():
-            keep_reference(each.reference, images / reference)
-        save_png(each.picture, images / picture)
-        about = {"sample": each.sample, "subject": each.subject, "prompt": each.prompt}
-        rows.append(as_json({**about, "reference": reference, "picture": picture, "scores": each.scores}))
+            keep_reference(case.reference, images / reference)
+        save_png(case.picture, images / picture)
+        about = {"sample": case.sample, "subject": case.subject, "prompt": case.prompt}
+        rows.append(as_json({**about, "reference": reference, "picture": picture, "scores": case.scores}))
     write_text(images / name / CASES, json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

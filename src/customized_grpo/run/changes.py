@@ -1,6 +1,6 @@
-"""Which settings may be others when a run goes on: one table, and whatever is not in it may not.
+"""Which settings may change when a run is resumed: the table below, and nothing else.
 
-A setting that is not here decides what is trained or logged: with another value the two halves would be two runs.
+Any other setting affects what is trained or logged: with a new value, the two parts would be two different runs.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import yaml
 
 from customized_grpo.config import RunConfig
 
-ROUNDING = "the rest agrees up to rounding, not bit for bit"
-# Dotted key, * for any reward -> what the user should know. Nothing in training depends on how many updates are to
-# come, so a run with more of them is the longer run.
+ROUNDING = "results then agree up to rounding, not bit for bit"
+# Dotted key, with * for any reward -> what the user should know about a change. `updates` may change because nothing
+# in training depends on how many updates are still to come: a resumed run with more of them equals the longer run.
 MAY_CHANGE: Mapping[str, str] = {
     "updates": "",
     "save_every": "",
     "keep_last": "",
     "output": "",  # the folder was moved
-    "tracking": "",  # copies of what the run writes down
-    "max_unscored": "",  # when a run stops, not what it does before
+    "tracking": "",  # only copies what the run logs
+    "max_unscored": "",  # decides when a run stops, not what it trains
     "model.gradient_checkpointing": "",
     "model.offload_text_encoders": "",
     "model.condition_cache": "",
@@ -32,10 +32,10 @@ MAY_CHANGE: Mapping[str, str] = {
     "groups.update_batch": ROUNDING,
     "rewards.*.batch": ROUNDING,
     "rewards.*.device": ROUNDING,
-    # Files and servers move; that they are still the same ones only the user can know.
+    # Files and servers move; only the user knows whether the content is the same.
     "data.root": "it must hold the same files",
-    "rewards.*.url": "it must score alike",
-    "rewards.*.base_url": "it must score alike",
+    "rewards.*.url": "it must give the same scores",
+    "rewards.*.base_url": "it must give the same scores",
     "rewards.*.api_key_env": "",
     "rewards.*.timeout": "",
     "rewards.*.retries": "",
@@ -45,7 +45,7 @@ MAY_CHANGE: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Change:
-    """A setting that is another than when the run was last started."""
+    """A setting whose value changed since the run was last started."""
 
     key: str
     old: Any
@@ -53,22 +53,23 @@ class Change:
 
     @property
     def note(self) -> str | None:
-        """What to know where this may change; None where it may not."""
+        """What the user should know about an allowed change; None if the change is not allowed."""
         section, *rest = self.key.split(".")
-        general = ".".join([section, "*", *rest[1:]]) if section == "rewards" and rest else self.key
-        return MAY_CHANGE.get(general)
+        pattern = ".".join([section, "*", *rest[1:]]) if section == "rewards" and rest else self.key
+        return MAY_CHANGE.get(pattern)
 
     @property
     def allowed(self) -> bool:
         return self.note is not None
 
     def __str__(self) -> str:
-        return f"{self.key}: {_plain(self.old)} -> {_plain(self.new)}" + (f" ({self.note})" if self.note else "")
+        note = f" ({self.note})" if self.note else ""
+        return f"{self.key}: {_as_override(self.old)} -> {_as_override(self.new)}{note}"
 
 
 def changes(old: RunConfig, new: RunConfig) -> list[Change]:
-    """Every setting with another value, in the order of the configuration."""
-    before, after = (dict(_settings(config)) for config in (old, new))
+    """Every setting whose value differs, in the order of the configuration."""
+    before, after = dict(_settings(old)), dict(_settings(new))
     return [
         Change(key, before.get(key), after.get(key))
         for key in {**before, **after}
@@ -77,23 +78,24 @@ def changes(old: RunConfig, new: RunConfig) -> list[Change]:
 
 
 def refusal(change: Change) -> str:
-    """One line for a change that may not be."""
-    return f"{change}; go on with {change.key}={_plain(change.old)}, or start another run with output=..."
+    """The line that refuses a change."""
+    return f"{change}; resume with {change.key}={_as_override(change.old)}, or start another run with output=..."
 
 
 def _settings(config: RunConfig) -> Iterator[tuple[str, Any]]:
-    yield from _flat(config.model_dump(mode="json", exclude={"evaluation": {"metrics"}}))
+    """Dotted keys and values; metrics as the user writes them."""
+    yield from _flatten(config.model_dump(mode="json", exclude={"evaluation": {"metrics"}}))
     yield "evaluation.metrics", [str(metric) for metric in config.evaluation.metrics]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
-def _plain(value: Any) -> str:
-    """As one would write it in an override."""
+def _as_override(value: Any) -> str:
+    """A value as the user would write it in an override."""
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")

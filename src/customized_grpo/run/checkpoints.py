@@ -1,12 +1,12 @@
-"""Checkpoints: a folder each, with a checksum of every file, so that a damaged one is found before it is used.
+"""Checkpoints: one folder each, with a checksum of every file, so that damage is found before a checkpoint is used.
 
 checkpoints/step-00020/   the adapter as the policy writes it, config.yaml, sampling.json
                           optimizer.safetensors   tensors of the optimiser, and torch's random state
-                          state.json              position, and what else the optimiser holds
-                          interim                 only where it goes once the next one is there
+                          state.json              position, and the rest of the optimiser's state
+                          interim                 only if the next checkpoint replaces this one
                           manifest.json           file -> SHA-256; written last
 
-Nothing in it is unpickled: a checkpoint from elsewhere can hold wrong numbers, but no program.
+No file is a pickle: a checkpoint from elsewhere can hold wrong numbers, but cannot execute anything.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +23,30 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from customized_grpo.files.durable import SAVING, digest, remove_folder, sync, sync_tree, write_text
+from customized_grpo.errors import InputError
+from customized_grpo.files.durable import SAVING, digest, reason_of, remove_folder, sync, sync_tree, write_text
 from customized_grpo.files.pretrained import PICKLES, ModelError
 from customized_grpo.policies.adapter_file import ADAPTER_FILE
 
-FOLDER, FINAL = "checkpoints", "adapter"  # in a run's folder: what it goes on from, and what it leaves
+FOLDER, FINAL = "checkpoints", "adapter"  # in a run's folder: what it resumes from, and its result
 MANIFEST, TENSORS, STATE = "manifest.json", "optimizer.safetensors", "state.json"
-INTERIM = "interim"  # an empty file in what was saved only because the run was asked to stop, or ended
+INTERIM = "interim"  # an empty file in a checkpoint that was saved only because the run was stopped, or ended
 DAMAGED = ".damaged"  # ending of checkpoints that were found damaged
-RANDOM = "random"  # torch's random state among the tensors
-STEP_KERNELS = ("foreach", "fused")  # how a step is computed: as suits the device that goes on, not the one that wrote
+RANDOM = "random"  # name of torch's random state among the tensors
+STEP_KERNELS = ("foreach", "fused")  # how a step is computed: depends on the device, which may change on resuming
+STATE_KEYS = ("update", "optimizer_steps", "groups", "others")
 
 Position = tuple[int, int]  # updates, optimiser steps
 
 
+class CheckpointError(InputError, ValueError):
+    """An intact checkpoint that this version cannot resume from."""
+
+
 def checkpoints_of(run: Path) -> list[Path]:
-    """A run's checkpoints, oldest first; each was whole when it was written."""
-    found = (path for path in (run / FOLDER).glob("step-*") if re.fullmatch(r"step-\d+", path.name))
-    return sorted(found, key=update_of)
+    """A run's checkpoints, oldest first. Each was complete when it was written; it may be damaged since."""
+    folders = (path for path in (run / FOLDER).glob("step-*") if re.fullmatch(r"step-\d+", path.name))
+    return sorted(folders, key=update_of)
 
 
 def update_of(checkpoint: Path) -> int:
@@ -47,67 +54,68 @@ def update_of(checkpoint: Path) -> int:
 
 
 def save_checkpoint(run: Path, update: int, write: Callable[[Path], None], keep_last: int | None) -> None:
-    """Let `write` fill a new checkpoint; once that is whole and on disk, remove interim ones and all but `keep_last`.
+    """Let `write` fill a new checkpoint; once it is on disk, remove interim checkpoints and all but `keep_last`.
 
-    Whatever goes wrong, the checkpoints that were there stay.
+    If anything fails, the existing checkpoints stay.
     """
     target = run / FOLDER / f"step-{update:05d}"
-    aside = target.with_suffix(SAVING)
-    shutil.rmtree(aside, ignore_errors=True)
+    temporary = target.with_suffix(SAVING)
+    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        write(aside)
-        files = (path for path in sorted(aside.rglob("*")) if path.is_file())
-        sums = {path.relative_to(aside).as_posix(): digest(path) for path in files}
-        write_text(aside / MANIFEST, json.dumps(sums, indent=1) + "\n")
-        sync_tree(aside)
+        write(temporary)
+        files = (path for path in sorted(temporary.rglob("*")) if path.is_file())
+        sums = {path.relative_to(temporary).as_posix(): digest(path) for path in files}
+        write_text(temporary / MANIFEST, json.dumps(sums, indent=1) + "\n")
+        sync_tree(temporary)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)  # on a full disk it would be in the way
+        shutil.rmtree(temporary, ignore_errors=True)  # it would take up room on a full disk
         raise
     if target.exists():
-        remove_folder(target)  # of an earlier attempt at the same update, beyond where this one began
-    aside.replace(target)
+        remove_folder(target)  # an earlier attempt at the same update, which this run did not resume from
+    temporary.replace(target)
     sync(target.parent)
     remove_older(target, keep_last)
 
 
 def remove_older(checkpoint: Path, keep_last: int | None) -> None:
-    """Of those before a whole checkpoint remove interim ones, and what is too many for `keep_last` with it."""
-    update = update_of(checkpoint)
-    older = [path for path in checkpoints_of(checkpoint.parents[1]) if update_of(path) < update]
+    """Of the checkpoints before an intact one, remove the interim ones and as many others as exceed `keep_last`."""
+    older = [path for path in checkpoints_of(checkpoint.parents[1]) if update_of(path) < update_of(checkpoint)]
     interim = [path for path in older if (path / INTERIM).exists()]
     regular = [path for path in older if path not in interim]
-    surplus = [] if keep_last is None else regular[: max(len(regular) + 1 - keep_last, 0)]  # the new one counts
-    for old in (*interim, *surplus):
-        remove_folder(old)
+    surplus = [] if keep_last is None else regular[: max(len(regular) + 1 - keep_last, 0)]
+    for path in (*interim, *surplus):
+        remove_folder(path)
 
 
-def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint; None where every file is what was written."""
-    file = checkpoint / MANIFEST
-    if not file.is_file():
-        return f"{MANIFEST} is missing"
+def find_damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint; None if every file has the checksum that it was written with."""
     try:
-        sums = json.loads(file.read_bytes())
-    except ValueError:
+        sums: Any = json.loads((checkpoint / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (OSError, ValueError, RecursionError):
         sums = None
     if not isinstance(sums, dict):
         return f"{MANIFEST} cannot be read"
-    missing = sorted({TENSORS, STATE} - sums.keys())
-    if missing:
-        return f"{MANIFEST} lacks {missing[0]}"
-    for name, expected in sums.items():
-        if not (checkpoint / name).is_file():
-            return f"{name} is missing"
-        if digest(checkpoint / name) != expected:
-            return f"{name} is not what was written"
-    return None
+    unlisted = (f"{MANIFEST} lacks {name}" for name in sorted({TENSORS, STATE} - sums.keys()))
+    damaged = (f"{name} {problem}" for name in sums if (problem := _file_damage(checkpoint / name, sums[name])))
+    return next(chain(unlisted, damaged), None)
 
 
-def newest_whole(run: Path) -> tuple[Path | None, dict[Path, str]]:
-    """The last checkpoint that is whole, None where there is none, and what is wrong with those after it."""
+def _file_damage(file: Path, expected: str) -> str | None:
+    try:
+        return None if digest(file) == expected else "does not match its checksum"
+    except FileNotFoundError:
+        return "is missing"
+    except (OSError, ValueError) as error:  # unreadable, or a name that no file can have
+        return f"cannot be read ({reason_of(error)})"
+
+
+def newest_intact(run: Path) -> tuple[Path | None, dict[Path, str]]:
+    """The newest intact checkpoint (None if there is none), and what is wrong with each checkpoint after it."""
     damaged: dict[Path, str] = {}
     for checkpoint in reversed(checkpoints_of(run)):
-        problem = damage(checkpoint)
+        problem = find_damage(checkpoint)
         if problem is None:
             return checkpoint, damaged
         damaged[checkpoint] = problem
@@ -115,39 +123,41 @@ def newest_whole(run: Path) -> tuple[Path | None, dict[Path, str]]:
 
 
 def mark_damaged(checkpoint: Path) -> Path:
-    """Rename a damaged checkpoint, so that nothing takes it for one; returns its new path."""
-    aside = checkpoint.with_suffix(DAMAGED)
-    shutil.rmtree(aside, ignore_errors=True)
-    return checkpoint.replace(aside)
+    """Rename a damaged checkpoint so that it no longer counts as one; returns the new path."""
+    renamed = checkpoint.with_suffix(DAMAGED)
+    shutil.rmtree(renamed, ignore_errors=True)
+    return checkpoint.replace(renamed)
 
 
 def find_adapter(folder: Path) -> Path:
-    """The folder that holds the adapter's file: of a run its final adapter, else `folder` itself.
+    """The folder that holds the adapter's file: a run's final adapter, or else `folder` itself.
 
-    Raises ModelError where there is none; of a run that has not ended it names a checkpoint.
+    Raises ModelError if there is none. For an unfinished run the message names a checkpoint to use.
     """
     folder = Path(folder)
-    if (folder / FINAL / ADAPTER_FILE).is_file():
-        return folder / FINAL
-    if (folder / ADAPTER_FILE).is_file():
-        return folder
-    pickles = [path.name for path in sorted(folder.glob("*")) if path.suffix in PICKLES]
-    also = f"; {pickles[0]} is a pickle, which is never read: it could run any program" if pickles else ""
-    saved = checkpoints_of(folder)
-    other = f"the run has not ended; name a checkpoint, {saved[-1]}" if saved else "name the folder that holds it"
-    raise ModelError(f"no adapter in {folder}: {ADAPTER_FILE} is missing{also}; {other}")
+    try:
+        for candidate in (folder / FINAL, folder):
+            if (candidate / ADAPTER_FILE).is_file():
+                return candidate
+        pickles = [path.name for path in sorted(folder.glob("*")) if path.suffix in PICKLES]
+        saved = checkpoints_of(folder)
+    except OSError as error:
+        raise ModelError(f"no adapter in {folder}: {reason_of(error)}; name the folder that holds it") from None
+    pickle = f"; {pickles[0]} is a pickle, which is never read: it could run any program" if pickles else ""
+    remedy = f"the run is not finished; name a checkpoint, {saved[-1]}" if saved else "name the folder that holds it"
+    raise ModelError(f"no adapter in {folder}: {ADAPTER_FILE} is missing{pickle}; {remedy}")
 
 
-# --- what a run goes on with, beside its adapter ---------------------------------------------------------------------
+# --- what a run resumes from, in addition to its adapter -------------------------------------------------------------
 
 
 def write_state(folder: Path, position: Position, optimizer: torch.optim.Optimizer) -> None:
-    """Optimiser, random state and position: tensors into one file, everything else into another."""
+    """Save optimiser, random state and position: tensors in one file, everything else in the other."""
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {RANDOM: torch.get_rng_state()}
     others: dict[str, dict[str, Any]] = {}
     for index, values in state["state"].items():
-        # A null holds the place of a tensor: what comes back is in the same order.
+        # A null marks the place of each tensor, so that reading restores the order.
         others[str(index)] = {name: None if isinstance(v, Tensor) else v for name, v in values.items()}
         tensors |= {f"{index}.{name}": v.contiguous() for name, v in values.items() if isinstance(v, Tensor)}
     save_file(tensors, folder / TENSORS)
@@ -156,16 +166,25 @@ def write_state(folder: Path, position: Position, optimizer: torch.optim.Optimiz
     (folder / STATE).write_text(json.dumps(about) + "\n", encoding="utf-8")
 
 
-def read_state(folder: Path, optimizer: torch.optim.Optimizer) -> Position:
-    """Put back what `write_state` wrote; returns the position. Raises ValueError where the optimiser is another."""
-    about = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    tensors = load_file(folder / TENSORS)
+def read_state(checkpoint: Path, optimizer: torch.optim.Optimizer) -> Position:
+    """Restore what `write_state` saved; returns the position. The checkpoint is intact (`find_damage`).
+
+    Raises CheckpointError if another version wrote it, ValueError if the optimiser has other parameter groups.
+    """
+    about = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    missing = [key for key in STATE_KEYS if key not in about]
+    if missing:
+        raise CheckpointError(
+            f"{checkpoint} was written by another version of this program: {STATE} has no {missing[0]!r}; resume with "
+            "that version, or remove the checkpoint"
+        )
+    tensors = load_file(checkpoint / TENSORS)
     torch.set_rng_state(tensors.pop(RANDOM))
     state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in about["others"].items()}
     for key, value in tensors.items():
         index, _, name = key.partition(".")
-        state[int(index)][name] = value.clone()  # else it would lie in the file, which is removed one day
-    # JSON has no tuples, and AdamW's betas are one.
+        state[int(index)][name] = value.clone()  # not mapped from the file, which will be removed
+    # AdamW's betas are a tuple, which JSON does not have.
     groups = [
         {
             name: tuple(value) if isinstance(value, list) and name != "params" else value

@@ -1,4 +1,4 @@
-"""The files of a run. Whatever is written replaces the old in one move: a crash leaves one or the other, whole.
+"""The files of a run. Each is replaced in one step, so a crash leaves the old version or the new one.
 
 config.yaml  environment.json  metrics.jsonl  evaluations.jsonl  run.lock
 images/eval-00020.png          images/eval-00020/cases.json 00.png ...   images/reference-00.png ...
@@ -11,7 +11,6 @@ import json
 import re
 import shlex
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,19 +19,20 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from tqdm import tqdm
 
 from customized_grpo.config import CONFIG, RunConfig, dump_config
 from customized_grpo.files.durable import (
     SAVING,
     SavingError,
     append_text,
+    reason_of,
     remove_leftovers,
     sync,
     sync_tree,
     write_text,
 )
-from customized_grpo.files.pictures import Shown, case, save_png, sheet
+from customized_grpo.files.notices import print_line
+from customized_grpo.files.pictures import Shown, draw_card, draw_sheet, save_png
 from customized_grpo.policies.base import Policy
 from customized_grpo.run.access import RunDirectoryError, check_access, take_lock, writable
 from customized_grpo.run.cases import keep_cases
@@ -44,7 +44,7 @@ from customized_grpo.run.checkpoints import (
     Position,
     checkpoints_of,
     mark_damaged,
-    newest_whole,
+    newest_intact,
     read_state,
     remove_older,
     save_checkpoint,
@@ -52,59 +52,69 @@ from customized_grpo.run.checkpoints import (
     write_state,
 )
 from customized_grpo.run.environment import environment
-from customized_grpo.run.logs import LOGS, LogRow, as_json, read_log, read_logs
+from customized_grpo.run.logs import LOGS, LogRow, as_json, read_logs, rewind_log
 from customized_grpo.run.sampling_settings import SAMPLING, SamplingSettings
 from customized_grpo.run.trackers import Trackers
 
 
 class RunDirectory:
-    """One run's folder. A new run needs a new one, a resumed run an old one; it is one process's until `close`.
+    """The folder of one run: a new folder for a new run, an existing one for a resumed run. Locked until `close`.
 
-    Raises RunDirectoryError where it cannot be used so, before anything in it changes.
+    notices   settings that changed since the last start, one line each
+
+    Raises RunDirectoryError if the folder cannot be used, before anything in it changes.
     """
 
     def __init__(self, config: RunConfig, *, resume: bool):
         self.config = config
         self.path = path = Path(config.output)
-        self.notices = check_access(config, resume=resume)  # settings that changed since the last start, one line each
+        self.notices = check_access(config, resume=resume)
         with writable(path):
             path.mkdir(parents=True, exist_ok=True)
             self._lock = take_lock(path)
-            write_text(path / CONFIG, dump_config(config))  # first: from here on there is something to resume
-            write_text(path / "environment.json", json.dumps(environment(), indent=2) + "\n")
-            (path / FOLDER).mkdir(exist_ok=True)
-            (path / "images").mkdir(exist_ok=True)
-        self.trackers = Trackers(config.tracking, path, config.model_dump(mode="json"))
+            try:
+                write_text(path / CONFIG, dump_config(config))  # first: with it, the run can be resumed
+                write_text(path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+                (path / FOLDER).mkdir(exist_ok=True)
+                (path / "images").mkdir(exist_ok=True)
+                self.trackers = Trackers(config.tracking, path, config.model_dump(mode="json"))
+            except BaseException:
+                self._lock.release()
+                raise
 
     @property
     def resume_command(self) -> str:
-        """The command that goes on with this run."""
+        """The command that resumes this run."""
         return f"customized-grpo train {shlex.quote(str(self.path))} --resume"
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append to metrics.jsonl, and tell the trackers; say the row's warnings."""
+        """Append to metrics.jsonl, pass the figures to the trackers and print the row's warnings.
+
+        Raises SavingError.
+        """
         for warning in row.get("warnings", ()):
-            say(f"warning, update {warning['update']}: {warning['kind']}: {warning['message']}")
+            print_line(f"warning, update {warning['update']}: {warning['kind']}: {warning['message']}")
         self._append("metrics.jsonl", row)
-        self.trackers.log("train", row)
+        self._track("train", row)
 
     def log_evaluation(self, row: Mapping[str, Any], shown: Sequence[Shown]) -> None:
-        """Append to evaluations.jsonl and keep the shown cases, each by itself and all on one sheet."""
+        """Append to evaluations.jsonl and save the shown cases, one by one and on one sheet. Raises SavingError."""
         self._append("evaluations.jsonl", row)
-        self.trackers.log("held_out", row)
+        self._track("held_out", row)
         if shown:
             images, name = self.path / "images", f"eval-{row['update']:05d}"
-            titles = ["reference", "generated"]
-            cards = [case([each.reference, each.picture], each.prompt, titles) for each in shown]
+            cards = [
+                draw_card([case.reference, case.picture], case.prompt, ["reference", "generated"]) for case in shown
+            ]
             with self._writing(f"the pictures of {name}"):
                 keep_cases(images, name, shown)
-                save_png(sheet(cards, columns=4), images / f"{name}.png")
+                save_png(draw_sheet(cards, columns=4), images / f"{name}.png")
                 sync_tree(images / name)
                 sync(images / f"{name}.png")
                 sync(images)
 
     def logs(self) -> tuple[list[LogRow], list[LogRow]]:
-        """The rows of metrics.jsonl and evaluations.jsonl so far."""
+        """The rows of metrics.jsonl and evaluations.jsonl so far. Raises UsageError if a log is damaged."""
         return read_logs(self.path)
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
@@ -112,13 +122,17 @@ class RunDirectory:
         with self._writing(name):
             append_text(self.path / name, line)
 
-    # --- saving and going on -----------------------------------------------------------------------------------------
+    def _track(self, part: str, row: Mapping[str, Any]) -> None:
+        with self._writing("the trackers' files"):
+            self.trackers.log(part, row)
+
+    # --- saving and resuming -----------------------------------------------------------------------------------------
 
     def checkpoint(self, position: Position, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
-        """Adapter, optimiser, random state and position (updates, optimiser steps); `keep_last` checkpoints stay.
+        """Save adapter, optimiser, random state and position (updates, optimiser steps); keep `keep_last` checkpoints.
 
-        What is saved between those of `save_every` goes when the next one is there: a run that was stopped leaves the
-        same checkpoints as one that was not. Raises SavingError, with the older ones as they were.
+        A checkpoint between two multiples of `save_every` is removed once the next one is saved, so a stopped run
+        leaves the same checkpoints as an uninterrupted one. Raises SavingError; the older checkpoints are then kept.
         """
         interim = position[0] % self.config.save_every != 0
 
@@ -129,80 +143,77 @@ class RunDirectory:
                 (folder / INTERIM).touch()
 
         with self._writing(f"the checkpoint of update {position[0]}"):
-            for log in LOGS:  # a checkpoint without the rows before it could not be gone on from
+            for log in LOGS:  # a run cannot resume from a checkpoint without the rows before it
                 if (self.path / log).exists():
                     sync(self.path / log)
             save_checkpoint(self.path, position[0], write, self.config.keep_last)
 
     def restore(self, policy: Policy, optimizer: torch.optim.Optimizer) -> Position:
-        """Put the newest whole checkpoint into policy and optimiser, and its random state into torch.
+        """Load the newest intact checkpoint into policy, optimiser and torch's random state; returns its position.
 
-        Returns its position; where there is none (0, 0), with the random state of the run's seed. What was written
-        after that checkpoint is taken away: those updates run again; and what a crash kept from being removed. Raises
-        RunDirectoryError where there are checkpoints and all of them are damaged.
+        Without checkpoints: (0, 0), and the random state follows from the run's seed. Also removes everything written
+        after that checkpoint, because those updates run again, and whatever a crash left behind. Raises
+        RunDirectoryError if there are checkpoints but all of them are damaged.
         """
-        found = self._newest_whole()
-        with self._writing("the logs"):
+        with self._writing("the run's state"):
+            checkpoint = self._newest_intact()
             remove_leftovers(self.path)
-            self._rewind(-1 if found is None else update_of(found))
-            if found is not None:
-                remove_older(found, self.config.keep_last)
-        return restore_checkpoint(found, policy, optimizer, self.config.seed)
+            self._rewind(-1 if checkpoint is None else update_of(checkpoint))
+            if checkpoint is not None:
+                remove_older(checkpoint, self.config.keep_last)
+        return restore_checkpoint(checkpoint, policy, optimizer, self.config.seed)
 
-    def _newest_whole(self) -> Path | None:
-        """The checkpoint to go on from; damaged ones after it are said and renamed."""
-        found, damaged = newest_whole(self.path)
-        wrong = "; ".join(f"{path.name} is damaged: {problem}" for path, problem in damaged.items())
-        if damaged and found is None:
+    def _newest_intact(self) -> Path | None:
+        """The checkpoint to resume from. Damaged ones after it are reported and renamed."""
+        intact, damaged = newest_intact(self.path)
+        if not damaged:
+            return intact
+        problems = "; ".join(f"{path.name} is damaged: {problem}" for path, problem in damaged.items())
+        if intact is None:
             raise RunDirectoryError(
-                f"no checkpoint in {self.path} is whole ({wrong}); put back a copy of one, or remove the folder "
-                f"{self.path / FOLDER} to go on from the first update"
+                f"every checkpoint in {self.path} is damaged ({problems}); restore one from a copy, or remove the "
+                f"folder {self.path / FOLDER} to start again from the first update"
             )
-        if damaged and found is not None:
-            say(f"note: {wrong}; going on from {found.name}, and the damaged ones end in {DAMAGED} now")
-            for path in damaged:
-                mark_damaged(path)
-        return found
+        print_line(f"note: {problems}; resuming from {intact.name}; damaged checkpoints were renamed to *{DAMAGED}")
+        for path in damaged:
+            mark_damaged(path)
+        return intact
 
     def _rewind(self, update: int) -> None:
-        """Take away rows and pictures of later updates; -1: of all, and of the evaluation before the first one."""
+        """Remove rows and pictures of later updates; -1 also removes those of the evaluation before the first one."""
         for name in LOGS:
-            file = self.path / name
-            if file.exists():
-                lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-                # strict=False: the last line may be one that was just being written.
-                rows = [line for line, row in zip(lines, read_log(file), strict=False) if row["update"] <= update]
-                if rows != lines:
-                    write_text(file, "".join(rows))
-        if update < 0:  # other settings are allowed then, perhaps with other held-out cases
-            for reference in (self.path / "images").glob("reference-*.png"):
+            rewind_log(self.path / name, update)
+        images = self.path / "images"
+        if update < 0:  # any setting may have changed, so the held-out cases may be different ones
+            for reference in images.glob("reference-*.png"):
                 reference.unlink()
-        for pictures in (self.path / "images").glob("eval-*"):
+        for pictures in images.glob("eval-*"):
             if re.fullmatch(r"eval-\d+", pictures.stem) and int(pictures.stem.removeprefix("eval-")) > update:
                 shutil.rmtree(pictures) if pictures.is_dir() else pictures.unlink()
 
     def finish(self, policy: Policy) -> None:
-        """Write the final adapter to adapter/. Raises SavingError."""
-        target, aside = self.path / FINAL, self.path / f"{FINAL}{SAVING}"
+        """Save the final adapter in adapter/. Raises SavingError."""
+        target, temporary = self.path / FINAL, self.path / f"{FINAL}{SAVING}"
         with self._writing("the final adapter"):
-            shutil.rmtree(aside, ignore_errors=True)
-            self._save_adapter(policy, aside)
-            sync_tree(aside)
-            if target.exists():  # of a run that is longer now: file by file, so that there is an adapter all along
-                for file in sorted(aside.iterdir(), key=lambda file: file.suffix == ".safetensors"):  # weights last
+            shutil.rmtree(temporary, ignore_errors=True)
+            self._save_adapter(policy, temporary)
+            sync_tree(temporary)
+            if target.exists():  # of a shorter run; replaced file by file, so that there always is an adapter
+                weights_last = sorted(temporary.iterdir(), key=lambda file: file.suffix == ".safetensors")
+                for file in weights_last:
                     file.replace(target / file.name)
-                aside.rmdir()
+                temporary.rmdir()
             else:
-                aside.replace(target)
+                temporary.replace(target)
             sync(target)
             sync(self.path)
 
     def pause(self, update: int) -> str:
-        """The line that tells how to continue a run that was asked to stop."""
-        return f"stopped after update {update}; go on with: {self.resume_command}"
+        """The message of a run that was asked to stop: how to resume it."""
+        return f"stopped after update {update}; resume with: {self.resume_command}"
 
     def close(self) -> None:
-        """Close the trackers and release the folder, whether the run finished, stopped or failed."""
+        """Close the trackers and unlock the folder, whether the run finished, stopped or failed."""
         try:
             self.trackers.finish()
         finally:
@@ -215,11 +226,11 @@ class RunDirectory:
 
     @contextmanager
     def _writing(self, what: str) -> Iterator[None]:
+        """Raises SavingError, with the way to continue, if the block cannot write."""
         try:
             yield
         except (OSError, SafetensorError) as error:
-            reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
-            saved = checkpoints_of(self.path)
+            reason, saved = reason_of(error), checkpoints_of(self.path)
             last = f"{saved[-1].name} is the last checkpoint" if saved else "there is no checkpoint yet"
             raise SavingError(
                 f"could not write {what} in {self.path}: {reason}; {last}. Fix this, then run: {self.resume_command}",
@@ -230,17 +241,12 @@ class RunDirectory:
 def restore_checkpoint(
     checkpoint: Path | None, policy: Policy, optimizer: torch.optim.Optimizer, seed: int
 ) -> Position:
-    """Put a checkpoint into policy, optimiser and torch's random state; returns its position.
+    """Load a checkpoint into policy, optimiser and torch's random state; returns its position.
 
-    Without one that is (0, 0), with the random state of `seed`.
+    Without one the position is (0, 0), and the random state follows from `seed`.
     """
     if checkpoint is None:
-        torch.manual_seed(seed)  # nothing here draws from it, but somebody's own reward may
+        torch.manual_seed(seed)  # nothing in this package draws from it, but a user's own reward may
         return 0, 0
     policy.load_adapter(checkpoint)
     return read_state(checkpoint, optimizer)
-
-
-def say(line: str) -> None:
-    """A line for whoever watches, above the progress bar."""
-    tqdm.write(line, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What a run was made with: versions, hardware, and the very code."""
+"""What a run was made with: versions, hardware and the exact code."""
 
 from __future__ import annotations
 
@@ -31,21 +31,22 @@ def environment() -> dict[str, Any]:
 
 
 def commit(folder: Path = PACKAGE) -> str | None:
-    """The commit of the package's files in `folder`, ending in "+changes" where they are not as committed.
+    """The git commit of the package's files in `folder`, with "+changes" appended if they differ from it.
 
-    None where nothing says it: an installed wheel that was not built from a repository's address, or no git.
+    None if it is unknown: git is missing, or the package was installed from a wheel without a repository's address.
     """
-    # A folder inside somebody else's repository (an environment in it, say) is none of that repository's files.
+    # A folder inside an unrelated repository (a virtual environment, for instance) is not tracked by it.
     if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
         origin = distribution("customized-grpo").read_text("direct_url.json") if folder == PACKAGE else None
         return json.loads(origin).get("vcs_info", {}).get("commit_id") if origin else None
-    found = _git(folder, "rev-parse", "HEAD")
-    return f"{found}+changes" if found and _git(folder, "status", "--porcelain", "--", ".") else found
+    head = _git(folder, "rev-parse", "HEAD")
+    return f"{head}+changes" if head and _git(folder, "status", "--porcelain", "--", ".") else head
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
+    """The output of a git command; None if it fails."""
     try:
         done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
-    except OSError:  # no git on this machine
+    except OSError:  # git is not installed
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -1,4 +1,4 @@
-"""What training asks of a run's folder, and how a process answers that does not write into it."""
+"""What training needs from a run's folder, and the version for processes that only read it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import torch
 from customized_grpo.config import RunConfig
 from customized_grpo.files.pictures import Shown
 from customized_grpo.policies.base import Policy
-from customized_grpo.run.checkpoints import Position, newest_whole
-from customized_grpo.run.directory import LogRow, restore_checkpoint
-from customized_grpo.run.logs import read_logs
+from customized_grpo.run.checkpoints import Position, newest_intact
+from customized_grpo.run.directory import restore_checkpoint
+from customized_grpo.run.logs import LogRow, read_logs
 
 
 class RunFiles(Protocol):
     """The files of a run: `RunDirectory` in the process that writes them, `FollowedDirectory` in all others."""
 
     path: Path
-    notices: list[str]  # what is another than before, one sentence each
+    notices: list[str]  # settings that changed since the last start, one line each
 
     def restore(self, policy: Policy, optimizer: torch.optim.Optimizer) -> Position:
-        """Go on from the newest whole checkpoint; returns its position, (0, 0) where there is none."""
+        """Load the newest intact checkpoint; returns its position, (0, 0) if there is none."""
         ...
 
     def logs(self) -> tuple[list[LogRow], list[LogRow]]:
@@ -31,15 +31,15 @@ class RunFiles(Protocol):
         ...
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Keep the row of an update."""
+        """Log the row of an update."""
         ...
 
     def log_evaluation(self, row: Mapping[str, Any], shown: Sequence[Shown]) -> None:
-        """Keep the row of an evaluation and the cases that are shown of it."""
+        """Log the row of an evaluation and save the cases shown with it."""
         ...
 
     def checkpoint(self, position: Position, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
-        """Save what `restore` goes on from."""
+        """Save what `restore` loads."""
         ...
 
     def finish(self, policy: Policy) -> None:
@@ -47,24 +47,24 @@ class RunFiles(Protocol):
         ...
 
     def pause(self, update: int) -> str:
-        """For a run that is asked to stop after this update; returns how to go on, in words."""
+        """The message of a run that was asked to stop after this update."""
         ...
 
     def close(self) -> None:
-        """For a run that ended, however it did."""
+        """Release everything, whether the run finished, stopped or failed."""
         ...
 
 
 class FollowedDirectory:
-    """The folder that the first process writes: read where a run goes on, left alone otherwise."""
+    """The folder that the first process writes to. This process reads it when the run is resumed, and nothing else."""
 
     def __init__(self, config: RunConfig):
         self.config, self.path = config, Path(config.output)
         self.notices: list[str] = []
 
     def restore(self, policy: Policy, optimizer: torch.optim.Optimizer) -> Position:
-        found, _ = newest_whole(self.path)  # the first process went on from it, and has set damaged ones aside
-        return restore_checkpoint(found, policy, optimizer, self.config.seed)
+        checkpoint, _ = newest_intact(self.path)  # the first process has already renamed damaged ones
+        return restore_checkpoint(checkpoint, policy, optimizer, self.config.seed)
 
     def logs(self) -> tuple[list[LogRow], list[LogRow]]:
         return read_logs(self.path)

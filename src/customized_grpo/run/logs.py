@@ -9,35 +9,63 @@ from pathlib import Path
 from typing import Any
 
 from customized_grpo.errors import UsageError
+from customized_grpo.files.durable import reason_of, write_text
 
 LOGS = ("metrics.jsonl", "evaluations.jsonl")
 LogRow = dict[str, Any]
 
 
 def read_logs(run: Path) -> tuple[list[LogRow], list[LogRow]]:
-    """The rows of a run's metrics.jsonl and evaluations.jsonl."""
+    """The rows of a run's metrics.jsonl and evaluations.jsonl. Raises UsageError."""
     metrics, evaluations = (read_log(run / name) for name in LOGS)
     return metrics, evaluations
 
 
 def read_log(file: Path) -> list[LogRow]:
-    """The rows of a JSONL file; none where there is no file, and not the one that is just being written."""
-    if not file.exists():
+    """The rows of a log; none if the file is missing. A last line that is still being written is left out.
+
+    Raises UsageError if the file cannot be read or a line is not a row.
+    """
+    try:
+        lines = file.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
         return []
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows += [json.loads(line)] if line.endswith("\n") else []
-        except json.JSONDecodeError as error:
-            raise UsageError(f"{file}, line {number}: not JSON: {error.msg}; restore it, or remove the line") from None
-    return rows
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {reason_of(error)}") from None
+    return [_parse_row(file, number, line) for number, line in enumerate(lines, start=1) if line.endswith(b"\n")]
+
+
+def rewind_log(file: Path, update: int) -> None:
+    """Remove the rows after an update, and a last line that was cut short. Raises UsageError, SavingError."""
+    if not file.exists():
+        return
+    lines = file.read_bytes().splitlines(keepends=True)
+    # strict=False: read_log leaves out a last line that was cut short.
+    kept = [line for line, row in zip(lines, read_log(file), strict=False) if row["update"] <= update]
+    if kept != lines:
+        write_text(file, b"".join(kept).decode())
+
+
+def _parse_row(file: Path, number: int, line: bytes) -> LogRow:
+    try:
+        row: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        problem = f"not JSON: {error.msg}"
+    except UnicodeDecodeError:
+        problem = "not text in UTF-8"
+    except RecursionError:
+        problem = "not JSON: brackets are nested too deeply"
+    else:
+        if isinstance(row, dict) and type(row.get("update")) is int:
+            return row
+        problem = 'not a row: a row is a JSON object with a number "update"'
+    raise UsageError(f"{file}, line {number}: {problem}; restore it, or remove the line")
 
 
 def as_json(value: Any) -> Any:
-    """JSON has no NaN and no infinity: a figure that does not exist is null."""
+    """A value in which NaN and infinity, which JSON does not have, are null."""
     if isinstance(value, Mapping):
-        return {key: as_json(each) for key, each in value.items()}
+        return {key: as_json(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [as_json(each) for each in value]
+        return [as_json(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""What an adapter was trained with and has to be used with; a file beside it."""
+"""The sampling settings that an adapter was trained with, in a file next to it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from pydantic import TypeAdapter, ValidationError
 from customized_grpo.config import RunConfig
 from customized_grpo.errors import UsageError
 from customized_grpo.fields import NonNegative, Pixels, Shift, Steps, Tokens
+from customized_grpo.files.durable import reason_of
+from customized_grpo.sections import Model
 
 SAMPLING = "sampling.json"
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """What an adapter was trained with and must be used with; written beside it."""
+    """What an adapter was trained with and must be used with."""
 
     num_steps: Steps
     shift: Shift | Literal["checkpoint"]
@@ -28,11 +30,15 @@ class SamplingSettings:
 
     @classmethod
     def of(cls, config: RunConfig) -> SamplingSettings:
-        """Those of a configuration."""
-        model, sampling = config.model, config.sampling
+        """The sampling settings of a configuration."""
+        return cls.of_model(config.model, config.sampling.num_steps, config.sampling.shift)
+
+    @classmethod
+    def of_model(cls, model: Model, num_steps: int, shift: float | Literal["checkpoint"]) -> SamplingSettings:
+        """The sampling settings of the section `model` with a schedule."""
         return cls(
-            num_steps=sampling.num_steps,
-            shift=sampling.shift,
+            num_steps=num_steps,
+            shift=shift,
             guidance=model.guidance,
             height=model.height,
             width=model.width,
@@ -40,17 +46,19 @@ class SamplingSettings:
         )
 
     def of_the_model(self) -> dict[str, Any]:
-        """Those that stand in the section `model`, by field."""
+        """Those that belong to the configuration's section `model`, by field."""
         return {name: value for name, value in asdict(self).items() if name not in ("num_steps", "shift")}
 
     @classmethod
     def read(cls, adapter: Path) -> SamplingSettings | None:
-        """The settings beside an adapter; None where there are none (an adapter from elsewhere)."""
+        """The settings next to an adapter; None if there are none (another program trained it). Raises UsageError."""
         file = adapter / SAMPLING
-        if not file.is_file():
-            return None
         try:
             return TypeAdapter(cls).validate_json(file.read_bytes())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise UsageError(f"{file} cannot be read: {reason_of(error)}") from None
         except ValidationError as error:
-            wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-            raise UsageError(f"{file} is not what training writes ({wrong}); copy it again, or remove it") from None
+            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise UsageError(f"{file} is not what training writes ({problems}); copy it again, or remove it") from None

@@ -1,4 +1,4 @@
-"""TensorBoard, Weights & Biases and Trackio, behind Accelerate's interface to them.
+"""TensorBoard, Weights & Biases and Trackio, through Accelerate's common interface.
 
 All work offline: TensorBoard writes into the run, Weights & Biases into the run until `wandb sync`, Trackio into its
 own folder. Each is an extra: `pip install customized-grpo[tensorboard]`, `[wandb]`, `[trackio]`.
@@ -17,21 +17,23 @@ from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from customized_grpo.errors import UsageError
+from customized_grpo.runtime.memory import first_line
 
 
 class Trackers:
-    """The trackers of one run; figures go to all of them, with the update as the step."""
+    """The trackers of one run; each gets the same figures, with the update as the step. Raises UsageError."""
 
     def __init__(self, names: tuple[str, ...], run: Path, config: Mapping[str, Any]):
         self.check(names)
         self.trackers = [_start(name, run) for name in names]
+        # TensorBoard does not accept None
+        settings = {name: "null" if value is None else value for name, value in flatten(config)}
         for tracker in self.trackers:
-            # TensorBoard takes no None
-            tracker.store_init_configuration({k: "null" if v is None else v for k, v in flatten(config)})
+            tracker.store_init_configuration(settings)
 
     @staticmethod
     def check(names: tuple[str, ...]) -> None:
-        """ValueError where a tracker is not installed."""
+        """Raises UsageError if a tracker is not installed."""
         for name in names:
             if find_spec(name) is None:
                 raise UsageError(
@@ -39,12 +41,13 @@ class Trackers:
                 )
 
     def log(self, part: str, row: Mapping[str, Any]) -> None:
-        """One row of figures, under "part/name"; whatever is not a number stays in the run's own files."""
-        figures = {f"{part}/{name}": value for name, value in flatten(row) if _is_number(value)}
+        """Send a row's finite numbers as "part/name"; everything else stays in the run's own files only."""
+        figures = {f"{part}/{name}": value for name, value in flatten(row) if _is_finite_number(value)}
         for tracker in self.trackers:
             tracker.log(figures, step=row["update"])
 
     def finish(self) -> None:
+        """Let every tracker write what it still holds."""
         for tracker in self.trackers:
             tracker.finish()
 
@@ -57,14 +60,18 @@ def _start(name: str, run: Path) -> GeneralTracker:
     }[name]
     if name == "wandb":
         os.environ.setdefault("WANDB_MODE", "offline")
-    PartialState()  # Accelerate's trackers ask it which process they are in
-    tracker = LOGGER_TYPE_TO_CLASS[name]("tensorboard" if name == "tensorboard" else "customized-grpo", **settings)
-    tracker.start()
+    PartialState()  # Accelerate's trackers read the process index from it
+    project = "tensorboard" if name == "tensorboard" else "customized-grpo"
+    try:
+        tracker = LOGGER_TYPE_TO_CLASS[name](project, **settings)
+        tracker.start()
+    except Exception as error:  # each library has its own types, for a missing login or an unreachable server
+        raise UsageError(f"tracking: {name} cannot start: {first_line(error)}; fix this, or leave it out") from error
     return tracker
 
 
 def flatten(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested names joined by dots; lists (of steps, of warnings) are left out."""
+    """Entries with nested names joined by dots; lists (of steps, of warnings) are left out."""
     for name, value in row.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{name}.")
@@ -72,5 +79,5 @@ def flatten(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{name}", value
 
 
-def _is_number(value: Any) -> bool:
+def _is_finite_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

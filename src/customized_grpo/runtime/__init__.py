@@ -1,1 +1,1 @@
-"""What a run runs on: device, processes, launchers, memory, signals."""
+"""What a run executes on: device, processes, launchers, memory, signals."""

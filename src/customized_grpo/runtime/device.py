@@ -1,4 +1,4 @@
-"""Which device a run computes on."""
+"""The device that a run computes on."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from customized_grpo.errors import UsageError
 
 
 def usable_device(name: str) -> torch.device:
-    """The device `name`; ValueError, before anything is loaded, where there is none."""
+    """The device called `name`. Raises UsageError, before anything is loaded, if this machine does not have it."""
     try:
         device = torch.device(name)
     except RuntimeError:
         raise UsageError(f"no device is named {name!r}; use cpu, cuda or cuda:1") from None
-    if device.type not in ("cpu", "cuda", "mps"):  # "meta" and others hold no numbers, or are known to no one here
-        raise UsageError(f"device {name}: nothing can be computed there; use cpu, cuda or cuda:1")
+    if device.type not in ("cpu", "cuda", "mps"):  # "meta" holds no numbers; others are untested
+        raise UsageError(f"device {name} is not supported; use cpu, cuda or cuda:1")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError(f"device {name}: torch {torch.__version__} finds no Apple GPU; use device=cpu")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device {name}: torch {torch.__version__} finds no CUDA device; use device=cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         last = torch.cuda.device_count() - 1
-        raise UsageError(f"device {name}: the last CUDA device here is cuda:{last}; use device=cuda:{last}")
+        raise UsageError(f"device {name}: the last CUDA device is cuda:{last}; use device=cuda:{last}")
     return device

@@ -1,8 +1,9 @@
-"""Several processes that train one model: who does what, and how figures and gradients come together.
+"""Several processes that train one model: how work is shared, and how figures and gradients are combined.
 
-Every process holds the whole policy, takes its share of the groups and cases, and ends each update with the same
-gradients: sums over all images, divided by what one process alone would divide by. So N processes train what one does.
-Accelerate starts and connects them (torchrun, one process per GPU); here is only what an update needs of that.
+Every process holds the whole policy and takes a share of the groups and cases. After each update all have the same
+gradients: sums over all images, divided by the number that a single process would divide by. So N processes train the
+model that one process trains. Accelerate connects the processes (torchrun, one per GPU); this module adds what an
+update needs.
 """
 
 from __future__ import annotations
@@ -19,68 +20,75 @@ from torch.distributed.fsdp import fully_shard
 
 from customized_grpo.errors import RunError
 from customized_grpo.runtime.device import usable_device
-from customized_grpo.runtime.launchers import check_connected
+from customized_grpo.runtime.launchers import LaunchError, check_connected
+from customized_grpo.runtime.memory import first_line
 
-BUCKET = 25 * 2**20  # gradients, 100 MiB of them, are summed at once: few messages, and a small copy
+BUCKET = 25 * 2**20  # gradients summed per message (100 MiB): few messages, and a small copy
 
 
 class DistributedError(RunError, RuntimeError):
-    """Processes that cannot go on together; the message says what to do."""
+    """Processes that cannot continue together; the message says what to do."""
 
 
 class Processes:
-    """This process among those of the run.
+    """This process among the processes of the run.
 
-    device  as configured; with several processes "cuda" becomes the GPU of this one
+    device  as configured, except that with several processes "cuda" becomes this process's GPU
 
-    Raises LaunchError where a launcher started several processes that do not know of each other: each would train a
-    model of its own.
+    Raises LaunchError if a launcher started several processes that are not connected (each would train its own model),
+    or if they cannot be connected.
     """
 
     def __init__(self, device: str):
         chosen = usable_device(device)
-        state = PartialState(cpu=chosen.type != "cuda")
+        try:
+            state = PartialState(cpu=chosen.type != "cuda")
+        except (ValueError, RuntimeError) as error:  # the launcher's variables are incomplete, or nobody answers
+            raise LaunchError(
+                f"the processes cannot be connected ({first_line(error)}); start them with torchrun "
+                "--nproc_per_node N -m customized_grpo train ..."
+            ) from error
         self.index, self.count = state.process_index, state.num_processes
-        # Accelerate's "cpu:0" would copy weights that "cpu" leaves where they were mapped into memory; matrix products
-        # round by where their operands begin, and processes would no longer agree with each other and with diffusers.
+        # Not Accelerate's "cpu:0": moving to it copies the weights out of their memory-mapped file. Matrix products
+        # round depending on alignment, so results would no longer equal those of a single process, or of diffusers.
         self.device = chosen if self.count == 1 or chosen.type == "cpu" else state.device
         check_connected(self.count)
 
     @property
     def main(self) -> bool:
-        """Whether this is the one that writes."""
+        """Whether this is the process that writes."""
         return self.index == 0
 
     def share(self, total: int) -> slice:
-        """This process's part of `total` things; parts differ by one at most, and together they are everything."""
-        each, more = divmod(total, self.count)
-        start = self.index * each + min(self.index, more)
-        return slice(start, start + each + (self.index < more))
+        """This process's part of `total` items. Together the parts cover all items; sizes differ by at most one."""
+        size, larger = divmod(total, self.count)  # the first `larger` processes take one more
+        start = self.index * size + min(self.index, larger)
+        return slice(start, start + size + (self.index < larger))
 
-    def gather(self, mine: Tensor, total: int) -> Tensor:
-        """All processes' parts [n, ...] of `share(total)`, in order [total, ...]; on the device of `mine`."""
+    def gather(self, own: Tensor, total: int) -> Tensor:
+        """The parts `share(total)` of all processes [n, ...], in order [total, ...], on the device of `own`."""
         if self.count == 1:
-            return mine
+            return own
         largest = -(-total // self.count)
         with _collective():
-            padded = pad_across_processes(mine.to(self.device), dim=0)
+            padded = pad_across_processes(own.to(self.device), dim=0)
             parts = gather(padded).unflatten(0, (self.count, largest))  # pyright: ignore[reportAttributeAccessIssue]
-        each, more = divmod(total, self.count)
-        return torch.cat([part[: each + (index < more)] for index, part in enumerate(parts)]).to(mine.device)
+        size, larger = divmod(total, self.count)
+        return torch.cat([part[: size + (index < larger)] for index, part in enumerate(parts)]).to(own.device)
 
-    def first(self, mine: Tensor, total: int, count: int) -> Tensor:
-        """The first `count` of `total` things, in every process; they are large, so they come one after the other.
+    def first(self, own: Tensor, total: int, count: int) -> Tensor:
+        """The first `count` of `total` items, in every process. They are sent one by one because they are large.
 
-        mine   `share(total)` of them; where that is nothing, any one, for its shape
+        own   this process's `share(total)`; if that is empty, any one item, for its shape
         """
         if self.count == 1:
-            return mine[:count]
-        part, nothing = self.share(total), torch.zeros_like(mine[0])
-        here = [mine[n - part.start] if part.start <= n < part.stop else nothing for n in range(min(count, total))]
-        return torch.stack([self.sum(each) for each in here]) if here else mine[:0]
+            return own[:count]
+        part, zeros = self.share(total), torch.zeros_like(own[0])
+        items = [own[n - part.start] if part.start <= n < part.stop else zeros for n in range(min(count, total))]
+        return torch.stack([self.sum(item) for item in items]) if items else own[:0]
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum over the processes of a tensor that has the same shape in each."""
+        """The sum over all processes of a tensor that has the same shape in each."""
         if self.count == 1:
             return values
         with _collective():
@@ -88,7 +96,7 @@ class Processes:
         return total.to(values.device)  # pyright: ignore[reportAttributeAccessIssue]
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Every gradient becomes, in place, its sum over the processes; one that a process has not is zero there."""
+        """Replace each gradient, in place, by its sum over all processes; a missing gradient counts as zero."""
         if self.count == 1:
             return
         for parameter in parameters:
@@ -98,27 +106,27 @@ class Processes:
             flat = torch.cat([gradient.flatten() for gradient in bucket])
             with _collective():
                 torch.distributed.all_reduce(flat)
-            for gradient, total in zip(bucket, flat.split([each.numel() for each in bucket]), strict=True):
+            for gradient, total in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
                 gradient.copy_(total.view_as(gradient))
 
-    def any(self, here: bool) -> bool:
-        """Whether it is so in any process."""
-        return bool(self.sum(torch.tensor(float(here))) > 0)
+    def any(self, condition: bool) -> bool:
+        """Whether the condition holds in any process."""
+        return bool(self.sum(torch.tensor(float(condition))) > 0)
 
     def check_position(self, update: int, optimizer_step: int) -> None:
-        """Raises DistributedError unless all processes go on from the same place."""
-        places = self.gather(torch.tensor([[update, optimizer_step]]), self.count).tolist()
-        for index, place in enumerate(places):
-            if place != places[0]:
-                first, other = (f"from update {update} (optimiser step {step})" for update, step in (places[0], place))
+        """Raises DistributedError unless all processes resume from the same position."""
+        positions = self.gather(torch.tensor([[update, optimizer_step]]), self.count).tolist()
+        for index, position in enumerate(positions):
+            if position != positions[0]:
+                main, other = (f"update {at[0]} (optimiser step {at[1]})" for at in (positions[0], position))
                 raise DistributedError(
-                    f"process 0 goes on {first}, process {index} {other}: they would train different models; all of "
-                    "them need the same run folder, on a file system that every node sees: output=..."
+                    f"process 0 resumes from {main}, process {index} from {other}: they would train different "
+                    "models; all processes need the same run folder, on a file system that every node sees: output=..."
                 )
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """The block runs in the first process, and then in all others."""
+        """Executes the block in the first process, and only then in the others."""
         if not self.main:
             self._wait()
         yield
@@ -131,10 +139,10 @@ class Processes:
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """In order, together at most BUCKET numbers, or a larger one by itself."""
+    """Consecutive tensors of at most BUCKET numbers together; a larger tensor is a bucket of its own."""
     bucket: list[Tensor] = []
     for tensor in tensors:
-        if bucket and sum(each.numel() for each in bucket) + tensor.numel() > BUCKET:
+        if bucket and sum(member.numel() for member in bucket) + tensor.numel() > BUCKET:
             yield bucket
             bucket = []
         bucket.append(tensor)
@@ -144,25 +152,26 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def _collective() -> Iterator[None]:
-    """What waits for the other processes; torch's error where one of them has gone becomes one line."""
+    """Around operations that wait for the other processes. Raises DistributedError if one of them has died."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
         raise DistributedError(
-            f"another process of the run has gone or does not answer ({said}); its own message says why. The last "
-            "checkpoint is whole: start all of them again with --resume"
+            f"another process of the run has died or does not answer ({first_line(error)}); its own message says why. "
+            "The last checkpoint is intact: start all processes again with --resume"
         ) from error
 
 
 def shard(blocks: Iterable[nn.Module], whole: Sequence[nn.Parameter], device: torch.device) -> None:
-    """Divide the weights of `blocks` among the processes (FSDP2): each is gathered when its block computes.
+    """Divide the weights of `blocks` among the processes (FSDP2); each block is gathered when it computes.
 
-    whole   the adapter's parameters: they stay whole in every process, and so do gradients, checkpoints and files
+    whole   the adapter's parameters, which are not divided; neither are gradients, checkpoints and files
 
-    From here on all processes have to run the same number of forward passes, in the same order.
+    From then on all processes must run the same number of forward passes in the same order.
     """
     mesh = init_device_mesh(device.type, (PartialState().num_processes,))
     for block in blocks:
-        # Without a module above them the blocks are roots each, and a root keeps what it has gathered after a pass.
+        # Each block is a root of its own, and by default a root keeps its gathered weights after a pass.
         fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params={*whole})

@@ -1,4 +1,4 @@
-"""Smaller micro-batches where memory runs out, instead of a lost run."""
+"""If memory runs out, use smaller micro-batches instead of losing the run."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class MemoryExhaustedError(RunError, RuntimeError):
 
 @dataclass
 class MicroBatches:
-    """Images per pass of rollout and update: as configured, until memory runs out.
+    """Images per pass in rollout and update: as configured, until memory runs out.
 
-    Both are halved together and the whole update is done again: rollout and update keep the same shapes, and the ratio
-    of new to old policy starts at 1.
+    Both are then halved together and the whole update is repeated. Rollout and update thus keep the same shapes, and
+    the ratio of new to old policy starts at 1.
     """
 
     rollout: int
@@ -35,18 +35,18 @@ class MicroBatches:
     halved: int = 0
 
     def counters(self) -> dict[str, int]:
-        """For the row of an update: nothing while all is as configured."""
-        now = {"out_of_memory": self.halved, "rollout_batch": self.rollout, "update_batch": self.update}
-        return now if self.halved else {}
+        """Entries for the row of an update; none while the sizes are as configured."""
+        counters = {"out_of_memory": self.halved, "rollout_batch": self.rollout, "update_batch": self.update}
+        return counters if self.halved else {}
 
-    def halve(self, error: torch.OutOfMemoryError, *, again: bool) -> None:
-        """Raises MemoryExhaustedError where there is nothing left to halve, or the update cannot be done `again`.
+    def halve(self, error: torch.OutOfMemoryError, *, can_repeat: bool) -> None:
+        """Raises MemoryExhaustedError if nothing is left to halve, or if the update cannot be repeated.
 
-        It cannot after an optimiser step, and not with several processes: the others are already waiting.
+        It cannot be repeated after an optimiser step, nor with several processes: the others are already waiting.
         """
-        if not again:
+        if not can_repeat:
             raise MemoryExhaustedError(
-                f"out of memory ({first_line(error)}) where the update cannot be done again; go on with --resume and "
+                f"out of memory ({first_line(error)}), and the update cannot be repeated; resume with --resume and "
                 f"groups.rollout_batch={max(self.rollout // 2, 1)} groups.update_batch={max(self.update // 2, 1)}"
             ) from None
         if self.rollout == self.update == 1:
@@ -57,31 +57,35 @@ class MicroBatches:
         self.rollout, self.update = max(self.rollout // 2, 1), max(self.update // 2, 1)
         self.halved += 1
         warnings.warn(
-            f"out of memory ({first_line(error)}): going on with groups.rollout_batch={self.rollout} and "
+            f"out of memory ({first_line(error)}): continuing with groups.rollout_batch={self.rollout} and "
             f"groups.update_batch={self.update}",
             stacklevel=2,
         )
 
     def run(
-        self, attempt: Callable[[], dict[str, Any]], undo: Callable[[], None], again: Callable[[], bool]
+        self, attempt: Callable[[], dict[str, Any]], undo: Callable[[], None], can_repeat: Callable[[], bool]
     ) -> dict[str, Any]:
-        """The row of an update that fits into memory; `undo` takes back a failed attempt, `again` allows another."""
+        """The row of an update that fits into memory. `undo` discards what a failed attempt left.
+
+        Raises MemoryExhaustedError.
+        """
         while True:
             try:
                 return attempt() | self.counters()
             except torch.OutOfMemoryError as error:
-                self.halve(error, again=again())
-            undo()  # outside of `except`, which keeps the failed attempt's tensors alive
+                self.halve(error, can_repeat=can_repeat())
+            undo()  # after the `except` block, which keeps the failed attempt's tensors alive
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
 
 def raise_if_exhausted(error: RuntimeError) -> None:
-    """Raises MemoryExhaustedError, which says what to make smaller, if `error` is torch's for memory that ran out."""
+    """Raises MemoryExhaustedError, which says what to make smaller, if `error` is torch's out-of-memory error."""
     if isinstance(error, torch.OutOfMemoryError):
         raise MemoryExhaustedError(f"out of memory ({first_line(error)}); {SMALLER}") from None
 
 
 def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type if it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: finish the update, save, and leave with the exit code that says which of them it was."""
+"""SIGTERM and SIGINT: finish the update, save, and exit with the code for that signal."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """Inside `with`, the first of the signals is only noted; a SIGINT after that does what it did before `with`.
+    """Inside `with`, the first signal is only recorded; a SIGINT after it does what it did before `with`.
 
-    A signal that the process ignores stays ignored, as that of a program under nohup or in the background. Outside
-    the main thread nothing is noted: signals do not reach it.
+    A signal that the process ignores (under nohup, or in the background) stays ignored. In a thread other than the
+    main one nothing is recorded: signals do not reach it.
     """
 
     def __init__(self) -> None:
@@ -28,10 +28,10 @@ class StopRequest:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             handlers = {number: signal.getsignal(number) for number in SIGNALS}
-            # None: a handler from outside Python, which could not be put back
-            self._before = {n: each for n, each in handlers.items() if each not in (signal.SIG_IGN, None)}
+            # None is a handler from outside Python, which could not be restored
+            self._before = {number: h for number, h in handlers.items() if h not in (signal.SIG_IGN, None)}
             for number in self._before:
-                signal.signal(number, self._note)
+                signal.signal(number, self._record)
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
@@ -40,24 +40,24 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
-        """Whether to stop. It turns true at any moment, and stays so."""
+        """Whether to stop. Can become true at any moment, and then stays true."""
         return self.signal is not None
 
     def exit(self, message: str) -> NoReturn:
-        """Say the message and raise SystemExit with 128 + the signal's number, as shells count.
+        """Print the message and raise SystemExit with 128 + the signal's number, as shells report it.
 
-        A process that stops because another one of the run was asked to takes that for a SIGTERM.
+        A process that got no signal itself, but stops with the other processes of the run, exits as if by SIGTERM.
         """
         number = self.signal or signal.SIGTERM
         tqdm.write(f"{number.name}: {message}", file=sys.stderr)
         raise SystemExit(128 + number)
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
+    def _record(self, number: int, _frame: FrameType | None) -> None:
         if self.signal is not None:
             return
         self.signal = signal.Signals(number)
         if signal.SIGINT in self._before:
             signal.signal(signal.SIGINT, self._before[signal.SIGINT])
-        # Not print: a handler may come in the middle of one.
+        # os.write, because the handler may interrupt a print
         line = f"\n{self.signal.name}: stopping once this update is saved; interrupt again to stop at once\n"
         os.write(2, line.encode())

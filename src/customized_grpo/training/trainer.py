@@ -112,9 +112,11 @@ class Trainer:
     def step(self) -> dict[str, Any]:
         """One update; returns its row of metrics. If memory runs out, it is repeated in smaller batches."""
         steps = self.optimizer_steps
-        return self.batches.run(
-            self._step, self.scorer.discard, again=lambda: self.processes.count == 1 and self.optimizer_steps == steps
-        )
+
+        def can_repeat() -> bool:
+            return self.processes.count == 1 and self.optimizer_steps == steps
+
+        return self.batches.run(self._step, self.scorer.discard, can_repeat=can_repeat)
 
     def _step(self) -> dict[str, Any]:
         config, size = self.config, self.config.groups.size

@@ -1,0 +1,17 @@
+"""Runs that take a tenth of a second an update, and what they leave in their folders."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+# One group of three images in three steps, noise in one of them, a small adapter.
+SMALL = (
+    *("groups.prompts=1", "sampling.num_steps=3", "window.last=1", "window.size=1"),
+    *("adapter.targets=[to_q, to_v]", "adapter.rank=2", "data.held_out_samples=2"),
+)
+
+
+def rows_of(run: Path, log: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    """The rows of a log without the times, which differ from run to run."""
+    rows = [json.loads(line) for line in (run / log).read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
