@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import customized_grpo
 from customized_grpo.config import RunConfig, load_config
 from customized_grpo.critters.weights import FOLDER
 from customized_grpo.data import DataError, load_list
@@ -24,9 +23,8 @@ from customized_grpo.report import write_report
 from customized_grpo.run.directory import environment
 from customized_grpo.training.trainer import Trainer
 from program import TINY, Refusal, start
+from structure import parsed
 
-PACKAGE = Path(customized_grpo.__file__).parent
-SOURCES = sorted(PACKAGE.rglob("*.py"))
 KEY = "sk-Very5ecretKey"
 
 
@@ -34,12 +32,6 @@ PICKLING = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "sh
 UNSAFE_CALLS = {
     *("eval", "exec", "torch.load", "torch.save", "np.load", "numpy.load", "yaml.unsafe_load", "yaml.full_load"),
 }
-
-
-def parsed() -> Iterator[tuple[str, ast.Module]]:
-    """Every source file of the package, by its path inside the package."""
-    for file in SOURCES:
-        yield file.relative_to(PACKAGE).as_posix(), ast.parse(file.read_text(encoding="utf-8"))
 
 
 def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
@@ -76,7 +68,7 @@ def unsafe_calls(tree: ast.AST) -> Iterator[int]:
 
 def test_no_source_file_unpickles_or_runs_what_it_reads():
     assert {
-        f"{file}:{line}" for file, tree in parsed() for line in (*pickling_imports(tree), *unsafe_calls(tree))
+        f"{file}:{line}" for file, tree in parsed().items() for line in (*pickling_imports(tree), *unsafe_calls(tree))
     } == set()
 
 
@@ -94,7 +86,7 @@ def test_such_a_line_would_be_found(line: str):
 def test_every_model_is_loaded_from_safetensors_alone():
     """Every call that loads weights says so; tokenizers, processors and configurations have none."""
     weightless = re.compile(r"(Tokenizer|Processor\w*|Config)\.from_pretrained$")
-    for file, tree in parsed():
+    for file, tree in parsed().items():
         for name, call in calls(tree):
             if name.endswith(("from_pretrained", "load_lora_weights")) and not weightless.search(name):
                 keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
