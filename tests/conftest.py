@@ -21,6 +21,7 @@ from customized_grpo.data import Sample
 from customized_grpo.policies.flux_kontext import LORA_TARGETS, FluxKontextPolicy
 from customized_grpo.training.assemble import assemble
 from customized_grpo.training.trainer import Trainer
+from program import Refusal
 
 torch.set_num_threads(1)
 
@@ -121,3 +122,9 @@ def guided_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("guided")
     pipe.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refusal:
+    """Starts the program in tmp_path with input that it must refuse, and returns the message."""
+    return Refusal(tmp_path, monkeypatch, capsys)

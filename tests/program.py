@@ -1,4 +1,4 @@
-"""The program as a user starts it, in this process, and what has to be true of every refusal."""
+"""The program as a user starts it, but in this process, and what every refusal of bad input must look like."""
 
 import re
 import sys
@@ -19,7 +19,7 @@ class Answer(NamedTuple):
 
 
 def start(arguments: tuple[object, ...], patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Answer:
-    """Exit code and both streams. Whatever is no exit, such as a traceback of ours, passes through."""
+    """Exit code and both streams. Any exception other than SystemExit is a bug and passes through."""
     patch.setattr(sys, "argv", ["customized-grpo", *map(str, arguments)])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
@@ -28,9 +28,9 @@ def start(arguments: tuple[object, ...], patch: pytest.MonkeyPatch, capsys: pyte
 
 
 class Refusal:
-    """Starts the program in `folder` with input that it has to refuse: exit code 2, nothing written, one message.
+    """Starts the program in `folder` with input that it must refuse: exit code 2, one message, nothing written.
 
-    A call returns the message: one line for each mistake.
+    A call returns the message, which has one line per mistake.
     """
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
@@ -53,6 +53,13 @@ class Refusal:
     def train(self, *overrides: object) -> str:
         return self("train", TINY, f"output={self.folder / 'run'}", *overrides)
 
+    def line(self, *arguments: object) -> str:
+        """The message of a call that makes one mistake: a single line."""
+        message = self(*arguments)
+        assert "\n" not in message
+        return message
+
     def _files(self) -> dict[str, tuple[int, int] | None]:
-        found = sorted(self.folder.rglob("*"))
-        return {str(path): None if path.is_dir() else (path.stat().st_size, path.stat().st_mtime_ns) for path in found}
+        """Sizes and times of all files, so that any change shows."""
+        paths = sorted(self.folder.rglob("*"))
+        return {str(path): None if path.is_dir() else (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}

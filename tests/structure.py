@@ -3,9 +3,9 @@
     python tests/structure.py [FOLDER]           rooms, floors and arrows of a package; default: this one
     python tests/structure.py --write            put the map of the rooms into CONTRIBUTING.md
 
-A room is a folder of the package, or a module that stands in the package's root. An arrow is an import of one by
-another, wherever in a file it is written. What imports nothing of the package is on floor 1, everything else one floor
-above the highest that it imports; rooms that import each other share a floor.
+A room is a folder of the package, or a module in the package's root. An arrow is an import of one room by another,
+wherever in a file it is written: inside a function and for types only, too. Whatever imports nothing of the package is
+on floor 1, everything else one floor above the highest that it imports; rooms that import each other share a floor.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import ast
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -46,114 +47,128 @@ ROOMS = {
 }
 
 
-def imports(package: Path) -> dict[str, set[str]]:
-    """By dotted name inside the package ("data.lists", "data" for its __init__): what each file imports of it."""
-    files = {_dotted(path, package): path for path in package.rglob("*.py")}
-    return {name: set(_imported(name, path, package.name, files)) - {name} for name, path in files.items()}
+@cache
+def parsed(package: Path = PACKAGE) -> dict[str, ast.Module]:
+    """Every file of a package by its path inside it, such as "data/lists.py"."""
+    files = sorted(package.rglob("*.py"))
+    return {file.relative_to(package).as_posix(): ast.parse(file.read_text(encoding="utf-8")) for file in files}
 
 
-def _dotted(path: Path, package: Path) -> str:
-    parts = path.relative_to(package).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+@cache
+def imports(package: Path = PACKAGE) -> dict[str, set[str]]:
+    """What each module of a package imports of it, by dotted names: "data.lists", "data" for its __init__."""
+    modules = {_dotted(file): file for file in parsed(package)}
+
+    def imported(name: str, file: str) -> Iterator[str]:
+        for node in ast.walk(parsed(package)[file]):
+            for module, member in _import_names(node, _folder(name, file), package.name):
+                yield member if member in modules else module  # a module, or something that a module defines
+
+    return {name: (modules.keys() & set(imported(name, file))) - {name} for name, file in modules.items()}
 
 
-def _imported(name: str, path: Path, package: str, files: Mapping[str, Path]) -> Iterator[str]:
-    folder = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found = [alias.name.removeprefix(f"{package}.") for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            if node.level:
-                base = ".".join([*folder[: len(folder) - node.level + 1], *([node.module] if node.module else [])])
-            elif node.module == package or (node.module or "").startswith(f"{package}."):
-                base = (node.module or "").removeprefix(package).removeprefix(".")
-            else:
-                continue
-            names = [f"{base}.{alias.name}".lstrip(".") for alias in node.names]
-            found = [each if each in files else base for each in names]
+def _dotted(file: str) -> str:
+    return file.removesuffix(".py").removesuffix("__init__").rstrip("/").replace("/", ".")
+
+
+def _folder(name: str, file: str) -> list[str]:
+    parts = name.split(".")
+    return parts if file.endswith("__init__.py") else parts[:-1]
+
+
+def _import_names(node: ast.AST, folder: list[str], package: str) -> Iterator[tuple[str, str]]:
+    """(module, module.member) for all that a statement in `folder` imports of the package."""
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            yield (name := alias.name.removeprefix(f"{package}.")), name
+    if isinstance(node, ast.ImportFrom):
+        module = node.module or ""
+        if node.level:
+            module = ".".join([*folder[: len(folder) - node.level + 1], *module.split(".")]).rstrip(".")
+        elif f"{module}.".startswith(f"{package}."):
+            module = module.removeprefix(package).removeprefix(".")
         else:
-            continue
-        yield from (each for each in found if each in files)
+            return
+        for alias in node.names:
+            yield module, f"{module}.{alias.name}".lstrip(".")
 
 
 def room_of(module: str) -> str:
-    """The folder or the root module that a module belongs to."""
-    return module.split(".", maxsplit=1)[0]
+    """The folder or the root module that a module belongs to; "" for the package's own __init__."""
+    return module.partition(".")[0]
 
 
 def arrows_between_rooms(modules: Mapping[str, set[str]]) -> dict[str, set[str]]:
     arrows: defaultdict[str, set[str]] = defaultdict(set)
-    for module, others in modules.items():
-        arrows[room_of(module)] |= {room_of(other) for other in others} - {room_of(module)}
-    return {room: others for room, others in arrows.items() if room}
+    for module, imported in modules.items():
+        arrows[room_of(module)] |= {room_of(name) for name in imported} - {room_of(module), ""}
+    arrows.pop("", None)
+    return dict(arrows)
 
 
 def circles(arrows: Mapping[str, set[str]]) -> list[list[str]]:
-    """Groups whose members all reach each other: nothing in a healthy package."""
-    reach = {name: _reachable(name, arrows) for name in arrows}
-    groups = {tuple(sorted(b for b in arrows if b in reach[a] and a in reach[b])) for a in arrows if a in reach[a]}
+    """Groups whose members all reach each other: none in a healthy package."""
+    groups = {tuple(sorted(_circle(name, arrows))) for name in arrows if name in _reachable(name, arrows)}
     return sorted(map(list, groups))
 
 
+def _circle(name: str, arrows: Mapping[str, set[str]]) -> set[str]:
+    """Everything that a name reaches and that reaches it, with itself."""
+    return {name} | {other for other in _reachable(name, arrows) if name in _reachable(other, arrows)}
+
+
 def _reachable(start: str, arrows: Mapping[str, set[str]]) -> set[str]:
-    found, waiting = set[str](), [start]
+    reached, waiting = set[str](), [start]
     while waiting:
-        for other in arrows.get(waiting.pop(), ()):
-            if other not in found:
-                found.add(other)
-                waiting.append(other)
-    return found
+        new = arrows.get(waiting.pop(), set()) - reached
+        reached |= new
+        waiting += new
+    return reached
 
 
 def floors(arrows: Mapping[str, set[str]]) -> dict[str, int]:
-    """The floor of each, from 1."""
-    group_of = {name: (name,) for name in arrows} | {n: tuple(group) for group in circles(arrows) for n in group}
-    known: dict[tuple[str, ...], int] = {}
+    """The floor of each name, from 1."""
 
-    def floor(group: tuple[str, ...]) -> int:
-        if group not in known:
-            below = {group_of[other] for name in group for other in arrows[name] if other in arrows} - {group}
-            known[group] = 1 + max((floor(each) for each in below), default=0)
-        return known[group]
+    @cache
+    def floor(name: str) -> int:
+        circle = _circle(name, arrows)
+        below = {other for member in circle for other in arrows[member]} - circle
+        return 1 + max(map(floor, below), default=0)
 
-    return {name: floor(group_of[name]) for name in arrows}
+    return {name: floor(name) for name in arrows}
 
 
 def rooms_table() -> str:
-    """The map of the rooms for CONTRIBUTING.md."""
-    width = max(len(room) for room in ROOMS) + 3
-    rows = [f"{_shown(room):<{width}}  {what}" for room, what in reversed(ROOMS.items())]
-    return "\n".join(["```", *(row.replace("`", "") for row in rows), "```", ""])
-
-
-def _shown(room: str) -> str:
-    return f"{room}/" if (PACKAGE / room).is_dir() else f"{room}.py"
+    """The map of the rooms for CONTRIBUTING.md, highest first."""
+    names = {room: f"{room}/" if (PACKAGE / room).is_dir() else f"{room}.py" for room in ROOMS}
+    width = max(map(len, names.values())) + 3
+    rows = [f"{names[room]:<{width}}{what}".replace("`", "") for room, what in reversed(ROOMS.items())]
+    return "\n".join(["```", *rows, "```", ""])
 
 
 def describe(package: Path) -> str:
     """Rooms with files, lines, floors and arrows, and the totals."""
     modules = imports(package)
     arrows, files, lines = arrows_between_rooms(modules), Counter[str](), Counter[str]()
-    for path in package.rglob("*.py"):
-        room = room_of(_dotted(path, package)) or "__init__"
+    for file in parsed(package):
+        room = room_of(_dotted(file))
         files[room] += 1
-        lines[room] += len(path.read_text(encoding="utf-8").split("\n")) - 1
-    of_rooms, of_files = floors(arrows), floors(modules)
+        lines[room] += (package / file).read_text(encoding="utf-8").count("\n")
+    floor_of, floor_of_file = floors(arrows), floors(modules)
     rows = [
-        f"{of_rooms[room]:>5}  {room:<14} {files[room]:>3} files {lines[room]:>6} lines   -> "
+        f"{floor_of[room]:>5}  {room:<14} {files[room]:>3} files {lines[room]:>6} lines   -> "
         f"{', '.join(sorted(arrows[room])) or '-'}"
-        for room in sorted(of_rooms, key=lambda each: (-of_rooms[each], each))
+        for room in sorted(floor_of, key=lambda room: (-floor_of[room], room))
     ]
     root = sorted(path.stem for path in package.glob("*.py"))
-    between_files = sum(map(len, modules.values()))
     return "\n".join(
         [
             "floor  room",
             *rows,
             "",
             f"modules in the root: {len(root)} ({', '.join(root)})",
-            f"rooms: {len(of_rooms)} on {max(of_rooms.values())} floors, {sum(map(len, arrows.values()))} arrows",
-            f"files: {len(modules)} on {max(of_files.values())} floors, {between_files} arrows",
+            f"rooms: {len(arrows)} on {max(floor_of.values())} floors, {sum(map(len, arrows.values()))} arrows",
+            f"files: {len(modules)} on {max(floor_of_file.values())} floors, {sum(map(len, modules.values()))} arrows",
             f"circles of rooms: {circles(arrows) or 'none'}",
             f"circles of files: {circles(modules) or 'none'}",
         ]
