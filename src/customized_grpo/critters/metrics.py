@@ -1,4 +1,4 @@
-"""The oracle as metrics: 1 where it finds the picture right, 0 where not, NaN where a sample holds no critter."""
+"""The oracle as metrics: 1 if it accepts a picture, 0 if not, NaN if the sample does not describe a critter."""
 
 from __future__ import annotations
 
@@ -18,23 +18,30 @@ def _verdicts(images: Tensor, samples: Sequence[Sample]) -> Tensor:
     verdicts = torch.full((len(samples), 2), torch.nan)
     threshold = identity_threshold()
     for row, (picture, sample) in enumerate(zip(to_pictures(images), samples, strict=True)):
-        if "critter" in sample.extra:
-            situation = world.Situation(*(sample.extra[key] for key in ("scene", "place", "hat")))
-            pixels = oracle.pixels(picture)
-            verdicts[row] = torch.tensor(oracle.judge(pixels, sample.extra["critter"], situation, threshold))
+        if (case := _case(sample)) is not None:
+            verdicts[row] = torch.tensor(oracle.judge(oracle.pixels(picture), *case, threshold))
     return verdicts
 
 
+def _case(sample: Sample) -> tuple[int, world.Situation] | None:
+    """The critter and situation of a sample; None if its fields, which may come from a user's list, have none."""
+    critter = sample.extra.get("critter")
+    situation = world.Situation(*(sample.extra.get(name, "") for name in ("scene", "place", "hat")))
+    if not isinstance(critter, int) or critter < 0 or situation not in world.SITUATIONS:
+        return None
+    return critter, situation
+
+
 def oracle_identity(images: Tensor, samples: Sequence[Sample]) -> Tensor:
-    """The subject is the reference's."""
+    """Whether the subject is that of the reference."""
     return _verdicts(images, samples)[:, 0]
 
 
 def oracle_prompt(images: Tensor, samples: Sequence[Sample]) -> Tensor:
-    """Scene, place and hat are the prompt's."""
+    """Whether scene, place and hat are those of the prompt."""
     return _verdicts(images, samples)[:, 1]
 
 
 def joint_success(images: Tensor, samples: Sequence[Sample]) -> Tensor:
-    """Both at once."""
+    """Whether subject and prompt are both right."""
     return _verdicts(images, samples).prod(dim=1)

@@ -1,8 +1,8 @@
-"""The oracle: reads scene, place, hat and subject off the pixels of a picture. It measures, it never trains.
+"""The oracle reads scene, place, hat and subject from the pixels of a picture. It is used to measure, never to train.
 
-Works on clean drawings and on what a VAE or a generator makes of them: pixels are averaged to cells first, and
-every decision is a nearest-neighbour or a majority decision with a stated tolerance.
-Distances are per cell, root mean square over RGB, on pixels in [-1, 1].
+It works on drawings and on the output of a VAE or a generator: pixels are first averaged to cells, and every decision
+is by nearest neighbour or by majority, with a stated tolerance. Distances are per cell, root mean square over RGB, on
+pixels in [-1, 1].
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from PIL import Image
 
 from customized_grpo.critters import world
 
-TOLERANCE = 0.245  # a cell further than this from the scene belongs to the figure; critters keep .249 from all scenes
-PRESENCE = 0.4  # share of the sprite's body rows that must be figure, or there is no critter
-STRAY = 6  # cells of figure that may lie outside its box; of a second critter at least 10 look out behind the first
-HAT_TOLERANCE = 0.3  # a cell nearer than this to a hat's colour can be part of that hat
-HAT_SHARE = 0.75  # share of the hat's cells that must be
+TOLERANCE = 0.245  # a cell further than this from the scene belongs to the figure; critters are .249 from all scenes
+PRESENCE = 0.4  # the least share of the sprite's body rows that must be figure for a critter to be there
+STRAY = 6  # the most cells of figure outside its box; a second critter behind the first shows at least 10
+HAT_TOLERANCE = 0.3  # a cell nearer than this to a hat's colour counts as part of that hat
+HAT_SHARE = 0.75  # the least share of a hat's cells that must count
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the oracle sees. `place` and `hat` are None where there is none to be found."""
+    """What the oracle sees. `place` and `hat` are None if there is no critter."""
 
     scene: str
     place: str | None
@@ -64,8 +64,8 @@ def _scenes() -> tuple[tuple[str, ...], np.ndarray]:
 def read(picture: np.ndarray) -> Reading:
     """Scene, place and hat of a picture, uint8 [32, 32, 3].
 
-    The scene is the one that most cells are near to (the distance is capped, so that the figure has no vote);
-    the place is the box that holds the figure; a hat is a brim and a crown of one of the three colours.
+    The scene is the one that the cells are nearest to; distances are capped, so that the figure does not count. The
+    place is the box that holds the figure. A hat is a brim and a crown of one of the three colours.
     """
     cells = _cells(picture)
     names, scenes = _scenes()
@@ -77,11 +77,11 @@ def read(picture: np.ndarray) -> Reading:
 
 
 def _place(figure: np.ndarray) -> str | None:
-    """The box that holds most of the figure; None without a figure, and where much of it lies outside the box."""
-    inside = {name: figure[_body(corner)].mean() for name, corner in world.PLACES.items()}
-    held = {name: figure[_box(corner)].sum() for name, corner in world.PLACES.items()}
-    best = max(held, key=lambda name: (held[name], inside[name]))
-    return best if inside[best] >= PRESENCE and figure.sum() - held[best] <= STRAY else None
+    """The box that holds most of the figure; None if there is no figure, or if too much of it is outside the box."""
+    body_shares = {name: figure[_body(corner)].mean() for name, corner in world.PLACES.items()}
+    cells = {name: figure[_box(corner)].sum() for name, corner in world.PLACES.items()}
+    best = max(cells, key=lambda name: (cells[name], body_shares[name]))
+    return best if body_shares[best] >= PRESENCE and figure.sum() - cells[best] <= STRAY else None
 
 
 def _box(corner: tuple[int, int]) -> tuple[slice, slice]:
@@ -104,9 +104,9 @@ def _hat(cells: np.ndarray, place: str) -> str:
 
 
 def identity_error(picture: np.ndarray, critter: int) -> float:
-    """Mean squared error of the critter's body over its own cells, under the best alignment; [-1, 1] pixels.
+    """Mean squared error of the critter's body over its own cells, at the best alignment, on pixels in [-1, 1].
 
-    0 on every true picture of the critter, whatever the scene, place and hat.
+    0 on every true picture of the critter, in any scene, at any place, under any hat.
     """
     cells = _cells(picture)
     body = world.sprite(critter)[world.BODY]
@@ -118,5 +118,5 @@ def identity_error(picture: np.ndarray, critter: int) -> float:
 
 
 def judge(picture: np.ndarray, critter: int, situation: world.Situation, threshold: float) -> tuple[bool, bool]:
-    """(identity right, prompt right): the oracle's verdict; `threshold` bounds `identity_error`."""
+    """(identity right, prompt right): the oracle's verdict; `threshold` is the largest accepted `identity_error`."""
     return identity_error(picture, critter) <= threshold, read(picture).shows(situation)

@@ -1,4 +1,4 @@
-"""Critters as samples for RL and for its evaluation, on identities that no built-in model was trained on."""
+"""Samples of critters for RL and its evaluation, with identities that no built-in model was trained on."""
 
 from __future__ import annotations
 
@@ -9,28 +9,31 @@ import numpy as np
 from customized_grpo.critters import world
 from customized_grpo.data import Sample
 
-# Disjoint integers; the base and the encoders were trained on 0 to 999,999 and gated on 4,000,000 onwards.
+# Disjoint ranges of integers. Base and encoders were trained on 0 to 999,999 and checked on 4,000,000 to 4,999,999.
 TRAINING_CRITTERS = range(1_000_000, 2_000_000)
 DEVELOPMENT_CRITTERS = range(2_000_000, 3_000_000)  # watched during training
 TEST_CRITTERS = range(3_000_000, 4_000_000)  # seen once, by final evaluations
 
 
 def _is_unseen(situation: world.Situation) -> bool:
-    """A fifth of every scene's (place, hat) pairs, and of every place's and hat's others, is kept from RL."""
+    """True for the fifth of all situations that RL never sees: an even share of every scene, place and hat."""
     scene = list(world.SCENES).index(situation.scene)
     place = list(world.PLACES).index(situation.place)
     hat = list(world.HATS).index(situation.hat)
     return (scene + place + 2 * hat) % 5 == 0
 
 
-UNSEEN_SITUATIONS = tuple(s for s in world.SITUATIONS if _is_unseen(s))
-SEEN_SITUATIONS = tuple(s for s in world.SITUATIONS if not _is_unseen(s))
+UNSEEN_SITUATIONS = tuple(situation for situation in world.SITUATIONS if _is_unseen(situation))
+SEEN_SITUATIONS = tuple(situation for situation in world.SITUATIONS if not _is_unseen(situation))
 
 
 def draw_samples(
     count: int, critters: range, seed: int, situations: Sequence[world.Situation] = SEEN_SITUATIONS
 ) -> list[Sample]:
-    """`count` samples: a critter of the range, a situation, a reference in another scene, another view in a third."""
+    """`count` random samples, each with a critter of the range and one of the situations.
+
+    The reference shows the critter in a second scene, the other view in a third.
+    """
     rng = np.random.default_rng([seed, critters.start])
     samples = []
     for index in range(count):

@@ -1,10 +1,10 @@
-"""Critters: a world of 32x32 pixel-art pictures, drawn and therefore known exactly.
+"""Critters: a world of 32x32 pixel-art pictures whose content is known exactly, because it is drawn by rule.
 
-A *critter* is a mirrored 8x8 sprite of two colours with white eyes, one for every integer: identities never run
-out. A *situation* puts it into a scene, at a place, under a hat. Everything is drawn in cells of 2x2 pixels and
-sprites stand on multiples of 4 pixels (one token of the built-in transformer).
+A *critter* is a mirrored 8x8 sprite of two colours with white eyes. There is one for every integer, so identities
+never run out. A *situation* puts it into a scene, at a place, with or without a hat. Everything is drawn in cells of
+2x2 pixels, and sprites start at multiples of 4 pixels (one token of the built-in transformer).
 
-A hat replaces the two top rows of the sprite, so that rows 2 to 7 (`BODY`) are visible in every picture.
+A hat replaces the two top rows of the sprite, so rows 2 to 7 (`BODY`) are visible in every picture.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ HATS: dict[str, RGB | None] = {
 
 @dataclass(frozen=True)
 class Scene:
-    """Two fields of colour and a decoration; `phrase` names it in a prompt."""
+    """Two fields of colour and a decoration; `phrase` is its name in a prompt."""
 
     phrase: str
     sky: RGB
@@ -119,11 +119,11 @@ class Situation:
 SITUATIONS: tuple[Situation, ...] = tuple(Situation(*names) for names in product(SCENES, PLACES, HATS))
 
 
-def _far(colour: np.ndarray, others: np.ndarray, distance: float) -> bool:
+def _is_far(colour: np.ndarray, others: np.ndarray, distance: float) -> bool:
     return bool(np.linalg.norm(others - colour, axis=1).min() > distance)
 
 
-# A critter keeps this distance (0 to 255, Euclidean) from every colour of the scenes and hats: it is always visible.
+# The distance (0 to 255, Euclidean) of a critter's colours from all colours of scenes and hats: it is always visible.
 _MARGIN = 55.0
 _WORLD_COLOURS = np.array(
     [colour for scene in SCENES.values() for colour in (scene.sky, scene.ground, scene.accent)]
@@ -140,10 +140,10 @@ def sprite(critter: int) -> np.ndarray:
     body = _vivid_colour(rng, _WORLD_COLOURS)
     marking = _vivid_colour(rng, np.vstack([_WORLD_COLOURS, body]))
 
-    half = np.full((SPRITE, 4), -1)  # columns from the middle outwards; -1 clear, 0 body, 1 marking
-    half[0, 1:3] = rng.choice([-1, 0, 1], size=2)  # ears: never in the middle, where hats have their crown
+    half = np.full((SPRITE, 4), -1)  # columns from the middle outwards; -1 transparent, 0 body, 1 marking
+    half[0, 1:3] = rng.choice([-1, 0, 1], size=2)  # ears: never in the middle, under the crown of a hat
     half[1, 1:3] = rng.choice([0, 1], size=2)
-    half[2:, 0] = rng.integers(0, 2, size=6)  # a spine holds the critter together
+    half[2:, 0] = rng.integers(0, 2, size=6)  # a spine keeps the critter in one piece
     half[2:, 1] = rng.choice([0, 1], size=6)
     half[2:, 2] = rng.choice([-1, 0, 1], size=6, p=[0.3, 0.35, 0.35])
     half[3:, 3] = rng.choice([-1, 0, 1], size=5, p=[0.5, 0.25, 0.25])
@@ -157,7 +157,7 @@ def sprite(critter: int) -> np.ndarray:
 def _vivid_colour(rng: np.random.Generator, others: np.ndarray) -> np.ndarray:
     while True:
         colour = rng.integers(0, 256, size=3).astype(float)
-        if colour.max() - colour.min() > 90 and _far(colour, others, _MARGIN):
+        if colour.max() - colour.min() > 90 and _is_far(colour, others, _MARGIN):
             return colour
 
 
@@ -177,7 +177,7 @@ def _scene_cells(scene: str) -> np.ndarray:
     return cells
 
 
-# The hat's own cells in the two rows it covers: a crown of four, a brim of eight.
+# The cells of a hat in the two rows that it covers: a crown of four, a brim of eight.
 HAT_SHAPE = np.array([[0, 0, 1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1]], dtype=bool)
 
 

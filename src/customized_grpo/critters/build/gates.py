@@ -1,4 +1,4 @@
-"""What the built-in models must show before any RL: measured with plain diffusers and transformers calls."""
+"""Figures that the built-in models must reach before any RL, measured with plain diffusers and transformers calls."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from customized_grpo.critters.build import pictures as pics
 from customized_grpo.critters.build.models import TEXT_TOKENS
 from customized_grpo.critters.build.stages import round_trip
 
-# Critters of the gates: neither the training of the models nor RL nor its tests see them (`critters.samples`).
+# Critters that are used only here: not in pretraining, and not in RL or its evaluation (`critters.samples`).
 GATE_CRITTERS = range(4_000_000, 5_000_000)
 STEPS = 10
 
@@ -42,7 +42,7 @@ def to_uint8(images: Tensor) -> np.ndarray:
 
 
 class Rewards:
-    """The two rewards as bare calls of a Dinov2Model and a CLIPModel: cosines [N] and [N, situations].
+    """The two rewards as plain calls of a Dinov2Model and a CLIPModel: cosines [N] and [N, situations].
 
     Images are in [-1, 1].
     """
@@ -65,7 +65,7 @@ class Rewards:
 
 
 def encoder_gates(rewards: Rewards, count: int = 1024) -> dict[str, float]:
-    """Identity reward of a copy, a faithful picture and a stranger in the reference's scene; prompt ranking."""
+    """Identity rewards of a copy, a faithful picture and another critter in the reference's scene; prompt ranking."""
     rng = np.random.default_rng(11)
     truth = true_renders(rng, count)
     scenes = [pics.reference_situation(rng, not_scene=s.scene) for s in truth["situations"]]
@@ -87,7 +87,7 @@ def encoder_gates(rewards: Rewards, count: int = 1024) -> dict[str, float]:
 
 
 def oracle_gates(vae: AutoencoderKL, count: int = 1000) -> dict[str, float]:
-    """Sets the identity threshold and states what it accepts: round trips of the VAE, the nearest other critter."""
+    """The identity threshold, and the shares that it accepts: VAE round trips, and the nearest other critters."""
     rng = np.random.default_rng(12)
     truth = true_renders(rng, count)
     clean = to_uint8(truth["images"])
@@ -95,8 +95,8 @@ def oracle_gates(vae: AutoencoderKL, count: int = 1000) -> dict[str, float]:
         again = torch.cat([round_trip(vae, part.to(vae.device)).cpu() for part in truth["images"].split(100)])
     trips = to_uint8(again)
     errors = np.array([oracle.identity_error(p, c) for p, c in zip(trips, truth["critters"], strict=True)])
-    newcomers = true_renders(rng, 100)["critters"]
-    nearest = np.array([min(oracle.identity_error(p, c) for p in clean) for c in newcomers])
+    others = true_renders(rng, 100)["critters"]
+    nearest = np.array([min(oracle.identity_error(p, c) for p in clean) for c in others])
     threshold = float(np.quantile(nearest, 0.025))
 
     def read_right(pictures: np.ndarray) -> float:
@@ -113,12 +113,12 @@ def oracle_gates(vae: AutoencoderKL, count: int = 1000) -> dict[str, float]:
 
 
 def generate(pipe: Any, references: Tensor, prompts: list[str], seed: int) -> Tensor:
-    """[N, 3, 32, 32] in [-1, 1] by the FluxKontextPipeline itself, one seed per image."""
-    made = []
+    """[N, 3, 32, 32] in [-1, 1] from the FluxKontextPipeline itself, one seed per image."""
+    images = []
     for start in range(0, len(prompts), 64):
         chunk = slice(start, start + 64)
         generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(prompts[chunk]))]
-        made.append(
+        images.append(
             pipe(
                 image=references[chunk] / 2 + 0.5,
                 prompt=prompts[chunk],
@@ -132,11 +132,11 @@ def generate(pipe: Any, references: Tensor, prompts: list[str], seed: int) -> Te
                 output_type="pt",
             ).images.cpu()
         )
-    return torch.cat(made) * 2 - 1
+    return torch.cat(images) * 2 - 1
 
 
 def base_gates(pipe: Any, rewards: Rewards, threshold: float, groups: int = 64, size: int = 12) -> dict[str, float]:
-    """What the base makes of held-out critters, `size` images per prompt: success, kinds, conflict."""
+    """The base on held-out critters, `size` images per prompt: success, kinds of picture, conflict of the rewards."""
     rng = np.random.default_rng(13)
     truth = true_renders(rng, groups)
     scenes = [pics.reference_situation(rng, not_scene=s.scene) for s in truth["situations"]]
@@ -144,9 +144,9 @@ def base_gates(pipe: Any, rewards: Rewards, threshold: float, groups: int = 64, 
     references = pics.to_tensor(drawn).repeat_interleave(size, 0)
     prompts = [s.prompt for s in truth["situations"] for _ in range(size)]
     images = generate(pipe, references, prompts, seed=14)
-    made = to_uint8(images)
+    generated = to_uint8(images)
     verdicts = [
-        oracle.judge(made[i], truth["critters"][i // size], truth["situations"][i // size], threshold)
+        oracle.judge(generated[i], truth["critters"][i // size], truth["situations"][i // size], threshold)
         for i in range(groups * size)
     ]
     kinds = [["wrong", "drifted", "copied", "faithful"][2 * identity + prompt] for identity, prompt in verdicts]

@@ -1,4 +1,4 @@
-"""The untrained parts of the built-in world: real classes of diffusers and transformers in tiny sizes."""
+"""The untrained models of the built-in world: real classes of diffusers and transformers at tiny sizes."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def _words() -> list[str]:
 
 
 def clip_tokenizer() -> CLIPTokenizer:
-    """A byte-pair tokenizer in which every word of a critter prompt is one token; any other text is spelled.
+    """A byte-pair tokenizer in which each word of a critter prompt is one token; other text is split into letters.
 
-    Each word is merged letter by letter from its start. Long words merge first, so that a pair inside a long word
-    that opens a short one ("ri" in "wearing", "right") is not taken early.
+    Each word is merged from its first letter on. Long words come first, so that a pair inside a long word that starts
+    a short one ("ri" in "wearing" and "right") is not merged too early.
     """
     merges: dict[tuple[str, str], None] = {}
     for word in _words():
@@ -53,12 +53,12 @@ def clip_tokenizer() -> CLIPTokenizer:
     pieces = ["<|startoftext|>", "<|endoftext|>", *LETTERS, *(f"{letter}</w>" for letter in LETTERS)]
     pieces += ["".join(pair) for pair in merges]
     vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
-    pairs: Any = list(merges)  # transformers declares strings and takes pairs
+    pairs: Any = list(merges)  # transformers declares strings but takes pairs
     return CLIPTokenizer(vocab=vocabulary, merges=pairs, model_max_length=CLIP_TOKENS)
 
 
 def t5_tokenizer() -> T5Tokenizer:
-    """A unigram tokenizer in which every word of a critter prompt is one piece; any other text is spelled."""
+    """A unigram tokenizer in which every word of a critter prompt is one piece; other text is split into letters."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     pieces += [(f"▁{word}", -3.0) for word in _words()]
     pieces += [("▁", -8.0)] + [(letter, -8.0) for letter in LETTERS]
@@ -81,7 +81,7 @@ def _clip_text(tokenizer: PreTrainedTokenizerBase, layers: int) -> dict[str, Any
 
 
 def pipeline() -> FluxKontextPipeline:
-    """FLUX.1-Kontext with 32x32 pixels, 16x16x4 latents, 64 + 64 + 16 tokens and half a million parameters."""
+    """FLUX.1-Kontext for 32x32 pixels: 16x16x4 latents, 64 + 64 + 16 tokens, half a million parameters."""
     tokenizer, tokenizer_2 = clip_tokenizer(), t5_tokenizer()
     t5 = T5Config(
         vocab_size=len(tokenizer_2),
@@ -105,7 +105,7 @@ def pipeline() -> FluxKontextPipeline:
         guidance_embeds=False,
         axes_dims_rope=(4, 14, 14),
     )
-    two_levels: dict[str, Any] = {  # diffusers declares tuples of one
+    two_levels: dict[str, Any] = {  # diffusers declares tuples of one element
         "down_block_types": ("DownEncoderBlock2D",) * 2,
         "up_block_types": ("UpDecoderBlock2D",) * 2,
         "block_out_channels": (16, 32),
@@ -161,6 +161,6 @@ def clip() -> tuple[CLIPModel, CLIPTokenizer]:
         text_config=_clip_text(tokenizer, layers=2),
         vision_config=vision,
         projection_dim=WIDTH,
-        logit_scale_init_value=2.3026,  # 10: cosines spread over [0, 1] instead of crowding near one value
+        logit_scale_init_value=2.3026,  # 10: cosines spread over [0, 1] instead of clustering
     )
     return CLIPModel(config), tokenizer

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from customized_grpo.critters import world
 
-# Integers of the critters that the base and the encoders are trained on; RL and tests use others (`critters.samples`).
+# The critters that the base and the encoders are trained on; RL and tests use others (`critters.samples`).
 PRETRAINING_CRITTERS = range(0, 1_000_000)
-# What a base draws when it loses the subject: the scene's stock figure, as real bases fall back on a typical dog.
+# The critter that a base draws when it loses the subject: one per scene, as real bases fall back on a typical dog.
 STOCK_CRITTERS = dict(zip(world.SCENES, range(len(world.SCENES)), strict=True))
 
 # Shares of the four kinds of picture: faithful, copied, drifted, wrong.
@@ -38,7 +38,7 @@ def random_situation(rng: np.random.Generator, *, not_scene: str | None = None) 
 
 
 def reference_situation(rng: np.random.Generator, *, not_scene: str | None = None) -> world.Situation:
-    """How a reference shows its critter: centred, without a hat."""
+    """The situation of a reference: in the centre, without a hat."""
     return world.Situation(random_situation(rng, not_scene=not_scene).scene, "centre", "no")
 
 
@@ -48,7 +48,7 @@ def renders(rng: np.random.Generator, count: int) -> tuple[Tensor, list[world.Si
 
 
 def mosaics(rng: np.random.Generator, count: int) -> Tensor:
-    """Cells of random colours, a few large and many small: whatever else a VAE may meet."""
+    """Random colours in four large fields and many single cells: pictures unlike renders, for the VAE."""
     size = (world.CANVAS, world.CANVAS, 3)
     fields = rng.integers(0, 256, (count, 2, 2, 3)).repeat(8, 1).repeat(8, 2)
     speckle = np.where(rng.random((count, *size[:2], 1)) < 0.3, rng.integers(0, 256, (count, *size)), fields)
@@ -57,7 +57,7 @@ def mosaics(rng: np.random.Generator, count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Quadruple:
-    """What a base is trained on: reference and target [N, 3, 32, 32] in [-1, 1], prompts and kinds of picture."""
+    """A batch for the base: references and targets [N, 3, 32, 32] in [-1, 1], prompts and kinds of picture."""
 
     references: Tensor
     targets: Tensor
@@ -66,7 +66,7 @@ class Quadruple:
 
 
 def target_of_kind(kind: str, critter: int, wanted: world.Situation, shown: world.Situation) -> np.ndarray:
-    """The picture of a critter that a base of this kind would make, uint8 [32, 32, 3].
+    """The picture of this kind for a critter, uint8 [32, 32, 3].
 
     wanted   the situation of the prompt
     shown    the situation of the reference
@@ -75,23 +75,23 @@ def target_of_kind(kind: str, critter: int, wanted: world.Situation, shown: worl
         return world.draw(critter, wanted)
     if kind == "copied":
         return world.draw(critter, shown)
-    if kind == "drifted":  # the prompt is right, the critter another one
+    if kind == "drifted":  # the prompt is right, the critter is not
         return world.draw(STOCK_CRITTERS[wanted.scene], wanted)
     if kind == "wrong":
         return world.draw(STOCK_CRITTERS[shown.scene], shown)
     raise ValueError(f"unknown kind of picture {kind!r}; known: faithful, copied, drifted, wrong")
 
 
-# Two directions in the space of packed noise [tokens, 16]: the same pattern in every token, faint in pictures.
+# Two directions in the space of packed noise [tokens, 16]: one pattern in every token, barely visible in pictures.
 _STRIPES = torch.tensor([1.0, -1.0, 1.0, -1.0]).repeat(4)
 _CHECKS = torch.tensor([1.0, -1.0, -1.0, 1.0]).repeat(4)
 
 
 def kinds_of_noise(noise: Tensor, mixture: Mixture) -> list[str]:
-    """The kind of picture that starts from each noise [N, tokens, 16]: the seed decides, as with real bases.
+    """The kind of picture for each noise [N, tokens, 16]: the seed decides, as with real bases.
 
-    One direction of the noise decides between the prompt's situation and the reference's, another between the
-    subject and a stranger. Left to independent noise, a network of this size blends the kinds.
+    One direction of the noise decides between the situations of prompt and reference, another between the subject and
+    the stock critter. If the kind were independent of the noise, a network of this size would blend the kinds.
     """
     tokens = noise.shape[1]
     situation, subject = (
@@ -119,7 +119,7 @@ def quadruples(rng: np.random.Generator, kinds: list[str]) -> Quadruple:
 
 
 def crop_and_jitter(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """A random crop (down to 70 % of the side), brightness, contrast and pixel noise: one view of one picture."""
+    """One view of each picture: a random crop (down to 70 % of the side), brightness, contrast and pixel noise."""
     count = pictures.shape[0]
     side = 0.7 + 0.3 * torch.rand(count, generator=generator)
     shift = (torch.rand(count, 2, generator=generator) * 2 - 1) * (1 - side)[:, None]
@@ -134,7 +134,7 @@ def crop_and_jitter(pictures: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def blemish(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """What a generator does to pictures: slight blur, noise, uneven colour."""
+    """The flaws of generated pictures: slight blur and noise."""
     count = pictures.shape[0]
     share = 0.5 * torch.rand(count, 1, 1, 1, generator=generator)
     blurred = F.avg_pool2d(pictures, 3, stride=1, padding=1, count_include_pad=False)

@@ -1,4 +1,4 @@
-"""`customized-grpo build-critters`: trains every part of the built-in world, measures its gates, writes its files."""
+"""`customized-grpo build-critters`: trains every model of the built-in world, measures its gates, writes its files."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FluxKontextPipeline
+from safetensors import SafetensorError
 from transformers import BitImageProcessorPil, CLIPImageProcessorPil, CLIPTokenizer
 
 from customized_grpo.critters.build import gates, models, stages
 from customized_grpo.critters.build.pictures import Mixture
 from customized_grpo.errors import RunError
-from customized_grpo.files.durable import write_text
+from customized_grpo.files.durable import SavingError, check_folder, make_folder, saving, write_text
+from customized_grpo.runtime.device import usable_device
 
-# What each gate must lie between; `docs` and the provenance file quote the figures that were reached.
+# The range of each figure; the provenance file records the figures that were reached.
 LIMITS: dict[str, dict[str, tuple[float, float]]] = {
     "oracle": {
         "clean_prompt": (1.0, 1.0),
@@ -38,12 +40,12 @@ LIMITS: dict[str, dict[str, tuple[float, float]]] = {
 
 
 class GateError(RunError, RuntimeError):
-    """A built-in model misses a gate; the message lists every one that is missed, with its figure."""
+    """The built-in models miss gates; the message lists each one with its figure."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the weights."""
+    """All settings that decide the weights."""
 
     seed: int = 0
     vae_steps: int = 2500
@@ -56,19 +58,18 @@ class Recipe:
     )
 
     def shortened(self, divisor: int) -> Recipe:
-        """The same recipe with all step counts divided: for trying it out, not for use."""
+        """The same recipe with all step counts divided: to try out the build, not for weights that are used."""
         counts = {name: max(value // divisor, 1) for name, value in asdict(self).items() if name.endswith("_steps")}
         return replace(self, **counts)
 
 
 class Build:
-    """The stages in order. Each keeps its state in `directory`; a finished one is read back instead of repeated."""
+    """The stages in order. Each keeps its state in `directory`; a finished stage is loaded, not repeated."""
 
     def __init__(self, recipe: Recipe, directory: Path, device: str = "cpu"):
-        self.recipe, self.directory, self.device = recipe, directory, torch.device(device)
+        self.recipe, self.directory, self.device = recipe, directory, usable_device(device)
         self.log: dict[str, dict[str, float]] = {}
         self.settings: dict[str, stages.Settings] = {}
-        directory.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(recipe.seed)
         self.pipe: FluxKontextPipeline = models.pipeline().to(self.device)
         self.pipe.set_progress_bar_config(disable=True)
@@ -94,12 +95,12 @@ class Build:
         hold: float = 0.0,
         **own: Any,
     ) -> None:
-        """One stage. What decides its outcome includes all that decided the stage that it stands on."""
+        """Train one stage. Its settings include those of the stage that it builds on (`after`)."""
         steps = getattr(self.recipe, f"{name}_steps")
-        others = {**own, **({after: self.settings[after]} if after else {})}
-        self.settings[name] = {"steps": steps, "lr": lr, "hold": hold, **others}
+        further = {**own, **({after: self.settings[after]} if after else {})}
+        self.settings[name] = {"steps": steps, "lr": lr, "hold": hold, **further}
         schedule = {"steps": steps, "lr": lr, "hold": hold, "seed": self.recipe.seed}
-        outcome = stages.fit(name, modules, loss, **schedule, directory=self.directory, settings=others)
+        outcome = stages.fit(name, modules, loss, **schedule, directory=self.directory, settings=further)
         self.log[name] = {"steps": steps, "lr": lr, **outcome}
 
     def vae(self) -> None:
@@ -117,7 +118,7 @@ class Build:
         self._base("faithful", {"faithful": 1.0}, shift=2.0, lr=2e-3, after="vae")
 
     def mixture(self) -> None:
-        """The second choice that the noise makes is learned late, and only at the full learning rate."""
+        """Holds the rate: the noise's second choice, subject or stranger, is learned late and only at full rate."""
         self._base("mixture", self.recipe.mixture, shift=3.0, lr=1.5e-3, hold=0.6, after="faithful")
 
     def _base(self, name: str, mixture: Mixture, *, shift: float, **settings: Any) -> None:
@@ -127,10 +128,13 @@ class Build:
         loss = stages.flow_loss(self.pipe, mixture, shift)
         self._fit(name, parts, loss, shift=shift, mixture=mixture, **settings)
 
-    # --- the whole ---------------------------------------------------------------------------------------------------
+    # --- the whole build ---------------------------------------------------------------------------------------------
 
     def run(self, target: Path) -> None:
-        """Train what is not trained yet, measure every gate, write the weights; GateError if one is missed."""
+        """Train the unfinished stages, measure every gate, write the weights. Raises GateError if a gate is missed."""
+        check_folder(target)
+        check_folder(self.directory, "--work")
+        make_folder(self.directory)
         self.vae()
         figures: dict[str, dict[str, float]] = {"oracle": gates.oracle_gates(self.vae_model)}
         threshold = figures["oracle"]["identity_threshold"]
@@ -153,15 +157,19 @@ class Build:
             raise GateError("the weights are written, but:\n" + "\n".join(missed))
 
     def save(self, target: Path, figures: dict[str, dict[str, float]]) -> None:
-        """The formats of diffusers and transformers, and the provenance file."""
-        self.pipe.save_pretrained(target / "generator")
-        self.dino_model.save_pretrained(target / "dino")
-        self.clip_model.save_pretrained(target / "clip")
-        self.clip_tokenizer.save_pretrained(target / "clip")
+        """Write the models as diffusers and transformers do, and the provenance file. Raises SavingError."""
         picture = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_center_crop": False}
         size = {"height": 32, "width": 32}
-        BitImageProcessorPil(size=size, **picture).save_pretrained(target / "dino")
-        CLIPImageProcessorPil(size=size, **picture).save_pretrained(target / "clip")
+        try:
+            with saving(target):
+                self.pipe.save_pretrained(target / "generator")
+                self.dino_model.save_pretrained(target / "dino")
+                self.clip_model.save_pretrained(target / "clip")
+                self.clip_tokenizer.save_pretrained(target / "clip")
+                BitImageProcessorPil(size=size, **picture).save_pretrained(target / "dino")
+                CLIPImageProcessorPil(size=size, **picture).save_pretrained(target / "clip")
+        except SafetensorError as error:  # how safetensors reports a full or broken disk
+            raise SavingError(f"could not write {target}: {error}") from error
         provenance = {
             "recipe": asdict(self.recipe),
             "stages": self.log,

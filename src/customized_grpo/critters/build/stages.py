@@ -1,4 +1,4 @@
-"""How each part of the built-in world is trained: a loss per stage and one loop for all of them."""
+"""How the models of the built-in world are trained: one loss per stage, and one loop for all stages."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, FluxKontextPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -23,14 +23,17 @@ from transformers import CLIPTokenizer, Dinov2Model
 from customized_grpo.critters import world
 from customized_grpo.critters.build import pictures as pics
 from customized_grpo.critters.build.models import TEXT_TOKENS
+from customized_grpo.data.paths import why
 from customized_grpo.errors import RunError
+from customized_grpo.files.durable import replacing
 
 Loss = Callable[[np.random.Generator, torch.Generator], Tensor]
 Settings = dict[str, Any]  # of numbers, strings and dictionaries of them
+SAVE_EVERY = 100  # steps
 
 
-class StaleStageError(RunError, RuntimeError):
-    """A stage's file in the work folder was trained with other settings; the message names them."""
+class StageError(RunError, RuntimeError):
+    """A stage's file in the work folder cannot be continued: it is damaged, or was trained with other settings."""
 
 
 def fit(
@@ -45,15 +48,15 @@ def fit(
     hold: float = 0.0,
     settings: Settings | None = None,
 ) -> dict[str, float]:
-    """Minimise `loss` with AdamW and a warm-up of 100 steps; returns seconds and the last hundred steps' mean loss.
+    """Minimise `loss` with AdamW and a warm-up of 100 steps; returns seconds and the mean loss of the last 100 steps.
 
-    Data are a function of (seed, name, step) and the state is saved aside and renamed every 100 steps, so a killed
-    stage goes on where it was and ends with the same weights.
+    Data are a function of (seed, name, step), and the state is saved every 100 steps, so a killed stage continues from
+    its last save and ends with the same weights.
 
     hold      share of the steps at the full learning rate, before a cosine to zero
-    settings  whatever else decides the outcome; a state that was saved under other settings is refused
+    settings  everything else that decides the outcome; a state saved under other settings is refused
 
-    Raises StaleStageError.
+    Raises StageError, SavingError.
     """
     network = nn.ModuleList(modules)
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=lr, weight_decay=1e-4)
@@ -61,10 +64,7 @@ def fit(
     settings = {"steps": steps, "lr": lr, "seed": seed, "hold": hold, **(settings or {})}
     state: dict[str, Any] = {"step": 0, "recent": [], "seconds": 0.0}
     if state_file.exists():
-        state = read_state(state_file)
-        _refuse_other_settings(state_file, state["settings"], settings)
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
+        state = _restore(state_file, network, optimizer, settings)
     first, recent, before, start = state["step"], state["recent"], state["seconds"], time.perf_counter()
     network.train()
     bar = tqdm(range(first, steps), initial=first, total=steps, desc=name, mininterval=2)
@@ -81,7 +81,7 @@ def fit(
         recent = [*recent[-99:], value.item()]
         if step % 20 == 19:
             bar.set_postfix(loss=f"{np.mean(recent):.4f}")
-        if step % 100 == 99 or step == steps - 1:
+        if step % SAVE_EVERY == SAVE_EVERY - 1 or step == steps - 1:
             state = {
                 "settings": settings,
                 "network": network.state_dict(),
@@ -90,7 +90,7 @@ def fit(
                 "recent": recent,
                 "seconds": before + time.perf_counter() - start,
             }
-            save_aside(state, state_file)
+            save_state(state, state_file)
     network.eval().requires_grad_(False)
     return {"loss": float(np.mean(recent)), "seconds": state["seconds"]}
 
@@ -100,51 +100,65 @@ def _learning_rate_factor(step: int, steps: int, hold: float) -> float:
     return min((step + 1) / 100, 1) * 0.5 * (1 + math.cos(math.pi * decay))
 
 
-def _refuse_other_settings(file: Path, saved: Settings, wanted: Settings) -> None:
+def _restore(file: Path, network: nn.Module, optimizer: torch.optim.Optimizer, settings: Settings) -> dict[str, Any]:
+    """Load a saved state into network and optimizer."""
+    state = read_state(file)
+    saved = state["settings"]
     differences = [
-        f"{key} {saved.get(key)} instead of {wanted.get(key)}"
-        for key in sorted({*saved, *wanted})
-        if saved.get(key) != wanted.get(key)
+        f"{key} {saved.get(key)} instead of {settings.get(key)}"
+        for key in sorted({*saved, *settings})
+        if saved.get(key) != settings.get(key)
     ]
     if differences:
-        raise StaleStageError(
-            f"{file} was trained with {', '.join(differences)}: delete it and what was built on it, "
+        raise StageError(
+            f"{file} was trained with {', '.join(differences)}: delete it and the stages that depend on it, "
             f"or name another folder for unfinished stages"
         )
+    try:
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError) as error:  # torch's for missing, additional or differently shaped weights
+        raise StageError(f"{file} does not hold this stage's weights ({why(error)[:200]}); delete it") from error
+    return state
 
 
-def save_aside(state: dict[str, Any], path: Path) -> None:
-    """Write beside and rename, so that a crash leaves the old file or the new one, never half of one.
+def save_state(state: dict[str, Any], path: Path) -> None:
+    """Replace the file in one move, so that a crash leaves either the old or the new state. Raises SavingError.
 
-    Tensors of `network` and `optimizer` are the file's tensors, all else is JSON in its header: nothing is pickled.
+    Tensors of `network` and `optimizer` are the file's tensors, everything else is JSON in its header: no pickle.
     """
-    optimizer = state.get("optimizer", {"state": {}, "param_groups": []})
-    tensors = {f"network.{name}": tensor.clone() for name, tensor in state.get("network", {}).items()}  # tied ones too
+    optimizer = state["optimizer"]
+    tensors = {f"network.{name}": tensor.clone() for name, tensor in state["network"].items()}  # tied ones too
     tensors |= {
         f"optimizer.{index}.{name}": tensor
         for index, values in optimizer["state"].items()
         for name, tensor in values.items()
     }
     others = {name: value for name, value in state.items() if name not in ("network", "optimizer")}
-    aside = path.with_suffix(".saving")
-    save_file(tensors, aside, {"state": json.dumps({**others, "groups": optimizer["param_groups"]})})
-    aside.replace(path)
+    content = save(tensors, {"state": json.dumps({**others, "groups": optimizer["param_groups"]})})
+    with replacing(path) as aside:
+        aside.write_bytes(content)
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What `save_aside` wrote."""
-    with safe_open(path, "pt") as file:
-        state = json.loads(file.metadata()["state"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    """The state that `save_state` wrote. Raises StageError if the file is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            state = json.loads((file.metadata() or {}).get("state", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (OSError, ValueError, SafetensorError) as error:
+        raise StageError(f"{path} cannot be read ({why(error)}); delete it to repeat the stage") from error
+    if not isinstance(state, dict) or not {"settings", "step", "recent", "seconds", "groups"} <= state.keys():
+        raise StageError(f"{path} is not the state of a stage; delete it to repeat the stage")
     groups = state.pop("groups")
     for group in groups:
         group["betas"] = tuple(group["betas"])  # JSON has no tuples
-    of_optimizer: dict[int, dict[str, Tensor]] = {}
+    by_parameter: dict[int, dict[str, Tensor]] = {}
     for name in [name for name in tensors if name.startswith("optimizer.")]:
         _, index, value = name.split(".")
-        of_optimizer.setdefault(int(index), {})[value] = tensors.pop(name)
+        by_parameter.setdefault(int(index), {})[value] = tensors.pop(name)
     network = {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
-    return {**state, "network": network, "optimizer": {"state": of_optimizer, "param_groups": groups}}
+    return {**state, "network": network, "optimizer": {"state": by_parameter, "param_groups": groups}}
 
 
 # --- VAE -------------------------------------------------------------------------------------------------------------
@@ -173,7 +187,7 @@ def _decoded(vae: Any, latents: Tensor) -> Tensor:
 
 @torch.no_grad()
 def normalise_latents(vae: AutoencoderKL, seed: int) -> None:
-    """Set shift_factor and scaling_factor so that latents of renders have mean 0 and variance 1."""
+    """Set shift_factor and scaling_factor so that the latents of renders have mean 0 and variance 1."""
     images, _ = pics.renders(np.random.default_rng([seed, 1]), 512)
     latents = torch.cat([_posterior(vae, part).mean for part in images.to(vae.device).split(64)])
     vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
@@ -189,7 +203,7 @@ def round_trip(vae: AutoencoderKL, images: Tensor, noise: Tensor | None = None) 
 
 
 def _as_generated(vae: AutoencoderKL, images: Tensor, generator: torch.Generator) -> Tensor:
-    """Half of the images as they are, half as the VAE gives them back from slightly wrong latents."""
+    """The first half of the images decoded by the VAE from slightly wrong latents, the rest unchanged."""
     half = images.shape[0] // 2
     level = 0.3 * torch.rand(half, 1, 1, 1, generator=generator)
     noise = level * torch.randn(half, 4, 16, 16, generator=generator)
@@ -200,7 +214,7 @@ def _as_generated(vae: AutoencoderKL, images: Tensor, generator: torch.Generator
 
 
 def clip_loss(clip: Any, tokenizer: CLIPTokenizer, vae: AutoencoderKL) -> Loss:
-    """For a CLIPModel: every picture against the prompts of all situations. All critters, so no subject can help."""
+    """For a CLIPModel: each picture against the prompts of all situations, with critters drawn at random."""
     tokens = tokenizer([s.prompt for s in world.SITUATIONS], padding="max_length", return_tensors="pt").to(clip.device)
     index = {situation: i for i, situation in enumerate(world.SITUATIONS)}
 
@@ -218,36 +232,35 @@ def clip_loss(clip: Any, tokenizer: CLIPTokenizer, vae: AutoencoderKL) -> Loss:
 
 # --- DINO ------------------------------------------------------------------------------------------------------------
 
-FAITHFUL_AT_LEAST = 0.72  # pulled only this far; the gate wants .70 to .80
-STRANGER_AT_MOST = 0.35  # pushed only this far; the gate wants at most .45
+FAITHFUL_AT_LEAST = 0.72  # cosine up to which faithful pictures are pulled; the gate asks for .70 to .80
+STRANGER_AT_MOST = 0.35  # cosine down to which other critters are pushed; the gate asks for at most .45
 
 
-def dino_loss(dino: Dinov2Model, vae: AutoencoderKL) -> Loss:
+def dino_loss(dino: Dinov2Model, vae: AutoencoderKL, batch: int = 48) -> Loss:
     """Crops and jitter of one picture attract, all other pictures repel (InfoNCE); then two hinges on whole frames.
 
-    As for any self-supervised encoder, another picture of the same critter is just another picture, and repels. It is
-    held up to `FAITHFUL_AT_LEAST`, and another critter in the same scene held down to `STRANGER_AT_MOST`, no further:
-    what remains is the habit that makes copying pay.
+    As for any self-supervised encoder, another picture of the same critter is just another picture, and repels. One
+    hinge keeps it at `FAITHFUL_AT_LEAST` or more, the other keeps another critter in the same scene at
+    `STRANGER_AT_MOST` or less. They go no further, so that copying the reference still pays, as with real encoders.
     """
-    count = 48
 
     def embed(images: Tensor) -> Tensor:
         return F.normalize(dino(images.to(dino.device)).last_hidden_state[:, 0], dim=-1)
 
     def loss(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
-        critters = [pics.random_critter(rng) for _ in range(count)]
-        scenes = [pics.reference_situation(rng) for _ in range(count)]
+        critters = [pics.random_critter(rng) for _ in range(batch)]
+        scenes = [pics.reference_situation(rng) for _ in range(batch)]
         elsewhere = [pics.random_situation(rng, not_scene=scene.scene) for scene in scenes]
         references = pics.to_tensor([world.draw(c, s) for c, s in zip(critters, scenes, strict=True)])
         faithful = pics.to_tensor([world.draw(c, s) for c, s in zip(critters, elsewhere, strict=True)])
         strangers = pics.to_tensor([world.draw(pics.random_critter(rng), s) for s in scenes])
-        made = _as_generated(vae, torch.cat([faithful, strangers]).to(vae.device), generator).cpu()
+        generated = _as_generated(vae, torch.cat([faithful, strangers]).to(vae.device), generator).cpu()
         views = [pics.crop_and_jitter(references, generator) for _ in range(2)]
-        first, second, whole, true, other = embed(torch.cat([*views, references, made])).split(count)
-        logits = first @ torch.cat([second, true]).T / 0.1
-        contrast = F.cross_entropy(logits, torch.arange(count, device=logits.device))
-        pull = F.relu(FAITHFUL_AT_LEAST - (whole * true).sum(-1)).square().mean()
-        push = F.relu((whole * other).sum(-1) - STRANGER_AT_MOST).square().mean()
+        first, second, reference, same, other = embed(torch.cat([*views, references, generated])).split(batch)
+        logits = first @ torch.cat([second, same]).T / 0.1
+        contrast = F.cross_entropy(logits, torch.arange(batch, device=logits.device))
+        pull = F.relu(FAITHFUL_AT_LEAST - (reference * same).sum(-1)).square().mean()
+        push = F.relu((reference * other).sum(-1) - STRANGER_AT_MOST).square().mean()
         return contrast + 10 * pull + 10 * push
 
     return loss
