@@ -69,7 +69,7 @@ class HeldOut:
         """Generate and score all cases, divided among the processes.
 
         label  of the progress bar; None: no bar
-        shown  every process gets the images of so many cases (None: of all), and all scores
+        shown  number of cases whose images every process gets (None: all); every process gets all scores
 
         Raises MemoryExhaustedError if not even smaller batches fit.
         """
