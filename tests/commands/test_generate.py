@@ -116,9 +116,7 @@ def test_a_picture_does_not_depend_on_the_other_seeds(request_for: GenerationReq
     assert np.array_equal(pixels(alone), pixels(last))
 
 
-def test_compare_shows_reference_base_and_tuned_in_a_row(
-    request_for: GenerationRequest, adapter: Path, tmp_path: Path
-):
+def test_compare_shows_reference_base_and_tuned(request_for: GenerationRequest, adapter: Path, tmp_path: Path):
     request = replace(request_for, adapter=adapter, steps=None)
     tuned, row = write_pictures(request, tmp_path / "out", compare=True)
     assert row.name == tuned.name.replace(".png", "-compare.png")

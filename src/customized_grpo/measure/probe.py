@@ -45,7 +45,7 @@ def run_probe(config: RunConfig, adapter: Path | None, *, prompts: int, draws: i
     profile = Probe(policy, sampler, samples, metrics, draws, config.seed).measure()
     findings = Findings.of(config, samples, sigmas, profile)
     title = f"{prompts} prompts, {draws} draws each, {config.noise.dynamics} noise of level {config.noise.level:g}"
-    print(f"\nNoise at a single step: {title}\n\n{findings.text()}", end="")
+    print(f"\nNoise at one step only: {title}\n\n{findings.text()}", end="")
     if output is not None:
         make_folder(output)
         run = {"prompts": prompts, "draws": draws, "adapter": None if adapter is None else str(adapter)}

@@ -31,7 +31,7 @@ def draw_probe(findings: Findings, title: str, target: Path) -> None:
         _label_steps(axes, findings.sigmas)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=9)
-    figure.suptitle(f"Noise at a single denoising step: {title} (bands and bars: 95 %)", fontsize=11, color=INK)
+    figure.suptitle(f"Noise at one denoising step only: {title} (bands and bars: 95 %)", fontsize=11, color=INK)
     with replacing(target) as aside:
         figure.savefig(aside, dpi=120, format="png")
 
