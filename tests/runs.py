@@ -7,7 +7,7 @@ from typing import Any
 # One group of three images in three steps, noise in one of them, a small adapter.
 SMALL = (
     *("groups.prompts=1", "sampling.num_steps=3", "window.last=1", "window.size=1"),
-    *("adapter.targets=[to_q, to_v]", "adapter.rank=2", "data.held_out_samples=2"),
+    *("adapter.targets=[to_q, to_v]", "adapter.rank=2", "adapter.alpha=2", "data.held_out_samples=2"),
 )
 
 

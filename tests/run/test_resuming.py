@@ -30,8 +30,6 @@ from runs import SMALL, rows_of
 MakeConfig = Callable[..., RunConfig]
 MakeTrainer = Callable[..., Trainer]
 AdapterOf = Callable[[Policy], Tensor]
-
-
 SAVED = (*SMALL, "updates=3", "save_every=1", "evaluation.every=2", "optimizer.warmup=4")
 
 
@@ -58,13 +56,12 @@ def assert_same(resumed: Trainer, uninterrupted: Trainer, adapter_of: AdapterOf)
 # --- other settings --------------------------------------------------------------------------------------------------
 
 
-def test_a_run_resumes_with_its_own_settings_only(make_trainer: MakeTrainer, tmp_path: Path):
-    make_trainer(*SMALL).train()
-    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+def test_a_run_resumes_with_its_own_settings_only(run: Path, make_trainer: MakeTrainer):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with pytest.raises(RunDirectoryError) as refused:
-        make_trainer(*SMALL, "updates=2", "optimizer.lr=1e-5", "seed=3", resume=True)
+        make_trainer(*SAVED, "updates=4", "optimizer.lr=1e-5", "seed=3", resume=True)
     assert str(refused.value).splitlines() == [
-        f"{tmp_path / 'run'} was trained with other settings:",
+        f"{run} was trained with other settings:",
         "seed: 0 -> 3; resume with seed=0, or start another run with output=...",
         "optimizer.lr: 0.001 -> 1.0e-05; resume with optimizer.lr=0.001, or start another run with output=...",
     ]
@@ -110,31 +107,29 @@ def test_a_run_with_more_updates_equals_the_longer_run(
     assert load_config(str(tmp_path / "run")).updates == 3
 
 
+@pytest.mark.usefixtures("run")
 def test_fewer_updates_than_finished_are_refused(make_trainer: MakeTrainer):
-    make_trainer(*SMALL, "updates=2").train()
-    with pytest.raises(RunDirectoryError, match="updates: 2 -> 1, but 2 are finished; resume with updates=2"):
-        make_trainer(*SMALL, "updates=1", resume=True)
+    with pytest.raises(RunDirectoryError, match="updates: 3 -> 1, but 3 are finished; resume with updates=3"):
+        make_trainer(*SAVED, "updates=1", resume=True)
 
 
-def test_a_run_with_a_damaged_log_does_not_resume(make_trainer: MakeTrainer, tmp_path: Path):
-    make_trainer(*SMALL, "updates=2").train()
-    log = tmp_path / "run" / "metrics.jsonl"
-    first, second = log.read_text().splitlines(keepends=True)
+def test_a_run_with_a_damaged_log_does_not_resume(run: Path, make_trainer: MakeTrainer):
+    log = run / "metrics.jsonl"
+    first, second, _ = log.read_text().splitlines(keepends=True)
     log.write_text(first + second[:40] + "\n")
-    resumed = make_trainer(*SMALL, "updates=3", resume=True)
+    resumed = make_trainer(*SAVED, "updates=4", resume=True)
     with pytest.raises(UsageError, match=rf"{log}, line 2: not JSON: .*; restore it, or remove the line"):
         resumed.train()
     assert log.read_text() == first + second[:40] + "\n"
 
 
-def test_a_configuration_of_another_version_is_named(make_trainer: MakeTrainer, tmp_path: Path):
-    make_trainer(*SMALL).train()
-    config = tmp_path / "run" / "config.yaml"
+def test_a_configuration_of_another_version_is_named(run: Path, make_trainer: MakeTrainer):
+    config = run / "config.yaml"
     config.write_text(config.read_text() + "flavour: mint\n")
     with pytest.raises(
         RunDirectoryError, match=r"config\.yaml is not a configuration of this version:\nflavour: unknown"
     ):
-        make_trainer(*SMALL, resume=True)
+        make_trainer(*SAVED, resume=True)
 
 
 # --- damage ----------------------------------------------------------------------------------------------------------

@@ -1,77 +1,72 @@
-"""Out of memory in rollout, update or reward: smaller batches, and the update is what it would have been with them."""
+"""Out of memory in rollout, update or reward: batches get smaller, and the result equals that of small batches."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from customized_grpo.run.logs import read_log
 from customized_grpo.runtime.memory import MemoryExhaustedError
 from customized_grpo.training.trainer import Trainer
+from runs import SMALL
 
 MakeTrainer = Callable[..., Trainer]
 AdapterOf = Callable[..., Tensor]
 
 
-def short_of_memory(trainer: Trainer, largest: int, monkeypatch: pytest.MonkeyPatch, *, only: str = "") -> list[int]:
-    """The policy fits `largest` images a pass; `only`: "update" where a gradient is wanted, "rollout" where not."""
-    velocity, seen = trainer.policy.velocity, []
+def limit_memory(trainer: Trainer, largest: int, monkeypatch: pytest.MonkeyPatch, *, only: str = "") -> list[int]:
+    """Let the policy fit `largest` images per pass (`only` in "rollout" or "update"); returns the sizes of passes."""
+    velocity, sizes = trainer.policy.velocity, []
 
     def limited(latents: Tensor, sigma: Any, condition: Any) -> Tensor:
-        seen.append(len(latents))
-        here = "update" if torch.is_grad_enabled() else "rollout"
-        if len(latents) > largest and only in ("", here):
+        sizes.append(len(latents))
+        phase = "update" if torch.is_grad_enabled() else "rollout"
+        if len(latents) > largest and only in ("", phase):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nGPU 0 has ...")
         return velocity(latents, sigma, condition)
 
     monkeypatch.setattr(trainer.policy, "velocity", limited)
-    return seen
+    return sizes
 
 
-@pytest.mark.parametrize("where", ["", "rollout", "update"])
-def test_the_update_is_the_one_of_the_smaller_batch(
-    where: str, make_trainer: MakeTrainer, adapter_of: AdapterOf, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+@pytest.mark.parametrize("phase", ["", "rollout", "update"])
+def test_the_update_equals_that_of_the_smaller_batch(
+    phase: str, make_trainer: MakeTrainer, adapter_of: AdapterOf, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    expected = make_trainer("groups.rollout_batch=2", "groups.update_batch=2", f"output={tmp_path / 'small'}")
-    want = expected.step()
-    trainer = make_trainer("groups.rollout_batch=8", "groups.update_batch=8")
-    short_of_memory(trainer, 2, monkeypatch, only=where)
+    expected = make_trainer(*SMALL, "groups.rollout_batch=2", "groups.update_batch=2", f"output={tmp_path / 'small'}")
+    expected_row = expected.step()
+    trainer = make_trainer(*SMALL, "groups.rollout_batch=8", "groups.update_batch=8")
+    limit_memory(trainer, 2, monkeypatch, only=phase)
     with pytest.warns(
-        UserWarning, match="out of memory .CUDA out of memory. Tried to allocate 2.00 GiB.: going on with"
+        UserWarning, match="out of memory .CUDA out of memory. Tried to allocate 2.00 GiB.: continuing with"
     ):
         row = trainer.step()
     assert torch.equal(adapter_of(trainer.policy), adapter_of(expected.policy))
     assert (row["out_of_memory"], row["rollout_batch"], row["update_batch"]) == (2, 2, 2)
     assert (trainer.update, trainer.optimizer_steps) == (1, 1)
     figures = {"reward_identity", "reward_prompt", "gradient_norm", "ratio_mean"}
-    assert {name: row[name] for name in figures} == {name: want[name] for name in figures}
+    assert {name: row[name] for name in figures} == {name: expected_row[name] for name in figures}
+    assert row["ratio_mean"] == 1.0
 
 
-def test_smaller_batches_stay_for_the_rest_of_the_run(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch):
-    trainer = make_trainer("groups.rollout_batch=4", "groups.update_batch=4")
-    seen = short_of_memory(trainer, 2, monkeypatch)
+def test_smaller_batches_are_kept_for_the_rest_of_the_run(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch):
+    trainer = make_trainer(*SMALL, "groups.rollout_batch=4", "groups.update_batch=4")
+    sizes = limit_memory(trainer, 2, monkeypatch)
     with pytest.warns(UserWarning, match="groups.rollout_batch=2 and groups.update_batch=2"):
         trainer.step()
-    seen.clear()
+    sizes.clear()
     row = trainer.step()
-    assert max(seen) <= 2
+    assert max(sizes) <= 2
     assert row["out_of_memory"] == 1
 
 
-def test_the_ratio_is_one_after_a_halved_update(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch):
-    trainer = make_trainer("groups.rollout_batch=4", "groups.update_batch=4")
-    short_of_memory(trainer, 2, monkeypatch, only="update")
-    with pytest.warns(UserWarning, match="out of memory"):
-        assert trainer.step()["ratio_mean"] == 1.0
-
-
-def test_where_not_one_image_fits_the_message_says_what_to_make_smaller(
+def test_if_not_even_one_image_fits_the_message_says_what_to_make_smaller(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ):
-    trainer = make_trainer("groups.rollout_batch=2", "groups.update_batch=2")
-    short_of_memory(trainer, 0, monkeypatch)
+    trainer = make_trainer(*SMALL, "groups.rollout_batch=2", "groups.update_batch=2")
+    limit_memory(trainer, 0, monkeypatch)
     with (
         pytest.warns(UserWarning, match="out of memory"),
         pytest.raises(MemoryExhaustedError, match=r"one image at a time.*model\.height"),
@@ -79,8 +74,8 @@ def test_where_not_one_image_fits_the_message_says_what_to_make_smaller(
         trainer.step()
 
 
-def test_after_an_optimiser_step_the_update_is_not_done_twice(make_trainer: MakeTrainer):
-    trainer = make_trainer("objective.updates_per_rollout=2")
+def test_after_an_optimiser_step_the_update_is_not_repeated(make_trainer: MakeTrainer):
+    trainer = make_trainer(*SMALL, "objective.updates_per_rollout=2")
     replay, calls = trainer.sampler.replay, []
 
     def failing(*args: Any) -> Any:
@@ -90,14 +85,14 @@ def test_after_an_optimiser_step_the_update_is_not_done_twice(make_trainer: Make
         return replay(*args)
 
     object.__setattr__(trainer.sampler, "replay", failing)
-    with pytest.raises(MemoryExhaustedError, match=r"cannot be done again; go on with --resume and groups\.rollout"):
+    with pytest.raises(MemoryExhaustedError, match=r"cannot be repeated; resume with --resume and groups\.rollout"):
         trainer.step()
     assert trainer.optimizer_steps == 1
 
 
-def test_half_an_optimiser_step_is_not_done_twice(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch):
-    """Moments and counts may have moved when its last temporary does not fit."""
-    trainer = make_trainer()
+def test_half_an_optimiser_step_is_not_repeated(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch):
+    """Its moments and counts may have changed before its last temporary did not fit."""
+    trainer = make_trainer(*SMALL)
     step = trainer.optimizer.step
 
     def half() -> None:
@@ -105,40 +100,40 @@ def test_half_an_optimiser_step_is_not_done_twice(make_trainer: MakeTrainer, mon
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(trainer.optimizer, "step", half)
-    with pytest.raises(MemoryExhaustedError, match=r"cannot be done again; go on with --resume"):
+    with pytest.raises(MemoryExhaustedError, match=r"cannot be repeated; resume with --resume"):
         trainer.step()
     assert {state["step"].item() for state in trainer.optimizer.state.values()} == {1.0}
 
 
-def test_an_evaluation_that_does_not_fit_is_made_in_halves(
-    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+def test_an_evaluation_that_does_not_fit_is_done_in_halves(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    settings = ("updates=1", "evaluation.every=1", "data.held_out_samples=6")
-    whole = make_trainer(*settings, f"output={tmp_path / 'whole'}")
-    whole.train()
+    settings = (*SMALL, "data.held_out_samples=6")
+    expected, _ = report(make_trainer(*settings, f"output={tmp_path / 'whole'}"))
     trainer = make_trainer(*settings)
-    seen = short_of_memory(trainer, 2, monkeypatch)
-    with pytest.warns(UserWarning, match="out of memory"):  # of the update, which is halved as well
-        trainer.train()
-    assert max(seen) > 2
-    logs = [read_log(each.directory.path / "evaluations.jsonl") for each in (whole, trainer)]
-    for expected, row in zip(*logs, strict=True):
-        assert row["identity_reward"] == pytest.approx(expected["identity_reward"], abs=1e-5)
-    short_of_memory(trainer, 0, monkeypatch)
+    sizes = limit_memory(trainer, 2, monkeypatch)
+    row, _ = report(trainer)
+    assert max(sizes) > 2
+    assert row["identity_reward"] == pytest.approx(expected["identity_reward"], abs=1e-5)
+    limit_memory(trainer, 0, monkeypatch)
     with pytest.raises(MemoryExhaustedError, match=r"^out of memory while evaluating .*1 images at a time"):
-        trainer.held_out.report(trainer.policy, trainer.sampler.sigmas, grid=0)
+        report(trainer)
 
 
-def test_a_reward_that_runs_out_of_memory_costs_nothing(make_trainer: MakeTrainer, tmp_path: Any):
-    trainer, expected = make_trainer(), make_trainer(f"output={tmp_path / 'whole'}")
+def report(trainer: Trainer) -> Any:
+    return trainer.held_out.report(trainer.policy, trainer.sampler.sigmas, grid=0)
+
+
+def test_a_reward_that_runs_out_of_memory_loses_no_scores(make_trainer: MakeTrainer, tmp_path: Path):
+    trainer, expected = make_trainer(*SMALL), make_trainer(*SMALL, f"output={tmp_path / 'whole'}")
     identity = trainer.rewards["identity"]
 
     def hungry(images: Tensor, samples: Any) -> Tensor:
-        if len(images) > 3:
+        if len(images) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return identity(images, samples)
 
     trainer.rewards["identity"] = hungry
-    row, want = trainer.step(), expected.step()
-    assert row["reward_identity"] == pytest.approx(want["reward_identity"], abs=1e-6)
+    row, expected_row = trainer.step(), expected.step()
+    assert row["reward_identity"] == pytest.approx(expected_row["reward_identity"], abs=1e-6)
     assert row["unscored"] == 0
