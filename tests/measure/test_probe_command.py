@@ -127,14 +127,12 @@ def test_photographs_of_one_subject_are_probed_prompt_by_prompt(run: Callable[..
     for name in ("a.png", "b.png"):
         Image.effect_noise((40, 40), 50).convert("RGB").save(tmp_path / "rex" / name)
     source = (f"data.source={tmp_path / 'rex'}", "data.class_word=dog", "evaluation.metrics=[]")
-    answer = run(*SMALL, *source, "sampling.num_steps=8", "--output", tmp_path / "probe")
+    answer = run(*SMALL, *source, "sampling.num_steps=3", "window.last=1", "--output", tmp_path / "probe")
     assert answer.code == 0, answer.error
     report = json.loads((tmp_path / "probe" / "probe.json").read_text())
     for row in report["steps"]:
-        for interval in (row["spread"]["identity_reward"], row["prompt_share"]):
-            assert interval["low"] < interval["high"]
-    assert report["fit"]["standard_error_of_shares"] > 0
-    assert report["fit"]["verdict"].startswith("Only 2 prompts, too few")
+        interval = row["spread"]["identity_reward"]
+        assert interval["low"] < interval["high"]
     assert (tmp_path / "probe" / "probe.png").exists()
 
 
