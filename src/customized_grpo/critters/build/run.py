@@ -169,7 +169,7 @@ class Build:
                 BitImageProcessorPil(size=size, **picture).save_pretrained(target / "dino")
                 CLIPImageProcessorPil(size=size, **picture).save_pretrained(target / "clip")
         except SafetensorError as error:  # how safetensors reports a full or broken disk
-            raise SavingError(f"could not write {target}: {error}") from error
+            raise SavingError(f"could not write {target}: {error}", str(error)) from error
         provenance = {
             "recipe": asdict(self.recipe),
             "stages": self.log,
