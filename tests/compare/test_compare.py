@@ -115,11 +115,11 @@ def test_plots_change_no_run(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("nothing.yaml", "no such file or directory"), ("folder", "is a directory")]
+    ("name", "reason"), [("nothing.yaml", "No such file or directory"), ("folder", "Is a directory")]
 )
 def test_a_file_that_cannot_be_read_is_named(name: str, reason: str, tmp_path: Path):
     (tmp_path / "folder").mkdir()
-    message = f"^cannot read {tmp_path / name}: {reason}; name the YAML file of a comparison$"
+    message = f"^{tmp_path / name} cannot be read: {reason}$"
     with pytest.raises(ConfigError, match=message):
         Comparison.read(tmp_path / name)
 

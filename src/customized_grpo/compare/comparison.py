@@ -72,9 +72,6 @@ class Comparison(_Section):
             values = read_yaml(file)
         except YamlError as error:
             raise ConfigError(str(error)) from None
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise ConfigError(f"cannot read {file}: {reason}; name the YAML file of a comparison") from error
         if not isinstance(values, dict):
             raise ConfigError(f"{file} holds a {type(values).__name__}; a comparison is a mapping of keys to values")
         try:
@@ -147,7 +144,7 @@ class Comparison(_Section):
                 configs[arm] = self.config(arm, self.seeds_of(arm)[0])
             except ConfigError as error:
                 problems += [f"arms.{arm}: {line}" for line in str(error).splitlines()]
-        for arm in (self.primary.arm, *self.primary.against):
+        for arm in dict.fromkeys((self.primary.arm, *self.primary.against)):
             if arm not in self.arms:
                 problems.append(f"primary: no arm is named {arm!r}; arms: {', '.join(self.arms)}")
         problems += self._plot_problems()

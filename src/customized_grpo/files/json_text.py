@@ -12,6 +12,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from customized_grpo.errors import InputError
+from customized_grpo.files.durable import reason_of
 
 Shape = type[BaseModel] | TypeAdapter[Any]
 
@@ -25,7 +26,7 @@ def read_json(file: Path, shape: Shape, way_out: str) -> Any:
     try:
         content = from_json(file.read_bytes())
     except OSError as error:
-        raise JsonError(f"{file} cannot be read: {error.strerror or error}; {way_out}") from error
+        raise JsonError(f"{file} cannot be read: {reason_of(error)}; {way_out}") from error
     except ValueError as error:
         raise JsonError(f"{file} is not JSON: {error}; {way_out}") from None
     check_shape(content, shape, str(file), way_out)

@@ -16,6 +16,7 @@ from customized_grpo.compare.results import RunWarningRow
 from customized_grpo.errors import InputError
 from customized_grpo.files.json_text import Shape, check_shape
 from customized_grpo.files.json_text import read_json as read_json_file
+from customized_grpo.files.yaml_text import YamlError
 from customized_grpo.files.yaml_text import read_yaml as read_yaml_file
 from customized_grpo.run.logs import LogRow, read_log
 
@@ -32,11 +33,11 @@ def read_json(file: Path, shape: Shape) -> Any:
 
 
 def read_yaml(file: Path, shape: Shape) -> Any:
-    """Raises ReportError if the file cannot be opened, YamlError or JsonError if its content cannot be used."""
+    """Raises ReportError if the file is missing or not YAML, JsonError if it does not have this shape."""
     try:
         content = read_yaml_file(file)
-    except OSError as error:
-        raise ReportError(f"{file} cannot be read: {error.strerror or error}; {WAY_OUT}") from error
+    except YamlError as error:
+        raise ReportError(f"{error}; {WAY_OUT}") from None
     check_shape(content, shape, str(file), WAY_OUT)
     return content
 
