@@ -24,7 +24,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def random_case(rng: np.random.Generator) -> tuple[int, world.Situation, world.Situation]:
-    """Critter, situation of the prompt, situation of the reference."""
+    """A critter, the prompt's situation and the reference's."""
     critter, wanted = pics.random_critter(rng), pics.random_situation(rng)
     return critter, wanted, pics.reference_situation(rng, not_scene=wanted.scene)
 
@@ -45,7 +45,7 @@ def test_targets_are_of_their_kind(kind: str):
         np.testing.assert_array_equal(target, world.draw(subject, situation))
 
 
-def test_every_scene_has_a_stock_critter_that_looks_like_no_other():
+def test_every_scene_has_a_stock_critter_of_its_own():
     assert {*pics.STOCK_CRITTERS} == {*world.SCENES}
     stock = list(pics.STOCK_CRITTERS.values())
     assert all(critter in pics.PRETRAINING_CRITTERS for critter in stock)
@@ -62,7 +62,7 @@ def test_unknown_kinds_are_refused():
         pics.target_of_kind("nice", 0, world.SITUATIONS[0], shown)
 
 
-def test_quadruples_hold_what_their_kind_says():
+def test_quadruples_match_their_kinds():
     kinds = 50 * ["faithful", "copied", "drifted", "wrong"]
     data = pics.quadruples(np.random.default_rng(1), kinds)
     assert data.references.shape == data.targets.shape == (200, 3, 32, 32)
@@ -105,7 +105,7 @@ def noise_with(situation: float, subject: float, tokens: int = 64) -> Tensor:
         (-3.0, -3.0, "faithful"),
         (-0.01, 0.26, "drifted"),
         (-3.0, 3.0, "drifted"),
-        # Of the others .35 / .5 = .7 with the subject: below z = .5244.
+        # Of the other half .35 / .5 = .7 with the subject: below z = .5244.
         (0.01, 0.52, "copied"),
         (3.0, -3.0, "copied"),
         (0.01, 0.53, "wrong"),
@@ -118,7 +118,7 @@ def test_two_directions_of_the_noise_decide(situation: float, subject: float, ki
         noise = noise_with(situation, subject, tokens)
         assert pics.kinds_of_noise(noise, mixture) == [kind]
         random = torch.randn(16, tokens, 16, generator=generator(4))
-        other = torch.tensor([1.0, 1, -1, -1]).repeat(4) * random[..., :1]  # across both directions
+        other = torch.tensor([1.0, 1, -1, -1]).repeat(4) * random[..., :1]  # orthogonal to both directions
         assert pics.kinds_of_noise(noise + other, mixture) == [kind] * 16
 
 
@@ -142,7 +142,7 @@ def test_the_kind_does_not_depend_on_the_batch():
 
 @pytest.mark.parametrize("mixture", [{"faithful": 1.0}, {"copied": 1.0}, {"drifted": 0.5, "wrong": 0.5}])
 def test_extreme_noise_makes_no_kind_that_the_mixture_lacks(mixture: dict[str, float]):
-    """Six standard deviations are probability 1 in float32: once in a billion draws, and then training must go on."""
+    """Six standard deviations have probability 1 in float32. They occur once in a billion draws, also in training."""
     for situation in (-40.0, -6.0, 6.0, 40.0):
         for subject in (-40.0, -6.0, 6.0, 40.0):
             assert {*pics.kinds_of_noise(noise_with(situation, subject), mixture)} <= {*mixture}
@@ -219,7 +219,7 @@ def test_crops_show_a_part_of_the_picture_brightened_or_darkened():
     assert share.min() > 0.7 * 0.9 - 0.03
     assert share.max() < 1.1 + 0.03
     assert share.std() > 0.05
-    assert views.mean(dim=-1).std(dim=1).max() > 0.02  # each colour is shifted by itself
+    assert views.mean(dim=-1).std(dim=1).max() > 0.02  # each colour is shifted separately
 
 
 def test_blemishes_are_slight():

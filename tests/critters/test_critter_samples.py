@@ -25,7 +25,7 @@ def test_no_critter_belongs_to_two_uses():
     assert all(len(use) == 1_000_000 for use in uses)
 
 
-def test_a_fifth_of_the_situations_is_kept_from_rl():
+def test_rl_never_sees_a_fifth_of_the_situations():
     assert len(UNSEEN_SITUATIONS) == 32
     assert len(SEEN_SITUATIONS) == 128
     assert {*SEEN_SITUATIONS, *UNSEEN_SITUATIONS} == {*world.SITUATIONS}
@@ -51,7 +51,7 @@ def test_samples_are_deterministic_and_longer_lists_begin_with_shorter_ones():
 
 
 @pytest.mark.parametrize("critters", [TRAINING_CRITTERS, DEVELOPMENT_CRITTERS, TEST_CRITTERS])
-def test_samples_show_what_they_say(critters: range):
+def test_pictures_match_their_samples(critters: range):
     for sample in draw_samples(100, critters, 0):
         number = sample.extra["critter"]
         wanted = world.Situation(sample.extra["scene"], sample.extra["place"], sample.extra["hat"])
@@ -77,6 +77,6 @@ def test_other_views_vary_in_place_and_hat():
 
 
 @pytest.mark.parametrize("situations", [SEEN_SITUATIONS, UNSEEN_SITUATIONS])
-def test_every_allowed_situation_is_asked_for_and_no_other(situations: tuple[world.Situation, ...]):
+def test_all_given_situations_are_drawn_and_no_others(situations: tuple[world.Situation, ...]):
     prompts = {sample.prompt for sample in draw_samples(1500, TEST_CRITTERS, 2, situations)}
     assert prompts == {situation.prompt for situation in situations}

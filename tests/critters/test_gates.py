@@ -1,4 +1,4 @@
-"""What the shipped weights must show: the figures in the provenance file, and the same measured again."""
+"""The gates of the shipped weights: as recorded in the provenance file, and measured again."""
 
 import json
 import math
@@ -38,7 +38,8 @@ def rewards() -> gates.Rewards:
 
 @pytest.fixture(scope="module")
 def encoder_figures(rewards: gates.Rewards) -> dict[str, float]:
-    return gates.encoder_gates(rewards)
+    """On a quarter of the pictures."""
+    return gates.encoder_gates(rewards, count=256)
 
 
 def within(value: float, limits: tuple[float, float], loosened: float = 0.0) -> bool:
@@ -56,7 +57,7 @@ def test_every_gate_is_passed_as_recorded(part: str, name: str):
 
 
 def test_the_recipe_of_the_package_is_the_recorded_one():
-    """So that `customized-grpo build-critters` makes these weights again."""
+    """So `customized-grpo build-critters` makes the same weights again."""
     assert PROVENANCE["recipe"] == asdict(Recipe())
 
 
@@ -90,18 +91,21 @@ def test_the_encoders_pass_their_gates(name: str, encoder_figures: dict[str, flo
     assert within(encoder_figures[name], LIMITS["encoders"][name])
 
 
-def test_the_encoders_measure_as_recorded(encoder_figures: dict[str, float]):
-    """The very same pictures: another processor may change the last digits, no more."""
-    assert encoder_figures == pytest.approx(PROVENANCE["gates"].get("encoders"), abs=2e-3)
+@pytest.mark.slow
+def test_the_shipped_weights_measure_as_recorded(pipe: Any, rewards: gates.Rewards):
+    """On the same pictures as then. Another processor changes only the last digits, and so at most a few verdicts."""
+    recorded = PROVENANCE["gates"]
+    assert gates.encoder_gates(rewards) == pytest.approx(recorded["encoders"], abs=2e-3)
+    assert gates.base_gates(pipe, rewards, identity_threshold()) == pytest.approx(recorded["base"], abs=0.02)
 
 
 def test_rewards_rank_the_kinds_of_picture(rewards: gates.Rewards):
-    """On rendered truth: copying pays in identity and costs in prompt, a stranger the other way round."""
+    """On true pictures: a copy gains identity and loses prompt reward, another critter does the opposite."""
     rng = np.random.default_rng(21)
-    truth = gates.true_renders(rng, 200)
+    truth = gates.true_renders(rng, 100)
     scenes = [pics.reference_situation(rng, not_scene=s.scene) for s in truth["situations"]]
     references = pics.to_tensor([world.draw(c, s) for c, s in zip(truth["critters"], scenes, strict=True)])
-    strangers = gates.true_renders(rng, 200)["critters"]
+    strangers = gates.true_renders(rng, 100)["critters"]
     drifted = pics.to_tensor([world.draw(c, s) for c, s in zip(strangers, truth["situations"], strict=True)])
     right = torch.tensor([[world.SITUATIONS.index(s)] for s in truth["situations"]])
     identity = {
@@ -119,8 +123,8 @@ def test_rewards_rank_the_kinds_of_picture(rewards: gates.Rewards):
     assert all(values.abs().max() <= 1 + 1e-6 for values in (*identity.values(), *prompt.values()))
 
 
-def test_the_oracle_reads_what_the_vae_gives_back(pipe: Any):
-    truth = gates.true_renders(np.random.default_rng(22), 400)
+def test_the_oracle_reads_round_trips_of_the_vae(pipe: Any):
+    truth = gates.true_renders(np.random.default_rng(22), 100)
     with torch.no_grad():
         pictures = gates.to_uint8(torch.cat([round_trip(pipe.vae, part) for part in truth["images"].split(100)]))
     cases = zip(pictures, truth["critters"], truth["situations"], strict=True)
@@ -129,14 +133,14 @@ def test_the_oracle_reads_what_the_vae_gives_back(pipe: Any):
 
 
 def test_the_nearest_of_a_thousand_other_critters_is_rarely_accepted():
-    """At most 5 %, here of 20 critters: two may pass by chance."""
+    """At most 5 %, here of 8 critters: one may pass by chance."""
     rng = np.random.default_rng(23)
     truth = gates.true_renders(rng, 1000)
     pictures = gates.to_uint8(truth["images"])
-    newcomers = gates.true_renders(rng, 20)["critters"]
-    assert not {*newcomers} & {*truth["critters"]}
-    nearest = [min(oracle.identity_error(picture, critter) for picture in pictures) for critter in newcomers]
-    assert np.sum(np.array(nearest) <= identity_threshold()) <= 2
+    others = gates.true_renders(rng, 8)["critters"]
+    assert not {*others} & {*truth["critters"]}
+    nearest = [min(oracle.identity_error(picture, critter) for picture in pictures) for critter in others]
+    assert np.sum(np.array(nearest) <= identity_threshold()) <= 1
 
 
 def test_latents_have_mean_0_and_variance_1(pipe: Any):
@@ -148,9 +152,9 @@ def test_latents_have_mean_0_and_variance_1(pipe: Any):
     assert latents.std().item() == pytest.approx(1, abs=0.05)
 
 
-def test_the_base_measures_as_recorded_and_within_its_gates(pipe: Any, rewards: gates.Rewards):
-    """16 groups of 12 instead of 64: four standard errors of the smaller sample."""
-    figures = gates.base_gates(pipe, rewards, identity_threshold(), groups=16)
+def test_the_base_passes_its_gates(pipe: Any, rewards: gates.Rewards):
+    """On 6 groups of 12 pictures instead of 64, with limits loosened for the smaller sample."""
+    figures = gates.base_gates(pipe, rewards, identity_threshold(), groups=6)
     recorded = PROVENANCE["gates"]["base"]
     for name in ("joint_success", "oracle_identity", "oracle_prompt"):
         assert figures[name] == pytest.approx(recorded[name], abs=0.2)
@@ -166,7 +170,7 @@ def test_the_base_measures_as_recorded_and_within_its_gates(pipe: Any, rewards: 
 # --- the gates themselves --------------------------------------------------------------------------------------------
 
 
-def test_an_untrained_pair_of_encoders_would_be_noticed():
+def test_untrained_encoders_miss_their_gates():
     torch.manual_seed(0)
     clip, tokenizer = models.clip()
     figures = gates.encoder_gates(gates.Rewards(models.dino().eval(), clip.eval(), tokenizer), count=128)
@@ -175,7 +179,7 @@ def test_an_untrained_pair_of_encoders_would_be_noticed():
     assert figures["identity_copy"] == pytest.approx(1, abs=1e-5)
 
 
-def test_kinds_are_counted_as_the_oracle_sees_them(monkeypatch: pytest.MonkeyPatch, rewards: gates.Rewards):
+def test_kinds_are_counted_by_the_oracle_verdicts(monkeypatch: pytest.MonkeyPatch, rewards: gates.Rewards):
     """A generator that makes six faithful, three copied, two drifted pictures and a wrong one of every twelve."""
     by_prompt = {situation.prompt: situation for situation in world.SITUATIONS}
     order = 6 * ["faithful"] + 3 * ["copied"] + 2 * ["drifted"] + ["wrong"]
@@ -183,11 +187,11 @@ def test_kinds_are_counted_as_the_oracle_sees_them(monkeypatch: pytest.MonkeyPat
     critters = gates.true_renders(np.random.default_rng(13), count)["critters"]
 
     def generate(_: Any, references: torch.Tensor, prompts: list[str], seed: int) -> torch.Tensor:  # noqa: ARG001
-        made = []
+        pictures = []
         for i, (reference, prompt) in enumerate(zip(gates.to_uint8(references), prompts, strict=True)):
             shown = world.Situation(oracle.read(reference).scene, "centre", "no")
-            made.append(pics.target_of_kind(order[i % 12], critters[i // 12], by_prompt[prompt], shown))
-        return pics.to_tensor(made)
+            pictures.append(pics.target_of_kind(order[i % 12], critters[i // 12], by_prompt[prompt], shown))
+        return pics.to_tensor(pictures)
 
     monkeypatch.setattr(gates, "generate", generate)
     figures = gates.base_gates(None, rewards, identity_threshold(), groups=count)
@@ -202,7 +206,7 @@ def test_kinds_are_counted_as_the_oracle_sees_them(monkeypatch: pytest.MonkeyPat
 
 
 def test_one_seed_makes_one_image(pipe: Any):
-    """Whatever else is in the call, up to rounding."""
+    """The same one in any batch, up to rounding."""
     truth = gates.true_renders(np.random.default_rng(26), 3)
     references = pics.to_tensor([world.draw(c, world.Situation("snow", "centre", "no")) for c in truth["critters"]])
     prompts = [situation.prompt for situation in truth["situations"]]

@@ -1,4 +1,4 @@
-"""The oracle on pictures whose answer is known: true ones, and failures of every kind."""
+"""The oracle on pictures with known answers: true ones, and failures of every kind."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -46,7 +46,7 @@ def test_a_thousand_random_true_pictures_are_all_right():
     assert all(judge(world.draw(*case), case) == (True, True) for case in random_cases(0, 1000))
 
 
-def test_critters_are_told_from_the_scenes_that_they_are_nearest_to():
+def test_critters_are_distinguished_from_the_scenes_nearest_to_them():
     """A colour may be 55 from a scene's (0 to 255, Euclidean); 4,000,188 is 55.05 from the grass."""
     assert oracle.TOLERANCE < 55 / 127.5 / 3**0.5
     for place in world.PLACES:
@@ -84,7 +84,7 @@ def wrong_place(case: Case):
 def wrong_hat(case: Case):
     number, wanted = case
     hats = {hat: None for hat in world.HATS if hat != "no"}
-    hat = another(hats, wanted.hat) if wanted.hat != "no" else "yellow"  # a hat that was not asked for
+    hat = another(hats, wanted.hat) if wanted.hat != "no" else "yellow"  # a hat that the prompt does not have
     shown = Situation(wanted.scene, wanted.place, hat)
     return world.draw(number, shown), Reading(shown.scene, shown.place, hat), (True, False)
 
@@ -120,7 +120,7 @@ def noise(case: Case):
 
 def black(_: Case):
     picture = np.zeros((32, 32, 3), dtype=np.uint8)
-    return picture, Reading(oracle.read(picture).scene, None, None), (False, False)  # some scene is always nearest
+    return picture, Reading(oracle.read(picture).scene, None, None), (False, False)  # one scene is always the nearest
 
 
 def lower_half_erased(case: Case):
@@ -167,7 +167,7 @@ def test_a_white_picture_is_snow_without_a_critter():
 @pytest.mark.parametrize("below", world.PLACES)
 @pytest.mark.parametrize("above", world.PLACES)
 def test_two_critters_are_no_critter_at_one_place(below: str, above: str):
-    """The asked-for critter stands whole where it should, but a second one looks out behind it."""
+    """The wanted critter is complete and in the right place, but a second one is partly visible behind it."""
     for number, wanted in random_cases(3, 40):
         shown = Situation(wanted.scene, above, wanted.hat)
         picture = world.draw(number + 1, Situation(wanted.scene, below, wanted.hat))
@@ -182,7 +182,7 @@ def test_two_critters_are_no_critter_at_one_place(below: str, above: str):
 
 
 def test_half_a_critter_is_another_critter():
-    """Left half erased: what remains may still stand in the right place, but it is not the subject."""
+    """The left half is erased: the rest may be in the right place, but it is not the subject."""
     rejected = []
     for number, wanted in random_cases(4, 300):
         picture, scene = world.draw(number, wanted), world.background(wanted.scene)
@@ -190,7 +190,7 @@ def test_half_a_critter_is_another_critter():
         box = slice(row, row + 16), slice(column, column + 8)
         picture[box] = scene[box]
         rejected.append(not judge(picture, (number, wanted))[0])
-    assert np.mean(rejected) > 0.98  # the rest wears almost the scene's colours
+    assert np.mean(rejected) > 0.98  # the others have almost the scene's colours
 
 
 # --- identity --------------------------------------------------------------------------------------------------------
@@ -224,10 +224,10 @@ def test_swapped_colours_are_another_critter():
         picture[where_first], picture[where_second] = second, first
         rejected.append(not judge(picture, case)[0])
         assert oracle.read(picture).shows(case[1])
-    assert np.mean(rejected) > 0.95  # the rest has two colours that are hard to tell apart
+    assert np.mean(rejected) > 0.95  # the others have two colours that are hard to tell apart
 
 
-def test_identity_is_read_wherever_the_critter_stands():
+def test_identity_is_read_at_any_position():
     """Also between the five places: the best alignment counts."""
     figure = world.sprite(0)
     for row, column in [(0, 0), (7, 3), (8, 8), (3, 5)]:
@@ -245,14 +245,14 @@ def test_other_critters_are_far_away():
     assert 0.4 < np.mean(errors) < 0.75  # a typical other critter has .58
 
 
-def test_nothing_in_an_empty_scene_passes_for_a_critter():
+def test_no_empty_scene_passes_for_a_critter():
     threshold = identity_threshold()
     for number, _ in random_cases(7, 100):
         assert all(oracle.identity_error(world.background(s), number) > threshold for s in world.SCENES)
 
 
-def test_the_threshold_parts_accepted_from_refused():
-    """With a threshold just under and at the picture's own error."""
+def test_errors_up_to_the_threshold_are_accepted():
+    """With a threshold at the picture's own error, and just below it."""
     case = (0, Situation("snow", "right", "no"))
     picture = world.draw(*case)
     picture[world.CELL * 8 :] = world.background("snow")[world.CELL * 8 :]

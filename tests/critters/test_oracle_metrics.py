@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -53,14 +54,24 @@ def test_samples_without_a_critter_cannot_be_scored(name: str):
     assert scores[1] == 1
 
 
-def test_larger_images_are_read_too():
+@pytest.mark.parametrize(
+    "fields", [{"critter": "rex"}, {"critter": -1}, {"scene": "moon"}, {"place": ["left"]}, {"hat": None}, {"hat": {}}]
+)
+def test_fields_of_a_users_list_that_describe_no_critter_cannot_be_scored(fields: dict[str, Any]):
+    (sample,) = draw_samples(1, DEVELOPMENT_CRITTERS, 6)
+    true = world.draw(sample.extra["critter"], situation(sample))
+    other = replace(sample, extra={**sample.extra, **fields})
+    assert metrics.joint_success(as_images([true] * 2), [other, sample]).isnan().tolist() == [True, False]
+
+
+def test_larger_images_are_scored():
     samples = draw_samples(8, DEVELOPMENT_CRITTERS, 7)
     images = as_images([world.draw(s.extra["critter"], situation(s)) for s in samples])
     larger = images.repeat_interleave(4, 2).repeat_interleave(4, 3)
     assert metrics.joint_success(larger, samples).tolist() == [1] * 8
 
 
-def test_one_image_a_sample_is_needed():
+def test_each_sample_needs_one_image():
     samples: list[Any] = draw_samples(2, DEVELOPMENT_CRITTERS, 8)
     with pytest.raises(ValueError, match="zip"):
         metrics.oracle_identity(torch.zeros(3, 3, 32, 32), samples)

@@ -24,12 +24,12 @@ MAKERS = {"tokenizer": models.clip_tokenizer, "tokenizer_2": models.t5_tokenizer
 
 
 def parts(prompt: str) -> list[str]:
-    """The words and commas of a prompt, by hand."""
+    """The words and commas of a prompt."""
     return prompt.replace(",", " ,").split()
 
 
 def logic(tokenizer: Any) -> dict[str, Any]:
-    """Everything that decides tokens; padding and truncation are settings of the last call."""
+    """All settings that decide the tokens; padding and truncation are only those of the last call."""
     settings = json.loads(tokenizer.backend_tokenizer.to_str())
     return {name: value for name, value in settings.items() if name not in ("padding", "truncation")}
 
@@ -59,7 +59,7 @@ def test_no_two_prompts_have_the_same_tokens():
 
 
 def test_the_longest_prompt_fits():
-    """12 words and 2 commas at most; CLIP adds two ends, T5 one."""
+    """12 words and 2 commas at most; CLIP adds two special tokens, T5 one."""
     assert max(len(parts(prompt)) for prompt in PROMPTS) == 14
     clip = [len(ids) for ids in models.clip_tokenizer()(PROMPTS).input_ids]
     t5 = [len(ids) for ids in models.t5_tokenizer()(PROMPTS).input_ids]
@@ -69,7 +69,7 @@ def test_the_longest_prompt_fits():
 
 @pytest.mark.parametrize("text", OTHER_TEXTS)
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
-def test_any_other_text_is_taken(make: Callable[[], Any], text: str):
+def test_any_other_text_is_accepted(make: Callable[[], Any], text: str):
     tokenizer = make()
     ids = tokenizer(text, padding="max_length", max_length=models.TEXT_TOKENS, truncation=True).input_ids
     assert len(ids) == models.TEXT_TOKENS
@@ -77,7 +77,7 @@ def test_any_other_text_is_taken(make: Callable[[], Any], text: str):
     assert tokenizer.eos_token_id in ids
 
 
-def test_other_words_are_spelled():
+def test_other_words_are_split_into_letters():
     clip: Any
     t5: Any
     clip, t5 = models.clip_tokenizer(), models.t5_tokenizer()
@@ -97,7 +97,7 @@ def test_other_words_are_spelled():
     ids=["generator-clip", "clip", "generator-t5"],
 )
 def test_construction_is_reproducible_and_gives_the_shipped_tokenizer(make: Callable[[], Any], kind: Any, folder: str):
-    """The shipped one was made by another process, with its own order of sets."""
+    """The shipped one comes from another process, in which sets had another order."""
     one, two, shipped = make(), make(), kind.from_pretrained(FOLDER / folder)
     assert logic(one) == logic(two) == logic(shipped)
     assert one.get_vocab() == two.get_vocab() == shipped.get_vocab()

@@ -20,7 +20,7 @@ bbbbbbbb
 CRITTER_0_COLOURS = {"a": (208, 47, 239), "b": (56, 195, 158), "c": (255, 255, 255)}
 
 # The beach has sky (s) down to row 7, two rows of waves (w), then sand (g). A red hat (R) takes the sprite's two top
-# rows, ears included: a crown of four cells and a brim of eight; left and right of the crown one sees the sky.
+# rows, ears included: a crown of four cells and a brim of eight; left and right of the crown is sky.
 BEACH_LEFT_RED_HAT = """
 ssssssssssssssss
 ssssssssssssssss
@@ -64,7 +64,7 @@ def painted(cells: str, colours: dict[str, tuple[int, int, int]]) -> np.ndarray:
     return np.array([[colours[letter] for letter in row] for row in cells.split()], dtype=np.uint8)
 
 
-def test_a_sprite_is_what_was_drawn_for_its_integer():
+def test_a_sprite_is_exact():
     figure = world.sprite(0)
     letters = np.array([list(row) for row in CRITTER_0.split()])
     assert figure.shape == (8, 8, 4)
@@ -161,11 +161,11 @@ def test_a_hat_replaces_the_two_top_rows_and_nothing_else(hat: str, colour: tupl
     np.testing.assert_array_equal(dressed[:8], scene[:8])
     assert (dressed[8:10, 12:20] == colour).all()
     assert (dressed[10:12, 8:24] == colour).all()
-    np.testing.assert_array_equal(dressed[8:10, 8:12], scene[8:10, 8:12])  # no ear looks out beside the crown
+    np.testing.assert_array_equal(dressed[8:10, 8:12], scene[8:10, 8:12])  # no ear is visible next to the crown
     np.testing.assert_array_equal(dressed[8:10, 20:24], scene[8:10, 20:24])
 
 
-def test_there_are_160_situations_with_prompts_and_pictures_of_their_own():
+def test_there_are_160_situations_with_different_prompts_and_pictures():
     assert len(world.SITUATIONS) == len(set(world.SITUATIONS)) == 8 * 5 * 4
     assert len({situation.prompt for situation in world.SITUATIONS}) == 160
     for number in (0, 7, 42):
@@ -191,11 +191,11 @@ def test_scenes_differ_in_more_cells_than_a_critter_hides():
         (Situation("fabric", "bottom", "blue"), "a critter on pink fabric, at the bottom, wearing a blue hat"),
     ],
 )
-def test_prompts_read_as_people_write_them(situation: Situation, prompt: str):
+def test_prompts_are_exact(situation: Situation, prompt: str):
     assert situation.prompt == prompt
 
 
-def test_drawing_leaves_scenes_and_sprites_as_they_were():
+def test_drawing_does_not_change_scenes_and_sprites():
     scene, figure = world.background("city").copy(), world.sprite(3).copy()
     world.draw(3, Situation("city", "centre", "red"))[:] = 0
     world.background("city")[:] = 0
