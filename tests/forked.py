@@ -1,6 +1,6 @@
-"""Real processes that start at once: forked from one that has imported everything and has done nothing yet.
+"""Real processes that start quickly: forked from a server that has imported everything and computed nothing.
 
-pytest's own process cannot be forked for this: torch refuses to go backward in the fork of a process that did.
+pytest's own process is not forked: with CUDA, torch refuses a backward pass in the fork of a process that did one.
 """
 
 import multiprocessing
@@ -26,7 +26,7 @@ PRELOADED = (
     "transformers.models.dinov2.modeling_dinov2",
     "transformers.models.t5.modeling_t5",
 )
-# Where a process kills itself: owner (module:class, or module), what is called there, before or after that call.
+# When a process kills itself: owner (module:class, or module), the function called there, before or after the call.
 MOMENTS = {
     "rollout": ("customized_grpo.rewards.scoring:Scorer", "begin", "before"),
     "update": ("torch.optim:AdamW", "step", "after"),
@@ -47,7 +47,7 @@ def start_training(arguments: Sequence[object], log: Path, moment: str | None = 
 
 
 def train(arguments: Sequence[object], log: Path, moment: str | None = None, at: int = 1) -> int:
-    """The same until it ends: its exit code, -9 for SIGKILL."""
+    """Start training and wait for its end; returns the exit code, -9 for SIGKILL."""
     process = start_training(arguments, log, moment, at)
     process.join()
     assert process.exitcode is not None
@@ -63,17 +63,17 @@ def _train(arguments: list[str], log: str, moment: str | None, at: int) -> None:
     from customized_grpo import cli
 
     torch.set_num_threads(1)  # as in pytest's process
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored if the tests run in the background
     if moment is not None:
         _die_at(*MOMENTS[moment], at)
     sys.argv = ["customized-grpo", "train", *arguments]
     cli.main()
 
 
-def _die_at(where: str, name: str, when: str, at: int) -> None:
-    module, _, inside = where.partition(":")
+def _die_at(place: str, name: str, when: str, at: int) -> None:
+    module, _, attribute = place.partition(":")
     owner: Any = __import__(module, fromlist=["_"])
-    owner = getattr(owner, inside) if inside else owner
+    owner = getattr(owner, attribute) if attribute else owner
     real: Callable[..., Any] = getattr(owner, name)
     calls = iter(range(1, at))
 

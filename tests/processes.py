@@ -1,4 +1,4 @@
-"""Several real processes on this machine, connected as torchrun connects them (gloo), without starting Python anew."""
+"""Several real processes on this machine, connected as torchrun connects them (gloo), without starting Python again."""
 
 import os
 import socket

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from customized_grpo.runtime.memory import MemoryExhaustedError
+from customized_grpo.runtime.memory import MemoryExhaustedError, MicroBatches
 from customized_grpo.training.trainer import Trainer
 from runs import SMALL
 
@@ -60,6 +60,22 @@ def test_smaller_batches_are_kept_for_the_rest_of_the_run(make_trainer: MakeTrai
     row = trainer.step()
     assert max(sizes) <= 2
     assert row["out_of_memory"] == 1
+
+
+def test_a_failed_attempt_is_undone_before_the_next():
+    """Otherwise remote rewards would return the scores of its batches too."""
+    batches, events = MicroBatches(rollout=4, update=4), []
+
+    def attempt() -> dict[str, Any]:
+        events.append(f"attempt {batches.rollout}")
+        if batches.rollout > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return {"update": 1}
+
+    with pytest.warns(UserWarning, match="out of memory"):
+        row = batches.run(attempt, lambda: events.append("undo"), can_repeat=lambda: True)
+    assert events == ["attempt 4", "undo", "attempt 2", "undo", "attempt 1"]
+    assert row == {"update": 1, "out_of_memory": 2, "rollout_batch": 1, "update_batch": 1}
 
 
 def test_if_not_even_one_image_fits_the_message_says_what_to_make_smaller(

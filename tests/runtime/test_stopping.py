@@ -1,6 +1,5 @@
-"""Killed, asked to stop, started twice: real processes, and the run that goes on is the one that was never stopped."""
+"""Runs in real processes that are killed, stopped or started twice: resumed, they equal an uninterrupted run."""
 
-import json
 import os
 import random
 import re
@@ -23,39 +22,37 @@ from customized_grpo.run.access import RunDirectoryError, check_access
 from customized_grpo.runtime.stopping import StopRequest
 from customized_grpo.training.trainer import Trainer
 from forked import start_training, train
+from program import TINY
+from runs import SMALL, rows_of
 
-TINY = Path(__file__).parents[1] / "tiny.yaml"
-SMALL = (
-    *(str(TINY), "device=cpu", "groups.prompts=1", "sampling.num_steps=3", "window.last=1", "window.size=1"),
-    *("adapter.targets=[to_q, to_v]", "adapter.rank=2", "data.held_out_samples=2", "optimizer.warmup=3"),
-)
-RUN = (*SMALL, "updates=5", "save_every=2", "keep_last=2", "evaluation.every=2", "objective.updates_per_rollout=2")
+TRAIN = (TINY, "device=cpu", *SMALL, "groups.size=2", "optimizer.warmup=3", "objective.updates_per_rollout=2")
+RUN = (*TRAIN, "updates=5", "save_every=2", "keep_last=2", "evaluation.every=2")
 
 
 def contents(run: Path) -> dict[str, Any]:
-    """Every file of a run but what a clock, a path or a lock says."""
-    found: dict[str, Any] = {}
+    """Every file of a run, except for times, paths and the lock."""
+    files: dict[str, Any] = {}
     for path in run.rglob("*"):
         name = path.relative_to(run).as_posix()
         if path.is_file() and path.name not in ("config.yaml", "manifest.json", "environment.json", "run.lock"):
-            # The order of the metadata in a safetensors file is another one every time.
-            bits = path.suffix == ".safetensors"
-            found[name] = {n: t.numpy().tobytes() for n, t in load_file(path).items()} if bits else path.read_bytes()
-    rows = [json.loads(line) for line in found["metrics.jsonl"].decode().splitlines()]
-    found["metrics.jsonl"] = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
-    return found
+            # The order of the metadata in a safetensors file varies.
+            tensors = load_file(path) if path.suffix == ".safetensors" else None
+            files[name] = (
+                path.read_bytes() if tensors is None else {n: t.numpy().tobytes() for n, t in tensors.items()}
+            )
+    return files | {"metrics.jsonl": rows_of(run)}
 
 
 def assert_same(run: Path, whole: Path) -> None:
     """Bit for bit: logs, pictures, adapter, and the optimiser and position of every checkpoint."""
-    one, other = contents(run), contents(whole)
-    assert one.keys() == other.keys()
-    assert [name for name in one if one[name] != other[name]] == []
+    files, expected = contents(run), contents(whole)
+    assert files.keys() == expected.keys()
+    assert [name for name in files if files[name] != expected[name]] == []
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five updates in one go."""
+    """A run of five updates."""
     folder = tmp_path_factory.mktemp("whole")
     assert train([*RUN, f"output={folder / 'run'}"], folder / "log") == 0, (folder / "log").read_text()
     return folder / "run"
@@ -68,11 +65,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("moment", "at", "left"),
     [
         ("rollout", 4, ["step-00002"]),  # of the fourth update
-        ("update", 7, ["step-00002"]),  # between the two optimiser steps of the fourth
+        ("update", 7, ["step-00002"]),  # after the first optimiser step of the fourth update
         ("saving", 2, ["step-00002", "step-00004.saving"]),
     ],
 )
-def test_a_killed_run_goes_on_as_if_nothing_had_been(
+def test_a_killed_run_resumes_and_equals_an_uninterrupted_one(
     moment: str, at: int, left: list[str], whole: Path, tmp_path: Path
 ):
     arguments = [*RUN, f"output={tmp_path / 'run'}"]
@@ -84,7 +81,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("moment", "at"), [("pictures", 1), ("saved", 1), ("finishing", 1), ("rollout", 1)])
-def test_a_run_that_was_killed_elsewhere_goes_on_too(moment: str, at: int, whole: Path, tmp_path: Path):
+def test_a_run_killed_at_other_moments_resumes_too(moment: str, at: int, whole: Path, tmp_path: Path):
     arguments = [*RUN, f"output={tmp_path / 'run'}"]
     assert train(arguments, tmp_path / "log", moment, at) == -signal.SIGKILL
     assert train([*arguments, "--resume"], tmp_path / "log") == 0, (tmp_path / "log").read_text()
@@ -94,7 +91,7 @@ def test_a_run_that_was_killed_elsewhere_goes_on_too(moment: str, at: int, whole
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments_change_nothing(tmp_path: Path):
     """The installed program, killed from outside; every fourth time as soon as a checkpoint is being saved."""
-    many = [*SMALL, "updates=60", "save_every=1", "evaluation.every=3", "objective.updates_per_rollout=2"]
+    many = [*TRAIN, "updates=60", "save_every=1", "evaluation.every=3"]
     whole, run, rng = tmp_path / "whole", tmp_path / "run", random.Random(0)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -122,7 +119,7 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path: Path):
         else:
             time.sleep(rng.uniform(0, 2 * update))
         process.kill()
-        assert process.wait() == -signal.SIGKILL, f"it ended by itself after {len(kills)} kills; give it more updates"
+        assert process.wait() == -signal.SIGKILL, f"it finished after {len(kills)} kills; give it more updates"
         kills.append(",".join(sorted(path.name[5:] for path in (run / "checkpoints").glob("step-*"))))
     print("after each kill:", *kills)
     assert start(f"output={run}", "--resume").wait() == 0, (tmp_path / "log").read_text()
@@ -130,7 +127,7 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path: Path):
 
 
 def _wait(until: Callable[[], bool], exit_code: Callable[[], int | None], log: Path, seconds: float = 120) -> None:
-    """Looks every millisecond; fails where the process has ended or the time is over."""
+    """Check every millisecond; fail if the process has ended or the time is up."""
     end = time.monotonic() + seconds
     while not until():
         assert time.monotonic() < end, log.read_text()
@@ -145,26 +142,26 @@ def lines(file: Path) -> int:
     return len(file.read_text().splitlines()) if file.exists() else 0
 
 
-def test_sigterm_saves_the_update_and_says_how_to_go_on(whole: Path, tmp_path: Path):
-    """Of the first update already, long before `save_every`; while it runs, nobody else may write there."""
+def test_sigterm_saves_the_update_and_prints_how_to_resume(whole: Path, tmp_path: Path):
+    """Even before `save_every`. While the run is active, no other process may write to its folder."""
     run = tmp_path / "run"
     process = start_training([*RUN, f"output={run}"], tmp_path / "log")
     _wait(lambda: lines(run / "evaluations.jsonl") == 1, lambda: process.exitcode, tmp_path / "log")
     config = load_config(str(run))
-    with pytest.raises(RunDirectoryError, match=r"is in use: a run is writing there; stop that one, or choose"):
+    with pytest.raises(RunDirectoryError, match=r"is in use: a run is writing there; stop that run, or choose"):
         check_access(config, resume=True)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGTERM)
     process.join()
-    said = (tmp_path / "log").read_text()
-    assert process.exitcode == 128 + signal.SIGTERM, said
-    assert "SIGTERM: stopping once this update is saved; interrupt again to stop at once" in said
-    found = re.search(r"SIGTERM: stopped after update (\d); go on with: customized-grpo train (.*)", said)
-    assert found is not None
-    assert (run / "checkpoints" / f"step-0000{found[1]}").is_dir() or found[1] == "0"
-    assert lines(run / "metrics.jsonl") == int(found[1]) < 5
+    output = (tmp_path / "log").read_text()
+    assert process.exitcode == 128 + signal.SIGTERM, output
+    assert "SIGTERM: stopping once this update is saved; interrupt again to stop at once" in output
+    stopped = re.search(r"SIGTERM: stopped after update (\d); resume with: customized-grpo train (.*)", output)
+    assert stopped is not None
+    assert (run / "checkpoints" / f"step-0000{stopped[1]}").is_dir() or stopped[1] == "0"
+    assert lines(run / "metrics.jsonl") == int(stopped[1]) < 5
     assert not (run / "adapter").exists()
-    assert train(shlex.split(found[2]), tmp_path / "log") == 0, (tmp_path / "log").read_text()
+    assert train(shlex.split(stopped[2]), tmp_path / "log") == 0, (tmp_path / "log").read_text()
     assert_same(run, whole)
 
 
@@ -176,19 +173,19 @@ def test_sigint_has_an_exit_code_of_its_own(tmp_path: Path):
     os.kill(process.pid, signal.SIGINT)
     process.join()
     assert process.exitcode == 128 + signal.SIGINT, (tmp_path / "log").read_text()
-    assert "go on with: customized-grpo train" in (tmp_path / "log").read_text()
+    assert "resume with: customized-grpo train" in (tmp_path / "log").read_text()
 
 
 @pytest.fixture
 def interruptible():
-    """SIGINT as in a terminal: where the tests run in the background it is ignored."""
+    """SIGINT as in a terminal; it is ignored if the tests run in the background."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_the_first_signal_is_noted_and_a_sigint_after_it_interrupts():
+def test_the_first_signal_is_recorded_and_a_sigint_after_it_interrupts():
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with StopRequest() as stop:
         assert not stop.requested
@@ -213,23 +210,23 @@ def test_an_ignored_signal_stays_ignored():
         signal.signal(signal.SIGINT, before)
 
 
-def test_outside_the_main_thread_training_goes_on_without_signals():
-    noted = []
+def test_outside_the_main_thread_signals_are_not_recorded():
+    requested = []
 
     def enter() -> None:
         with StopRequest() as stop:
-            noted.append(stop.requested)
+            requested.append(stop.requested)
 
     thread = threading.Thread(target=enter)
     thread.start()
     thread.join()
-    assert noted == [False]
+    assert requested == [False]
 
 
 def test_a_signal_after_the_last_update_lets_the_run_finish(
     make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    trainer = make_trainer(*SMALL[2:])
+    trainer = make_trainer(*SMALL)
     step = trainer.step
 
     def signalled() -> dict[str, Any]:
@@ -244,7 +241,7 @@ def test_a_signal_after_the_last_update_lets_the_run_finish(
 def test_a_signal_before_the_first_update_saves_nothing_and_the_run_starts_over(
     make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    settings = (*SMALL[2:], "evaluation.every=1")
+    settings = (*SMALL, "evaluation.every=1")
     trainer = make_trainer(*settings)
     evaluate = trainer._evaluate
 
