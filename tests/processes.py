@@ -1,4 +1,4 @@
-"""Several real processes on this machine, connected as torchrun connects them (gloo), without starting Python again."""
+"""Several real processes on this machine, connected with gloo as torchrun connects them, without a new Python each."""
 
 import os
 import socket

@@ -13,7 +13,7 @@ from customized_grpo.data import Sample
 from customized_grpo.policies.base import Policy
 from customized_grpo.rewards import Reward
 from customized_grpo.rewards.scoring import RewardError, Scorer
-from customized_grpo.training.rollout import Rollout, derive_seed, generate
+from customized_grpo.training.rollout import Rollout
 from customized_grpo.training.trainer import Trainer
 from customized_grpo.training.watch import TrainingError
 
@@ -369,35 +369,3 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_sample(make_
         trainer.step()
     assert f"not finite at update 1, denoising step {step}, samples {sample.id};" in str(caught.value)
     assert "lower optimizer.lr" in str(caught.value)
-
-
-# --- evaluation ------------------------------------------------------------------------------------------------------
-
-
-def test_evaluation_generates_held_out_cases_as_a_user_would(make_trainer: MakeTrainer):
-    trainer = make_trainer("data.held_out_samples=3", "groups.rollout_batch=2")
-    trained_on = {sample.subject for sample in trainer.samples}
-    assert not trained_on & {sample.subject for sample in trainer.held_out.samples}
-    images = trainer.held_out.evaluate(trainer.policy, trainer.sampler.sigmas).images
-    assert len(images) == 3  # a batch of two and the remainder
-    for image, sample in zip(images, trainer.held_out.samples, strict=True):
-        policy, seed = trainer.policy, derive_seed("case", sample.id, 0)
-        alone = generate(policy, policy.encode([sample]), trainer.sampler.sigmas, [seed])[0]
-        torch.testing.assert_close(image, alone, atol=1e-5, rtol=0)
-
-
-def test_evaluations_run_at_the_start_and_every_second_update(make_trainer: MakeTrainer):
-    trainer = make_trainer(
-        *("updates=3", "evaluation.every=2", "evaluation.metrics=[oracle_prompt]", "evaluation.grid=3")
-    )
-    trainer.train()
-    rows = [json.loads(line) for line in (trainer.directory.path / "evaluations.jsonl").read_text().splitlines()]
-    assert [row["update"] for row in rows] == [0, 2]
-    metrics = {"identity_reward", "prompt_reward", "oracle_prompt"}
-    assert all(row.keys() == {"update", *metrics, "spread", "scored"} for row in rows)
-    assert all(row[part].keys() == metrics for row in rows for part in ("spread", "scored"))
-    assert sorted(p.name for p in (trainer.directory.path / "images").iterdir()) == [
-        *("eval-00000", "eval-00000.png", "eval-00002", "eval-00002.png"),
-        *("reference-00.png", "reference-01.png", "reference-02.png"),
-    ]
-    assert rows[0]["prompt_reward"] != rows[1]["prompt_reward"]

@@ -1,0 +1,39 @@
+"""Held-out cases: generated as a user would generate them, at the updates that the configuration names."""
+
+import json
+from collections.abc import Callable
+
+import torch
+
+from customized_grpo.training.rollout import derive_seed, generate
+from customized_grpo.training.trainer import Trainer
+
+MakeTrainer = Callable[..., Trainer]
+
+
+def test_evaluation_generates_held_out_cases_as_a_user_would(make_trainer: MakeTrainer):
+    trainer = make_trainer("data.held_out_samples=3", "groups.rollout_batch=2")
+    trained_on = {sample.subject for sample in trainer.samples}
+    assert not trained_on & {sample.subject for sample in trainer.held_out.samples}
+    images = trainer.held_out.evaluate(trainer.policy, trainer.sampler.sigmas).images
+    assert len(images) == 3  # a batch of two and the remainder
+    for image, sample in zip(images, trainer.held_out.samples, strict=True):
+        policy, seed = trainer.policy, derive_seed("case", sample.id, 0)
+        alone = generate(policy, policy.encode([sample]), trainer.sampler.sigmas, [seed])[0]
+        torch.testing.assert_close(image, alone, atol=1e-5, rtol=0)
+
+
+def test_evaluations_run_at_the_start_and_every_second_update(make_trainer: MakeTrainer):
+    metrics = "evaluation.metrics=[oracle_prompt]"
+    trainer = make_trainer("updates=3", "evaluation.every=2", metrics, "evaluation.grid=3")
+    trainer.train()
+    rows = [json.loads(line) for line in (trainer.directory.path / "evaluations.jsonl").read_text().splitlines()]
+    assert [row["update"] for row in rows] == [0, 2]
+    names = {"identity_reward", "prompt_reward", "oracle_prompt"}
+    assert all(row.keys() == {"update", *names, "spread", "scored"} for row in rows)
+    assert all(row[part].keys() == names for row in rows for part in ("spread", "scored"))
+    assert sorted(p.name for p in (trainer.directory.path / "images").iterdir()) == [
+        *("eval-00000", "eval-00000.png", "eval-00002", "eval-00002.png"),
+        *("reference-00.png", "reference-01.png", "reference-02.png"),
+    ]
+    assert rows[0]["prompt_reward"] != rows[1]["prompt_reward"]
