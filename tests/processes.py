@@ -1,4 +1,4 @@
-"""Several real processes on this machine, connected as torchrun connects them (gloo), without starting Python again."""
+"""Several real processes on this machine, connected as by torchrun (gloo), without starting Python again."""
 
 import os
 import socket
