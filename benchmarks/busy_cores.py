@@ -1,9 +1,9 @@
-"""How training on a CPU bears another busy program, by how long torch's threads spin before they sleep (Linux).
+"""How much another busy program slows training on a CPU, by how long torch's threads spin before they sleep (Linux).
 
     python benchmarks/busy_cores.py --updates 8
 
-Seconds an update of the built-in model, alone and beside one program that keeps a core busy, with the spin count that
-the command sets and with OpenMP's own; the two take turns, so that what else the machine does meets both.
+Seconds per update of the built-in model, alone and next to a program that keeps one core busy, with the spin count set
+by the command and with OpenMP's default. The two alternate, so that other load on the machine affects both.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-COUNTS = {"as the command sets it": None, "OpenMP's own": "300000"}
+COUNTS = {"set by the command": None, "OpenMP's default": "300000"}
 BUSY = [sys.executable, "-c", "while True: pass"]
 
 
 def seconds(updates: int, count: str | None) -> float:
-    """Of an update: the median, the first left out."""
+    """The median per update, without the first one."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "run"
         settings = [f"updates={updates}", "evaluation.every=0", f"output={output}", "device=cpu"]
@@ -39,15 +39,15 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
-    for beside, busy in (("alone", 0), ("beside a busy program", 1)):
+    for load, busy in (("alone", 0), ("next to a busy program", 1)):
         others = [subprocess.Popen(BUSY) for _ in range(busy)]
         try:
             for _ in range(arguments.rounds):
                 for name, count in COUNTS.items():
-                    print(f"{beside:<22} {name:<23} {seconds(arguments.updates, count):6.2f} s an update", flush=True)
+                    print(f"{load:<22} {name:<23} {seconds(arguments.updates, count):6.2f} s per update", flush=True)
         finally:
-            for each in others:
-                each.kill()
+            for program in others:
+                program.kill()
 
 
 if __name__ == "__main__":

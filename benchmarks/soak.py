@@ -1,10 +1,11 @@
-"""A long run of the built-in model with faults injected at random, and the same run left in peace.
+"""A long run of the built-in model with random faults, compared with the same run undisturbed.
 
     python benchmarks/soak.py --updates 1000 --output runs/soak
 
-The disturbed run is killed (SIGKILL), asked to stop (SIGTERM), its newest checkpoint is damaged, its reward runs out
-of memory, and one image in twenty cannot be scored; whenever it ends it is started again with --resume. At the end no
-update may be missing or there twice, the adapter must be the undisturbed run's to the last bit, and memory flat.
+The disturbed run is killed (SIGKILL) and stopped (SIGTERM), its newest checkpoint is damaged, and its reward runs out
+of memory; whenever it ends, it is started again with --resume. In both runs one image in twenty cannot be scored. At
+the end every update must be present exactly once, the adapter must equal the undisturbed run's bit for bit, and memory
+must not have grown.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ def resident(pid: int) -> float:
     return 0.0
 
 
-def in_peace(folder: Path, updates: int) -> list[tuple[int, float]]:
-    """Run to the end; memory in MiB as the updates go by."""
+def undisturbed(folder: Path, updates: int) -> list[tuple[int, float]]:
+    """Run to the end; returns pairs of updates finished and memory in MiB."""
     process = subprocess.Popen(command(folder, updates, faults=False), stderr=subprocess.DEVNULL)
     memory = []
     while process.poll() is None:
@@ -79,7 +80,7 @@ def in_peace(folder: Path, updates: int) -> list[tuple[int, float]]:
 
 
 def disturbed(folder: Path, updates: int, chance: random.Random) -> Counter[str]:
-    """Run to the end through kills, stops and damaged checkpoints; what was injected."""
+    """Run to the end through kills, stops and damaged checkpoints; returns how many of each were injected."""
     faults: Counter[str] = Counter()
     while True:
         resume = ["--resume"] if (folder / "config.yaml").exists() else []
@@ -87,16 +88,16 @@ def disturbed(folder: Path, updates: int, chance: random.Random) -> Counter[str]
             [*command(folder, updates, faults=True), *resume], stderr=subprocess.PIPE, text=True
         )
         try:
-            _, said = process.communicate(timeout=chance.uniform(15, 90))
+            _, output = process.communicate(timeout=chance.uniform(15, 90))
         except subprocess.TimeoutExpired:
             kind = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])
             process.send_signal(kind)
-            _, said = process.communicate()
+            _, output = process.communicate()
             faults[kind.name] += 1
         if process.returncode == 0:
             return faults
         if process.returncode not in (-signal.SIGKILL, 128 + signal.SIGTERM):
-            sys.exit(f"ended with {process.returncode}: {said[-2000:]}")
+            sys.exit(f"ended with {process.returncode}: {output[-2000:]}")
         saved = sorted((folder / "checkpoints").glob("step-*[0-9]"))
         if len(saved) > 1 and chance.random() < 0.3:
             file = chance.choice([each for each in saved[-1].rglob("*") if each.stat().st_size > 100])
@@ -117,7 +118,7 @@ def rows_of(folder: Path) -> list[dict]:
 
 
 def digest(folder: Path) -> str:
-    """Of the weights: the file's metadata come in any order."""
+    """SHA-256 of the weights; not of the file, because the order of its metadata varies."""
     weights = load_file(folder / "adapter" / "pytorch_lora_weights.safetensors")
     return hashlib.sha256(b"".join(weights[name].numpy().tobytes() for name in sorted(weights))).hexdigest()
 
@@ -130,7 +131,7 @@ def main() -> None:
     chosen = options.parse_args()
     chosen.output.mkdir(parents=True, exist_ok=False)
     start = time.monotonic()
-    memory = in_peace(chosen.output / "peace", chosen.updates)
+    memory = undisturbed(chosen.output / "peace", chosen.updates)
     faults = disturbed(chosen.output / "faults", chosen.updates, random.Random(chosen.seed))
     peace, after = rows_of(chosen.output / "peace"), rows_of(chosen.output / "faults")
     checks = {

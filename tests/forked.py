@@ -1,6 +1,6 @@
 """Real processes that start quickly: forked from a server that has imported everything and computed nothing.
 
-pytest's own process is not forked: with CUDA, torch refuses a backward pass in the fork of a process that did one.
+pytest's own process is not forked: torch can refuse a backward pass in the fork of a process that did one.
 """
 
 import multiprocessing

@@ -36,11 +36,12 @@ def contents(run: Path) -> dict[str, Any]:
         name = path.relative_to(run).as_posix()
         if path.is_file() and path.name not in ("config.yaml", "manifest.json", "environment.json", "run.lock"):
             # The order of the metadata in a safetensors file varies.
-            tensors = load_file(path) if path.suffix == ".safetensors" else None
-            files[name] = (
-                path.read_bytes() if tensors is None else {n: t.numpy().tobytes() for n, t in tensors.items()}
-            )
+            files[name] = tensors_of(path) if path.suffix == ".safetensors" else path.read_bytes()
     return files | {"metrics.jsonl": rows_of(run)}
+
+
+def tensors_of(file: Path) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in load_file(file).items()}
 
 
 def assert_same(run: Path, whole: Path) -> None:
