@@ -11,6 +11,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNot
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from customized_grpo.config import dump_config, load_config
 from customized_grpo.critters.weights import FOLDER
 from customized_grpo.files.pretrained import ModelError, find
 from customized_grpo.measure.rows import EvaluationRow
@@ -50,11 +51,11 @@ def another_class(folder: Path) -> None:
 MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "the transformer lacks a weight": (
         lambda model: without_a_weight(model, "transformer"),
-        "model is not whole: transformer has no weight ",
+        "model is incomplete: transformer has no weight ",
     ),
     "the text encoder lacks a weight": (
         lambda model: without_a_weight(model, "text_encoder_2"),
-        "model is not whole: text_encoder_2 has no weight ",
+        "model is incomplete: text_encoder_2 has no weight ",
     ),
     "a cut transformer": (lambda model: cut(weights(model, "transformer")), "model, transformer cannot be loaded: "),
     "a cut text encoder": (lambda model: cut(weights(model, "text_encoder")), "model, text_encoder cannot be loaded:"),
@@ -66,7 +67,7 @@ MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda model: (model / "vae/config.json").write_text("{"),
         "model, vae cannot be loaded: It looks like the config file",
     ),
-    "no index": (lambda model: (model / "model_index.json").unlink(), "model is not the model that is needed here: "),
+    "no index": (lambda model: (model / "model_index.json").unlink(), "model is not the kind of model needed here: "),
     "a broken index": (lambda model: (model / "model_index.json").write_text("{"), "model_index.json is not JSON: "),
     "another class": (
         another_class,
@@ -97,19 +98,22 @@ def test_every_command_refuses_an_incomplete_generator(arguments: Sequence[objec
     photograph(refused.folder / "dog.png")
     shutil.copytree(GENERATOR, refused.folder / "model")
     without_a_weight(refused.folder / "model", "vae")
-    assert refused(*arguments).startswith("model is not whole: vae has no weight ")
+    assert refused(*arguments).startswith("model is incomplete: vae has no weight ")
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("model.path=black-forest-labs/FLUX.1-Kontext-dve", "black-forest-labs/FLUX.1-Kontext-dve is no folder here"),
-        ("model.path=a/b/c", "'a/b/c' is no folder, and no hub id: those are written owner/name"),
+        (
+            "model.path=black-forest-labs/FLUX.1-Kontext-dve",
+            "black-forest-labs/FLUX.1-Kontext-dve is not a folder here",
+        ),
+        ("model.path=a/b/c", "'a/b/c' is neither a folder nor a hub id, which is written owner/name"),
         ("model.path=~/models/x", "no model in ~/models/x; name a folder in the library's format, or a hub id"),
         ("model.height=30", "pictures of 32x30 pixels; this model needs multiples of 4"),
-        ("model.condition_cache=dog.png", "condition cache dog.png: not a folder"),
-        ("adapter.targets=[nope]", "nope"),
-        ("rewards.identity.model=nobody/none", "nobody/none is no folder here, and the hub cannot be reached"),
+        ("model.condition_cache=dog.png", "model.condition_cache dog.png: "),
+        ("adapter.targets=[to_q, nope]", "adapter.targets: 'nope' matches no layer of this model; name linear layers"),
+        ("rewards.identity.model=nobody/none", "nobody/none is not a folder here, and the hub cannot be reached"),
     ],
 )
 def test_a_model_that_cannot_be_used(setting: str, message: str, refused: Refusal):
@@ -120,14 +124,14 @@ def test_a_model_that_cannot_be_used(setting: str, message: str, refused: Refusa
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("prompt.model=nobody/none", "nobody/none is no folder here, and the hub cannot be reached"),
-        ("prompt.name=pickscore", "yuvalkirstain/PickScore_v1 is no folder here, and the hub cannot be reached"),
-        ("prompt.name=hpsv3", "Qwen/Qwen2-VL-7B-Instruct is no folder here, and the hub cannot be reached"),
-        (f"identity.model={GENERATOR}", "is not the model that is needed here: it has no config.json"),
-        (f"prompt.model={FOLDER / 'dino'}", "dino is a 'dinov2' checkpoint; this reward takes one of type clip"),
-        (f"identity.model={FOLDER / 'clip'}", "clip is a 'clip' checkpoint; take one of type dinov2"),
+        ("prompt.model=nobody/none", "nobody/none is not a folder here, and the hub cannot be reached"),
+        ("prompt.name=pickscore", "yuvalkirstain/PickScore_v1 is not a folder here, and the hub cannot be reached"),
+        ("prompt.name=hpsv3", "Qwen/Qwen2-VL-7B-Instruct is not a folder here, and the hub cannot be reached"),
+        (f"identity.model={GENERATOR}", "is not the kind of model needed here: it has no config.json"),
+        (f"prompt.model={FOLDER / 'dino'}", "dino is a 'dinov2' checkpoint; this reward needs one of type clip"),
+        (f"identity.model={FOLDER / 'clip'}", "clip is a 'clip' checkpoint; use one of type dinov2"),
         ("prompt.name=no_such_module:f", "there is no module 'no_such_module'"),
-        ("prompt.name=none.py:f", "none.py': no such file"),
+        ("prompt.name=none.py:f", "reward 'none.py:f': no file none.py"),
         ("prompt.name=os:nothing", "os has no function 'nothing'"),
     ],
 )
@@ -149,11 +153,11 @@ class Response:
         ),
         (
             RepositoryNotFoundError("", response=Response()),  # pyright: ignore[reportArgumentType]
-            "a/b is no folder here, and the hub has no such model, or a private one: check the name,",
+            "a/b is not a folder here, and the hub has no such public model: check the name,",
         ),
         (
             LocalEntryNotFoundError(""),
-            "the hub cannot be reached for it: check the name, the network, and that HF_HUB_OFFLINE",
+            "the hub cannot be reached: check the name, the network, and that HF_HUB_OFFLINE",
         ),
         (
             HfHubHTTPError("500 Server Error", response=Response()),  # pyright: ignore[reportArgumentType]
@@ -210,21 +214,27 @@ ADAPTERS: dict[str, tuple[Callable[[Path], object], str]] = {
         f"no adapter in mine: {ADAPTER_FILE} is missing; name",
     ),
     "cut": (lambda folder: (folder / ADAPTER_FILE).write_bytes(b"\x01"), "cannot be read (Error while deserializing"),
-    "NaN": (with_nan, "holds NaN or infinities; take an adapter of"),
+    "NaN": (with_nan, "holds NaN or infinities; use an adapter saved before"),
     "infinity": (
         altered(lambda tensors, key: tensors[key].fill_(-torch.inf)),
-        "holds NaN or infinities; take an adapter",
+        "holds NaN or infinities; use an adapter",
     ),
-    "another model": (altered(of_another_model), "it changes none of its layers, but unet.down.lora_A.weight"),
+    "another model": (
+        altered(of_another_model),
+        "it holds only weights such as unet.down",
+    ),
     "another size": (
         altered(lambda tensors, key: tensors.update({key: torch.zeros(4, 3072)})),
-        "proj_out is 64 -> 16 here; lora_A is [4, 3072], lora_B [16, 4]; name the model that it was trained on",
+        "proj_out is 64 -> 16, but lora_A is [4, 3072] and lora_B [16, 4]; name the model that it was trained on",
     ),
     "another layer": (
         altered(lambda tensors, key: tensors.update({"transformer.block9.lora_A.weight": tensors.pop(key)})),
-        "it changes block9, which is no layer here",
+        "block9 is not a linear layer of it",
     ),
-    "half": (altered(lambda tensors, key: tensors.pop(key)), "of proj_out it holds only lora_B"),
+    "half": (
+        altered(lambda tensors, key: tensors.pop(key)),
+        "proj_out has lora_B only; lora_A and",
+    ),
     "broken settings": (
         lambda folder: (folder / "sampling.json").write_text('{"num_steps": "many"}'),
         "sampling.json is not what training writes (num_steps: Input should be a valid integer",
@@ -255,7 +265,7 @@ def test_every_command_refuses_an_adapter_with_nan(arguments: Sequence[object], 
 def test_an_adapter_of_another_rank_does_not_replace_the_one_of_a_run(
     adapter: Path, make_policy: Callable[..., FluxKontextPolicy]
 ):
-    with pytest.raises(ModelError, match=r"proj_out.lora_A.weight is \[4, 64\], and \[8, 64\] here"):
+    with pytest.raises(ModelError, match=r"proj_out.lora_A.weight is \[4, 64\], expected \[8, 64\]"):
         make_policy(rank=8).load_adapter(adapter)
 
 
@@ -267,35 +277,52 @@ def test_the_evaluation_to_compare_with_is_checked_before_any_picture_is_made(re
     assert message == "no evaluation in none: rows.jsonl is missing or empty; name a finished one"
     (refused.folder / "other").mkdir()
     (refused.folder / "other" / "rows.jsonl").write_text("[]\n")
-    assert "holds a line that no evaluation wrote" in refused(*EVALUATE, "--against", "other")
+    assert "rows.jsonl, line 1: not a row of an evaluation (" in refused(*EVALUATE, "--against", "other")
 
 
-@pytest.mark.parametrize("settings", [None, "{", "{}", "[]", '{"model": "x", "dtype": "float32", "sampling": 3}'])
-def test_an_evaluation_without_usable_settings_is_not_compared_with(settings: str | None, refused: Refusal):
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        (None, "cannot be read (No such file or directory)"),
+        ("{", "cannot be read ("),
+        ("{}", "does not tell how the images were generated ("),
+        ("[]", "was not written by an evaluation: it holds a list"),
+        ('{"model": "x", "dtype": "float32", "sampling": 3}', "does not tell how the images were generated ("),
+    ],
+)
+def test_an_evaluation_without_usable_settings_is_not_compared_with(
+    settings: str | None, problem: str, refused: Refusal
+):
     (refused.folder / "other").mkdir()
     (refused.folder / "other" / "rows.jsonl").write_text(EvaluationRow("a", "a", "p", 0, {"dino": 1.0}).as_line())
     if settings is not None:
         (refused.folder / "other" / "settings.json").write_text(settings)
     message = refused(*EVALUATE, "--against", "other")
-    assert message.startswith("other/settings.json does not say how the pictures were made (")
-    assert message.endswith("); name another evaluation")
+    assert message.startswith(f"other/settings.json {problem}")
+    assert message.endswith("; name another evaluation")
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "mine is no run (config.yaml and environment.json), no evaluation"),
+        ({}, "mine is not a run (config.yaml and environment.json), evaluation"),
         ({"comparison.json": "{"}, "comparison.json is not JSON: "),
         (
             {"comparison.json": "{}"},
-            "mine: some file is not as this program writes it (KeyError('arms')); copy it again",
+            "mine/comparison.json: arms: field required; copy the folder again, or make it again with this version",
         ),
-        ({"comparison.json": b"\xff"}, "comparison.json is not JSON: 'utf-8' codec"),
-        ({"config.yaml": "a: 1", "environment.json": "[]"}, "mine: some file is not as this program writes it"),
-        ({"settings.json": "{}", "rows.jsonl": ""}, "mine holds no summary.json: the evaluation was stopped"),
         (
-            {"config.yaml": "a: 1", "environment.json": "{}", "metrics.jsonl": "{}\n{\n"},
-            "metrics.jsonl, line 2: not JSON: ",
+            {"comparison.json": b"\xff"},
+            "comparison.json is not JSON: expected value at line 1",
+        ),
+        (
+            {"config.yaml": "a: 1", "environment.json": "[]"},
+            "mine/config.yaml: model: field required;",
+        ),
+        ({"settings.json": "{}", "rows.jsonl": ""}, "mine has no summary.json: the evaluation was stopped"),
+        (
+            {"config.yaml": dump_config(load_config(TINY)), "environment.json": "{}", "metrics.jsonl": "{\n"},
+            "metrics.jsonl, line 1: not JSON: ",
         ),
     ],
 )
@@ -308,4 +335,6 @@ def test_a_report_of_a_damaged_folder(files: dict[str, str | bytes], message: st
 
 def test_a_report_into_a_folder(refused: Refusal):
     (refused.folder / "mine").mkdir()
-    assert refused("report", "mine", "--output", "mine").startswith("--output mine is a folder; name the file that is")
+    assert refused("report", "mine", "--output", "mine").startswith(
+        "--output mine is a folder; name the file to write"
+    )

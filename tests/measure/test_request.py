@@ -122,7 +122,7 @@ def test_a_folder_without_adapter_is_named(trained: Path, tmp_path: Path):
         make_request(str(tmp_path), [])
     assert make_request(str(tmp_path), [], base=True).adapter is None
     (tmp_path / "checkpoints" / "step-00020").mkdir(parents=True)
-    with pytest.raises(ModelError, match=r"has not ended; name a checkpoint, .*step-00020"):
+    with pytest.raises(ModelError, match=r"is not finished; name a checkpoint, .*step-00020"):
         make_request(str(tmp_path), [])
 
 

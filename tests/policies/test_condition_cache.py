@@ -100,7 +100,7 @@ def test_a_failed_write_is_reported_and_leaves_only_the_old_file(tmp_path: Path,
 @pytest.mark.parametrize("folder", ["file", "file/folder"])
 def test_a_cache_where_no_folder_can_be_made_is_refused(folder: str, tmp_path: Path, make_policy: MakePolicy):
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match=rf"model\.condition_cache .*{folder}: .*file is a file; name a folder"):
+    with pytest.raises(UsageError, match=rf"model\.condition_cache .*{folder}: .*file is a file; name another folder"):
         make_policy(condition_cache=tmp_path / folder)
 
 

@@ -200,7 +200,10 @@ def test_sampling_settings_are_those_of_training(make_config: MakeConfig):
         ("model.height=30", "32x30 pixels"),
         ("rewards.identity.model=/not/here", "no model in /not/here"),
         ("adapter.targets=[to_nothing]", "adapter.targets: 'to_nothing' matches no layer of this model; name linear"),
-        ("model.condition_cache=tests/conftest.py/x", "model.condition_cache .*conftest.py is a file; name a folder"),
+        (
+            "model.condition_cache=tests/conftest.py/x",
+            "model.condition_cache .*conftest.py is a file; name another folder",
+        ),
     ],
 )
 def test_unusable_settings_are_refused_before_a_folder_is_made(override: str, complaint: str, make_config: MakeConfig):
