@@ -65,9 +65,7 @@ class Trainer:
         config = self.config
         self.parameters = list(self.policy.trainable_parameters().values())
         lr, decay = config.optimizer.lr, config.optimizer.weight_decay
-        fused = (
-            True if self.policy.device.type == "cuda" else None
-        )  # the default makes temporary copies of all weights
+        fused = self.policy.device.type == "cuda" or None  # the default kernel makes temporary copies of all weights
         self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=decay, fused=fused)
         sigmas = self.policy.sigmas(config.sampling.num_steps, config.sampling.shift)
         self.sampler = Sampler(sigmas, config.noise.dynamics, config.noise.level, config.groups.rollout_batch)
