@@ -14,7 +14,7 @@ OTHER_TORCH := yes
 endif
 
 # Up to four workers with one thread each: the tests train many tiny models, none of which can use a second core.
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --durations=10
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal --durations=10
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
