@@ -207,7 +207,7 @@ def test_killed_and_continued_it_writes_the_same_file(finished: Comparison, tmp_
     killed, until_all_have_ended = start_comparison(file, log, jobs=1, killed_by="naive")
     killed.join()
     assert killed.exitcode == -signal.SIGKILL
-    assert until_all_have_ended.poll(timeout=20)  # the arm would go on for a minute
+    assert until_all_have_ended.poll(timeout=50)  # the arm would go on for a minute
     with pytest.raises(EOFError):
         until_all_have_ended.recv()
     base, naive = (tmp_path / "out" / "arms" / arm / "seed-0" for arm in ("base", "naive"))
