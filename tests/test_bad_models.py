@@ -285,9 +285,9 @@ def test_the_evaluation_to_compare_with_is_checked_before_any_picture_is_made(re
     [
         (None, "cannot be read (No such file or directory)"),
         ("{", "cannot be read ("),
-        ("{}", "does not tell how the images were generated ("),
+        ("{}", "does not tell how the images were generated"),
         ("[]", "was not written by an evaluation: it holds a list"),
-        ('{"model": "x", "dtype": "float32", "sampling": 3}', "does not tell how the images were generated ("),
+        ('{"model": "x", "dtype": "float32", "sampling": 3}', "does not tell how the images were generated"),
     ],
 )
 def test_an_evaluation_without_usable_settings_is_not_compared_with(

@@ -218,25 +218,10 @@ def test_train_on_dreambench(run: Callable[..., Answer], tiny: list[str], tmp_pa
     assert (tmp_path / "run" / "adapter" / "sampling.json").is_file()
 
 
-@pytest.mark.parametrize(
-    ("overrides", "complaint"),
-    [
-        (["data.source=/no/such.json"], "/no/such.json cannot be used, 1 problem:"),
-        (["model.path=/no/such"], "no model in /no/such"),
-        (["model.path=nobody/nothing"], "nobody/nothing"),
-        (["model.height=30"], "32x30 pixels; this model needs multiples of 4"),
-        (["device=gpu"], "no device is named 'gpu'; use cpu, cuda or cuda:1"),
-        (["rewards.identity.name=dyno"], "no reward is named 'dyno'"),
-        (["window.size=9"], "window.size: must be at most 2 within steps 0 to 1, not 9"),
-    ],
-)
-def test_bad_input_is_an_error_message(
-    overrides: list[str], complaint: str, run: Callable[..., Answer], tiny: list[str], tmp_path: Path
-):
-    answer = run("train", *tiny, "evaluation.every=0", *overrides)
+def test_bad_input_is_an_error_message(run: Callable[..., Answer], tiny: list[str], tmp_path: Path):
+    answer = run("train", *tiny, "evaluation.every=0", "model.height=30")
     assert answer.code == 2
-    assert answer.error.startswith("error: ")
-    assert complaint in answer.error
+    assert answer.error.startswith("error: pictures of 32x30 pixels; this model needs multiples of 4")
     assert list(tmp_path.iterdir()) == []  # nothing is written
 
 

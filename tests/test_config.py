@@ -141,20 +141,10 @@ def test_settings_of_a_replaced_reward_are_refused_with_the_way_to_drop_them():
         ("rewards.prompt.name=clipt", "rewards.prompt.name: no reward is named 'clipt'; did you mean 'clip_t'?"),
         ("rewards.identity.aginst=reference", "rewards.identity.aginst: unknown key; did you mean 'against'?"),
         ("adapter.xyz=1", "adapter.xyz: unknown key; known here: rank, alpha, targets"),
-        ("optimizer.lr=fast", "optimizer.lr: input should be a valid number, .*, not 'fast'"),
-        ("groups.size=1", "groups.size: input should be greater than or equal to 2, not 1"),
-        ("optimizer.lr=0", "optimizer.lr: input should be greater than 0, not 0"),
         ("dino=1", "dino: unknown key; did you mean 'window'?"),
         ("rewards.x={name: 'a.py:b', role: quality, weight: 1, optoins: {}}", "rewards.x.optoins: .* mean 'options'?"),
         ("rewards.prompt={name: http}", "rewards.prompt.url: is missing and has no default; set it"),
         ("sampling.shift=-1", "sampling.shift: input should be greater than .*; or 'checkpoint', not -1"),
-        ("tracking=wandb", r"tracking: write a list such as \[wandb\], not 'wandb'"),
-        ("shaping.rule=sar", "shaping.rule: input should be 'sars', .* or 'gdpo', not 'sar'"),
-        ("weighting.high=1.5", "weighting.high: input should be less than or equal to 1, not 1.5"),
-        ("seed.x=1", r"seed: input should be a valid integer, not \{'x': 1\}"),
-        ("updates.x=1", "updates.x=1: updates is a value, not a section of keys"),
-        ("seed", "seed: an override is written key=value, for instance optimizer.lr=1e-4"),
-        ("seed=[1", "seed: '.1' is not YAML: line 1, column 3: expected .*"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_key_and_value(override: str, line: str):
@@ -232,11 +222,17 @@ def test_all_mistakes_are_reported_at_once():
     ("line", "message"),
     [
         ("dyno", "metric 'dyno': name: no reward is named 'dyno'; did you mean 'dino'?; write for instance .*"),
-        ("dino agianst=x", "metric 'dino agianst=x': agianst: unknown key; did you mean 'against'?; write .*"),
-        ("dino batch=0", "metric 'dino batch=0': batch: input should be greater than or equal to 1, not '0'; .*"),
+        ("dino agianst=x", "metric 'dino': agianst: unknown key; did you mean 'against'?; write .*"),
+        ("dino batch=0", "metric 'dino': batch: input should be greater than or equal to 1, not '0'; .*"),
     ],
 )
 def test_a_mistake_in_a_metric_names_its_own_keys(line: str, message: str):
     with pytest.raises(ConfigError) as caught:
         parse_metric(line)
     assert re.fullmatch(message.replace("?", r"\?"), str(caught.value)), caught.value
+
+
+def test_a_mistake_in_a_metric_does_not_repeat_a_key():
+    with pytest.raises(ConfigError, match="may not hold a user or password") as caught:
+        parse_metric("http url=http://user:secret-key@host/score")
+    assert "secret-key" not in str(caught.value)

@@ -265,7 +265,8 @@ def parse_metric(line: str) -> RewardSettings:
         return parse_reward(line)
     except ValidationError as error:
         problems = "; ".join(describe_mistakes(error, RunConfig, METRIC))
-        raise ConfigError(f"metric {line!r}: {problems}; write for instance 'dino against=other_view'") from None
+        name = shorten(line.partition(" ")[0])  # the name alone: a URL in the line may hold a key
+        raise ConfigError(f"metric {name}: {problems}; write for instance 'dino against=other_view'") from None
 
 
 def dump_config(config: RunConfig) -> str:

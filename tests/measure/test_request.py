@@ -103,10 +103,10 @@ def test_a_metric_takes_the_encoder_of_the_reward_of_its_kind(trained: Path):
     [
         (
             "dino against=nothing",
-            "metric 'dino against=nothing': against: input should be 'reference' or 'other_view'",
+            "metric 'dino': against: input should be 'reference' or 'other_view'",
         ),
         ("dyno", "metric 'dyno': name: no reward is named 'dyno'; did you mean 'dino'?"),
-        ("dino modle=x", "metric 'dino modle=x': modle: unknown key; did you mean 'model'?"),
+        ("dino modle=x", "metric 'dino': modle: unknown key; did you mean 'model'?"),
     ],
 )
 def test_an_unknown_metric_is_refused_in_one_line(text: str, problem: str):

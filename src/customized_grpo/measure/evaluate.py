@@ -149,9 +149,9 @@ def _comparable_rows(request: EvaluationRequest, against: Path) -> list[Evaluati
     settings = _read_settings(against / SETTINGS, "name another evaluation")
     try:
         base = _generation_settings(settings)
-    except (LookupError, TypeError) as error:
+    except (LookupError, TypeError):
         raise ConfigError(
-            f"{against / SETTINGS} does not tell how the images were generated ({error!r}); name another evaluation"
+            f"{against / SETTINGS} does not tell how the images were generated; name another evaluation"
         ) from None
     differences = _differences(base, _generation_settings(request.settings))
     again = "Make it again with this command, but with --base instead of --against, and a new --output"
