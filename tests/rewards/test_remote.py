@@ -225,8 +225,8 @@ def test_the_key_is_sent_and_appears_nowhere_else(
     server = serve(*replies, remote.by_grey)
     settings = remote.settings(server, api_key_env="MY_KEY", retries=0)
     reward: Any = settings.make(CPU)
-    texts = [repr(settings), str(settings), settings.model_dump_json(), repr(reward), repr(reward._client)]
-    texts.append(repr(getattr(reward._client, "headers", None)))
+    texts = [repr(settings), str(settings), settings.model_dump_json(), repr(reward), repr(reward._http)]
+    texts.append(repr(reward._http.headers))
     for _ in replies:
         assert reward(GREY[:1], SAMPLES[:1]).isnan().all()
         texts.append(reward.last_error)

@@ -29,12 +29,11 @@ from customized_grpo.data import Sample
 from customized_grpo.data.images import to_pictures
 from customized_grpo.rewards.remote import (
     AskError,
+    Connection,
     RemoteReward,
     as_png,
     error_status,
-    make_client,
     no_reply,
-    read_key,
 )
 
 VERSION = 1  # of the interface; a server can refuse versions that it does not know
@@ -44,32 +43,25 @@ LARGEST = float(torch.finfo(torch.float32).max)
 class HttpReward(RemoteReward):
     """Scores [N] from the server; NaN if it gives none or an impossible one. `unscored` counts the causes.
 
-    The arguments are the fields of `HttpSettings`, which explains them.
-
-    Raises UsageError if the key's variable is not set, and PictureError if a reference cannot be read.
+    The arguments after the first are the fields of `HttpSettings`, which explains them. Raises PictureError if a
+    reference cannot be read.
     """
 
     def __init__(
         self,
-        url: str,
+        connection: Connection,
         *,
         batch: int,
         send: Literal["none", "references", "other_views", "all"],
         max_side: int,
         low: float | None,
         high: float | None,
-        api_key_env: str | None,
-        timeout: float,
-        retries: int,
-        in_flight: int,
     ):
-        key = read_key(api_key_env, "http")
-        super().__init__(url, retries=retries, in_flight=in_flight, secret=key)
-        self._url, self._timeout = url, timeout
+        super().__init__(connection)
+        self._url = connection.url
         self._batch, self._send, self._max_side = batch, send, max_side
-        self._client = make_client(timeout, in_flight)
-        if key is not None:
-            self._client.headers["Authorization"] = f"Bearer {key}"
+        if connection.key is not None:
+            self._http.headers["Authorization"] = f"Bearer {connection.key}"
         self._low = -LARGEST if low is None else low
         self._high = LARGEST if high is None else high
 
@@ -104,7 +96,7 @@ class HttpReward(RemoteReward):
         """One try: the entries of "scores", one per picture, not yet checked."""
         body = [{**sample, "image": as_png(picture)} for picture, sample in zip(pictures, described, strict=True)]
         try:
-            response = self._client.post(self._url, json={"version": VERSION, "samples": body})
+            response = self._http.post(self._url, json={"version": VERSION, "samples": body})
         except httpx2.HTTPError as error:
             raise no_reply(error, self._timeout) from error
         if not response.is_success:

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -52,15 +53,28 @@ class AskError(Exception):
         self.message, self.retry, self.server_down, self.wait = message, retry, server_down, wait
 
 
+@dataclass(frozen=True)
+class Connection:
+    """A server, and how it is asked; `RemoteSettings` explains the fields."""
+
+    url: str
+    key: str | None = field(repr=False)
+    timeout: float
+    retries: int
+    in_flight: int
+
+
 class RemoteReward:
     """Base of rewards that ask a server. It may be called from several threads, which share the limit of requests."""
 
     remote = True
 
-    def __init__(self, url: str, *, retries: int, in_flight: int, secret: str | None):
-        self._shown_url, self._secret = shown_url(url), secret
-        self._retries = retries
-        self._pool = ThreadPoolExecutor(in_flight, thread_name_prefix="ask")  # its size is the limit of requests
+    def __init__(self, connection: Connection):
+        self._shown_url, self._secret = shown_url(connection.url), connection.key
+        self._timeout, self._retries = connection.timeout, connection.retries
+        self._http = make_client(connection.timeout, connection.in_flight)
+        # Its size is the limit of requests.
+        self._pool = ThreadPoolExecutor(connection.in_flight, thread_name_prefix="ask")
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._last_answer = self._given_up = -1.0  # times of the last usable answer and of giving up on the server

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import model_validator
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from customized_grpo.rewards import Reward
+    from customized_grpo.rewards.remote import Connection
 
 
 class RemoteSettings(RewardSettings):
@@ -30,6 +31,18 @@ class RemoteSettings(RewardSettings):
     """Further tries of a request that may still succeed."""
     in_flight: Count = 8
     """Requests at a time, over all batches of a process."""
+
+    def connection(self, url: str) -> Connection:
+        """How the server is asked. Raises UsageError if the key's variable is not set."""
+        from customized_grpo.rewards.remote import Connection, read_key
+
+        return Connection(
+            url, read_key(self.api_key_env, self.name), self.timeout, retries=self.retries, in_flight=self.in_flight
+        )
+
+    def own_fields(self, *others: str) -> dict[str, Any]:
+        """The settings of this reward alone, without those of all rewards or all remote ones, and without `others`."""
+        return self.model_dump(exclude={*RemoteSettings.model_fields, *others})
 
 
 class HttpSettings(RemoteSettings):
@@ -58,7 +71,7 @@ class HttpSettings(RemoteSettings):
     def make(self, device: torch.device) -> Reward:  # noqa: ARG002 (the server has its own)
         from customized_grpo.rewards.http import HttpReward
 
-        return HttpReward(**self.model_dump(exclude={"name", "role", "weight"}))
+        return HttpReward(self.connection(self.url), **self.own_fields("url"))
 
 
 class VlmJudgeSettings(RemoteSettings):
@@ -87,4 +100,4 @@ class VlmJudgeSettings(RemoteSettings):
             raise UsageError('reward "vlm_judge": openai is not installed; pip install "customized-grpo[judge]"')
         from customized_grpo.rewards.vlm_judge import Judge
 
-        return Judge(**self.model_dump(exclude={"name", "role", "weight"}))
+        return Judge(self.connection(self.base_url), **self.own_fields("base_url"))

@@ -22,12 +22,11 @@ from customized_grpo.data import Sample
 from customized_grpo.data.images import to_pictures
 from customized_grpo.rewards.remote import (
     AskError,
+    Connection,
     RemoteReward,
     as_png,
     error_status,
-    make_client,
     no_reply,
-    read_key,
 )
 
 BEST = 4
@@ -93,34 +92,28 @@ class _Reply(BaseModel):
 class Judge(RemoteReward):
     """Grades [N] / 4, so 0, 0.25, 0.5, 0.75 or 1; NaN if the judge gave none. `unscored` counts the causes.
 
-    The arguments are the fields of `VlmJudgeSettings`, which explains them.
-
-    Raises UsageError if the key's variable is not set, and PictureError if a reference cannot be read.
+    The arguments after the first are the fields of `VlmJudgeSettings`, which explains them. Raises PictureError if a
+    reference cannot be read.
     """
 
     def __init__(
         self,
-        base_url: str,
+        connection: Connection,
         *,
         model: str,
         judges: Literal["identity", "prompt"],
         max_side: int,
         structured: Literal["schema", "prompt"],
         temperature: float | None,
-        api_key_env: str | None,
-        timeout: float,
-        retries: int,
-        in_flight: int,
     ):
-        key = read_key(api_key_env, "vlm_judge")
-        super().__init__(base_url, retries=retries, in_flight=in_flight, secret=key)
+        super().__init__(connection)
         self._model, self._judges, self._max_side = model, judges, max_side
-        self._structured, self._temperature, self._timeout = structured, temperature, timeout
+        self._structured, self._temperature = structured, temperature
         self._client = OpenAI(
-            base_url=base_url,
-            api_key=key or NO_KEY,
+            base_url=connection.url,
+            api_key=connection.key or NO_KEY,
             max_retries=0,  # `RemoteReward` retries: it also covers answers without a grade
-            http_client=make_client(timeout, in_flight),
+            http_client=self._http,
         )
 
     def __call__(self, images: Tensor, samples: Sequence[Sample]) -> Tensor:
