@@ -18,9 +18,9 @@ from PIL import Image
 
 from customized_grpo.data import DataError, Sample, load_data, load_image, load_list
 from customized_grpo.data.images import PictureError
-from customized_grpo.data.paths import display
 from customized_grpo.data.sources import NAMES
 from customized_grpo.fields import BUILT_IN
+from customized_grpo.files.paths import display
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from program import TINY, Refusal
 

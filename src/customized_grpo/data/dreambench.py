@@ -12,9 +12,9 @@ from pathlib import Path
 
 from customized_grpo.data.findings import DataError, Findings, Place, check_pictures, show
 from customized_grpo.data.lists import load_list
-from customized_grpo.data.paths import is_file
 from customized_grpo.data.reading import list_folder, read_text
 from customized_grpo.data.sample import Sample
+from customized_grpo.files.paths import is_file
 
 # The reference photographs of the customary list of 750 cases (datasets/dreambench_singleip.json of UNO), the same as
 # in scripts/remove_dreambench_multiimg.sh of github.com/xichenpan/Kosmos-G.

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from customized_grpo.data.images import PictureError, Source, check_image
-from customized_grpo.data.paths import display
 from customized_grpo.data.sample import Sample
 from customized_grpo.errors import InputError
+from customized_grpo.files.paths import display
 
 _SHOWN = 20  # problems in the message of a DataError; `problems` has all
 

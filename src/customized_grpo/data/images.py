@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from customized_grpo.data.paths import display, why
 from customized_grpo.errors import InputError
+from customized_grpo.files.paths import display, why
 
 if TYPE_CHECKING:
     from torch import Tensor

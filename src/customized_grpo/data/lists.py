@@ -8,9 +8,9 @@ from typing import Any
 
 from customized_grpo.data.entries import Entry, read_entries
 from customized_grpo.data.findings import DataError, Findings, Place, check_ids, check_inside, check_pictures, show
-from customized_grpo.data.paths import display, inside, is_file
 from customized_grpo.data.reading import list_folder
 from customized_grpo.data.sample import Sample
+from customized_grpo.files.paths import display, inside, is_file
 
 _FIELDS = ("prompt", "image_paths", "image_path", "id", "subject", "other_views", "mask", "class_word")
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from customized_grpo.data.findings import Findings, check_pictures
-from customized_grpo.data.paths import is_folder
 from customized_grpo.data.prompts import TRAINING, VALIDATION
 from customized_grpo.data.reading import list_folder
 from customized_grpo.data.sample import Sample
+from customized_grpo.files.paths import is_folder
 
 
 def load_photographs(root: Path, class_word: str) -> tuple[list[Sample], list[Sample]]:

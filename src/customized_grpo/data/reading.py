@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from customized_grpo.data.findings import DataError
-from customized_grpo.data.paths import why
+from customized_grpo.files.paths import why
 
 
 def read_text(path: Path) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 from customized_grpo.data.dreambench import dreambench_cases, dreambench_pairs
 from customized_grpo.data.findings import DataError
 from customized_grpo.data.lists import METADATA, load_imagefolder, load_list
-from customized_grpo.data.paths import is_file, is_folder
 from customized_grpo.data.photographs import load_photographs
 from customized_grpo.data.sample import Sample
 from customized_grpo.data.splits import split_by_subject
@@ -15,6 +14,7 @@ from customized_grpo.data.subjects200k import load_subjects200k
 from customized_grpo.data.syncd import load_syncd
 from customized_grpo.errors import UsageError
 from customized_grpo.fields import BUILT_IN
+from customized_grpo.files.paths import is_file, is_folder
 
 
 @dataclass(frozen=True)

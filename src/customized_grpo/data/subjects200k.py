@@ -22,9 +22,9 @@ from PIL import Image
 
 from customized_grpo.data.entries import Entry
 from customized_grpo.data.findings import DataError, Findings, Place, check_ids, check_pictures
-from customized_grpo.data.paths import why
 from customized_grpo.data.reading import list_folder
 from customized_grpo.data.sample import Sample
+from customized_grpo.files.paths import why
 
 _SCORES = ("compositeStructure", "objectConsistency", "imageQuality")
 _COLUMNS = {  # and the fields that are read of each

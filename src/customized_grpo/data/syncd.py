@@ -12,9 +12,9 @@ from pathlib import Path, PurePath
 
 from customized_grpo.data.entries import Entry, read_entries
 from customized_grpo.data.findings import DataError, Findings, Place, check_inside, check_samples, show
-from customized_grpo.data.paths import inside, is_folder
 from customized_grpo.data.reading import list_folder
 from customized_grpo.data.sample import Sample
+from customized_grpo.files.paths import inside, is_folder
 
 _METADATA = ("*metadata.json", "*metadata_with_scores.json")
 _FIELDS = ("filenames", "prompts")

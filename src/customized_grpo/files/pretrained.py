@@ -7,7 +7,6 @@ a model is never executed: nothing passes `trust_remote_code`.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +29,7 @@ from transformers.utils import logging as transformers_bars
 from customized_grpo.errors import InputError
 from customized_grpo.files import PACKAGE
 from customized_grpo.files.durable import reason_of
+from customized_grpo.files.paths import is_folder
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")  # a tokenizer needs one of them
@@ -43,7 +43,7 @@ class ModelError(InputError, ValueError):
 def find(model: str | Path, name: str) -> Path:
     """The path of a model's file: in its folder, or in the hub's cache, downloaded if necessary. Raises ModelError."""
     folder = Path(model)
-    if _is_folder(folder):
+    if is_folder(folder):  # a path that the system refuses (a name too long) may still be a hub id
         if not (folder / name).is_file():
             raise ModelError(f"{model} is not the kind of model needed here: it has no {name}")
         _refuse_pickles(folder)
@@ -81,7 +81,7 @@ def pipeline_class(model: str | Path) -> str:
 def check_complete(model: str | Path) -> None:
     """Raises ModelError if a pipeline's folder lacks parts. A model on the hub is checked when it is downloaded."""
     folder = Path(model)
-    if not _is_folder(folder):
+    if not is_folder(folder):
         return
     if missing := list(_missing_parts(folder, _read_json(find(model, "model_index.json")))):
         raise ModelError(f"{model} is incomplete: {', '.join(missing)} missing; {DOWNLOAD}")
@@ -107,17 +107,12 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _is_folder(path: Path) -> bool:
-    """A path that the system refuses (a name too long) is not a folder; it may be a hub id."""
-    return os.path.isdir(path)  # noqa: PTH112 (Path.is_dir raises OSError for it)
-
-
 def _missing_parts(folder: Path, index: Mapping[str, Any]) -> Iterator[str]:
     """What a pipeline's folder lacks. Vocabularies count: without one, a library makes an empty tokenizer silently."""
     for name, value in index.items():
         if not (isinstance(value, list) and value and value[-1] is not None):  # not a part, or one left out on purpose
             continue
-        if not _is_folder(folder / name):
+        if not is_folder(folder / name):
             yield name
         elif not any((folder / name).glob("*config.json")):
             yield f"{name}/config.json"

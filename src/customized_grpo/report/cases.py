@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import isnan, nan
 from pathlib import Path, PurePath
 
-from customized_grpo.data.paths import inside
+from customized_grpo.files.paths import inside
 from customized_grpo.measure.intervals import Estimate
 from customized_grpo.measure.rows import EvaluationRow
 from customized_grpo.report import formats

@@ -23,9 +23,9 @@ from transformers import CLIPTokenizer, Dinov2Model
 from customized_grpo.critters import world
 from customized_grpo.critters.build import pictures as pics
 from customized_grpo.critters.build.models import TEXT_TOKENS
-from customized_grpo.data.paths import why
 from customized_grpo.errors import RunError
 from customized_grpo.files.durable import replacing
+from customized_grpo.files.paths import why
 
 Loss = Callable[[np.random.Generator, torch.Generator], Tensor]
 Settings = dict[str, Any]  # of numbers, strings and dictionaries of them

@@ -7,9 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from customized_grpo.data.paths import is_folder
 from customized_grpo.errors import UsageError
 from customized_grpo.fields import BUILT_IN
+from customized_grpo.files.paths import is_folder
 
 FOLDER = Path(__file__).parent
 
