@@ -171,8 +171,9 @@ def test_shares_by_the_oracle_are_compared_with_those_of_the_rewards(
 
 
 def test_prompts_are_chosen_from_as_many_subjects_as_possible():
-    """Three of a, two of b, one of c: one of each, then a second of a and of b."""
+    """Three of a, two of b, one of c: one of each, and a second of a and of b."""
     listed = [Sample(id=f"{n}", subject=name, prompt="p", references=(Path("x"),)) for n, name in enumerate("aaabbc")]
-    assert [sample.id for sample in choose(listed, 5)] == ["0", "3", "5", "1", "4"]
+    assert sorted(sample.subject for sample in choose(listed, 3)) == ["a", "b", "c"]
+    assert sorted(sample.subject for sample in choose(listed, 5)) == ["a", "a", "b", "b", "c"]
     with pytest.raises(ConfigError, match="6 training samples cannot give 7 prompts"):
         choose(listed, 7)

@@ -27,6 +27,7 @@ from customized_grpo.measure.request import EvaluationRequest
 from customized_grpo.measure.rows import mean_scores
 from customized_grpo.run.checkpoints import FINAL, checkpoints_of
 from customized_grpo.run.environment import commit
+from customized_grpo.run.own_samples import RESTORE, OwnSamples
 from customized_grpo.runtime.memory import raise_if_exhausted
 from customized_grpo.training.assemble import assemble
 
@@ -104,9 +105,18 @@ def _test(
     request = EvaluationRequest(
         config, adapter, cases=test.cases, held_out=True, case_seed=TEST_SEED_OFFSET + seed, split=test.split
     )
+    for other in comparison.arms:
+        _check_same_cases(request, comparison.folder(other, seed) / "run")
     name = BASE if adapter is None else adapter.name
     rows = evaluate(request, folder / "test" / name, keep_pictures=False)
     return {metric: None if figure is None else figure.mean for metric, figure in mean_scores(rows).items()}
+
+
+def _check_same_cases(request: EvaluationRequest, run: Path) -> None:
+    """Raises DataChangedError if a run of this comparison knew other cases: the arms could not be compared."""
+    if own := OwnSamples.read(run):
+        both = [name for name in own.held_out if name in request.digests]
+        own.check(request.digests, both, f"that run is {run}; {RESTORE}, or start another comparison with --output")
 
 
 def _mean(tests: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:

@@ -31,6 +31,10 @@ class Stored(Protocol):
 
     def open_image(self) -> Image.Image: ...
 
+    def content(self) -> bytes:
+        """What decides the picture, for a digest."""
+        ...
+
 
 Source = Image.Image | Path | Stored
 

@@ -53,6 +53,9 @@ class Pair:
         _boxes(*image.size)
         return image
 
+    def content(self) -> bytes:
+        return _stored(self.file, self.row)
+
 
 @dataclass(frozen=True)
 class Half:
@@ -67,6 +70,9 @@ class Half:
     def open_image(self) -> Image.Image:
         image = self.pair.open_image()
         return image.crop(_boxes(*image.size)[self.side])
+
+    def content(self) -> bytes:
+        return self.pair.content() + bytes([self.side])
 
 
 def load_subjects200k(root: Path) -> list[Sample]:

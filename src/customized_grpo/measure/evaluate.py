@@ -16,7 +16,7 @@ from customized_grpo.files.durable import append_text, check_folder, make_folder
 from customized_grpo.files.pictures import save_png
 from customized_grpo.measure import dreambench
 from customized_grpo.measure.intervals import Estimate
-from customized_grpo.measure.request import EvaluationRequest
+from customized_grpo.measure.request import CONTENT, EvaluationRequest
 from customized_grpo.measure.rows import (
     EvaluationRow,
     count_unscored,
@@ -134,8 +134,8 @@ def _check_output(output: Path, settings: Mapping[str, Any]) -> None:
     check_folder(output)
     file = output / SETTINGS
     if file.exists():
-        differences = _differences(_read_settings(file, "choose another --output, or remove the folder"), settings)
-        if differences:
+        found = _read_settings(file, "choose another --output, or remove the folder")
+        if differences := _differences({CONTENT: settings[CONTENT], **found}, settings):
             raise ConfigError(f"{output} holds another evaluation: {differences}. Choose another --output")
     elif output.exists() and any(output.iterdir()):
         raise ConfigError(f"{output} is not empty and is not an evaluation; choose another --output")
@@ -159,8 +159,15 @@ def _comparable_rows(request: EvaluationRequest, against: Path) -> list[Evaluati
         raise ConfigError(f"{against} was generated with other settings: {differences}. {again}")
     if missing := [name for name in request.rewards() if name not in rows[0].scores]:
         raise ConfigError(f"{against} has no scores of {', '.join(missing)}. {again}")
-    if not {row.sample for row in rows} & {sample.id for sample in request.samples}:
+    prompts = {sample.id: sample.prompt for sample in request.samples}
+    common = [row for row in rows if row.sample in prompts]
+    if not common:
         raise ConfigError(f"{against} and this evaluation have no sample in common. {again}")
+    changed = [row.sample for row in common if row.prompt != prompts[row.sample]]
+    same_list = settings.get("samples") == request.settings["samples"]
+    if changed or (same_list and settings.get(CONTENT, request.settings[CONTENT]) != request.settings[CONTENT]):
+        what = f"sample {changed[0]} has another prompt" if changed else "its pictures or class words were others"
+        raise ConfigError(f"{against} was made when the data was not what it is now: {what}. {again}")
     return rows
 
 

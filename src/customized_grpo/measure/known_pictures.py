@@ -13,6 +13,7 @@ from customized_grpo.critters import samples as critters
 from customized_grpo.critters import world
 from customized_grpo.data import Sample
 from customized_grpo.data.images import Source
+from customized_grpo.data.subsets import subset
 from customized_grpo.fields import BUILT_IN
 from customized_grpo.sections import Data
 from customized_grpo.training.assemble import read_data
@@ -32,15 +33,13 @@ ShownCases = list[Shown | None]  # one entry per case; None if the data has no s
 
 
 def load_cases(data: Data, count: int) -> Cases:
-    """At most `count` cases: the development critters that `train` uses, or samples spread evenly over the list.
+    """At most `count` cases: the development critters that `train` uses, or samples spread over the list.
 
     Raises DataError if the list cannot be used.
     """
     if data.source == BUILT_IN:
         return Cases(critters.draw_samples(count, critters.DEVELOPMENT_CRITTERS, 0))
-    samples, _ = read_data(data, 0)
-    kept = min(count, len(samples))
-    return Cases([samples[index * len(samples) // kept] for index in range(kept)])
+    return Cases(subset(read_data(data, 0)[0], count))
 
 
 @dataclass(frozen=True)

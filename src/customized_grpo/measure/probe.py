@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from customized_grpo.config import ConfigError, RunConfig, parse_metric
 from customized_grpo.data import Sample
+from customized_grpo.data.subsets import subset
 from customized_grpo.errors import UsageError
 from customized_grpo.fields import BUILT_IN
 from customized_grpo.files.durable import check_folder, make_folder, write_text
@@ -58,18 +58,10 @@ def run_probe(config: RunConfig, adapter: Path | None, *, prompts: int, draws: i
 
 
 def choose(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """`count` samples from as many subjects as possible: one of each subject in order, then a second of each, ...
-
-    Raises ConfigError if there are fewer samples.
-    """
+    """`count` samples, spread over subjects and prompts. Raises ConfigError if there are fewer samples."""
     if len(samples) < count:
         raise ConfigError(f"{len(samples)} training samples cannot give {count} prompts; use --prompts {len(samples)}")
-    seen: Counter[str] = Counter()
-    order = []
-    for index, sample in enumerate(samples):
-        order.append((seen[sample.subject], index))
-        seen[sample.subject] += 1
-    return [samples[index] for _, index in sorted(order)[:count]]
+    return subset(samples, count)
 
 
 def _policy(config: RunConfig, adapter: Path | None) -> Policy:

@@ -14,6 +14,8 @@ from typing import Any, Literal
 from customized_grpo.config import CONFIG, RunConfig, load_config, parse_metric, recipes
 from customized_grpo.critters import samples as critters
 from customized_grpo.data import Sample
+from customized_grpo.data.digests import SampleDigest, digests
+from customized_grpo.data.subsets import subset
 from customized_grpo.errors import UsageError
 from customized_grpo.fields import BUILT_IN
 from customized_grpo.measure import dreambench
@@ -21,10 +23,12 @@ from customized_grpo.measure.named_metrics import named_metrics, trained_names
 from customized_grpo.rewards.settings import RewardSettings
 from customized_grpo.run.checkpoints import FOLDER as CHECKPOINTS
 from customized_grpo.run.checkpoints import checkpoints_of, find_adapter
+from customized_grpo.run.own_samples import RESTORE, OwnSamples
 from customized_grpo.run.sampling_settings import SamplingSettings
 from customized_grpo.training.assemble import read_data
 
 CRITTERS_CASES = 512
+CONTENT = "content"  # the setting that tells whether texts and pictures of the samples are the same
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class EvaluationRequest:
     images      per sample, each with its own seed
     metrics     in addition to the rewards of `config` and its `evaluation.metrics`
     held_out    only the part of the list that the configured run does not train on
+    own         the run's own samples, if `config` is that of a run: its held-out part is then as it was divided
     case_seed   which critters are drawn; has no effect on lists
     split       critters: "test" for final evaluations, "development" while settings are still being chosen
     protocol    DreamBench's: identity inside the mask is one more metric if there are masks
@@ -47,23 +52,32 @@ class EvaluationRequest:
     images: int = 1
     metrics: tuple[RewardSettings, ...] = ()
     held_out: bool = False
+    own: OwnSamples | None = None
     case_seed: int = 0
     split: Literal["test", "development"] = "test"
     protocol: bool = False
 
     @cached_property
     def samples(self) -> list[Sample]:
-        """The samples, in the order of the list. The data is read once, on first use; raises DataError."""
+        """The samples. The data is read once, on first use; raises DataError, or DataChangedError."""
         data = self.config.data
         if data.source == BUILT_IN:
             split = critters.TEST_CRITTERS if self.split == "test" else critters.DEVELOPMENT_CRITTERS
             return critters.draw_samples(self.cases or CRITTERS_CASES, split, self.case_seed)
-        if self.held_out:
-            _, samples = read_data(data, data.held_out_share, self.config.seed)
-        else:
-            samples, _ = read_data(data, 0)
-        every = 1 if self.cases is None else max(len(samples) // self.cases, 1)
-        return samples[::every][: self.cases]
+        if not self.held_out:
+            return subset(read_data(data, 0)[0], self.cases)
+        train, held_out = read_data(data, data.held_out_share, self.config.seed)
+        if self.own is None:
+            return subset(held_out, self.cases)
+        _, held_out = self.own.pick([*train, *held_out])
+        way_out = f"{RESTORE}, or add data.source=... to measure on all of it"
+        self.own.check(digests(held_out), self.own.held_out, way_out)
+        return subset(held_out, self.cases)
+
+    @cached_property
+    def digests(self) -> dict[str, SampleDigest]:
+        """The digest of each sample by its id. Raises PictureError."""
+        return digests(self.samples)
 
     def all_metrics(self) -> dict[str, RewardSettings]:
         """Every metric by the name that rows and tables show; the trained rewards come first."""
@@ -91,6 +105,7 @@ class EvaluationRequest:
             "sampling": asdict(SamplingSettings.of(self.config)),
             "data": self.config.data.source,
             "samples": f"{len(described)} ({hashlib.sha256(repr(described).encode()).hexdigest()[:16]})",
+            CONTENT: hashlib.sha256(repr([*map(str, self.digests.values())]).encode()).hexdigest()[:16],
             "images": self.images,
             "metrics": ", ".join(str(metric) for metric in self.all_metrics().values()),
         }
@@ -135,22 +150,53 @@ def make_request(
     trained_with = None if adapter is None else SamplingSettings.read(adapter)
     config = load_config(target, [*(_as_overrides(trained_with) if trained_with else []), *overrides])
     protocol = config.data.source == dreambench.SOURCE
+    held_out = is_folder and not any(override.startswith("data.source") for override in overrides)
     request = EvaluationRequest(
         config=config,
         adapter=None if base else adapter,
         cases=cases,
         images=images or (dreambench.IMAGES if protocol else 1),
         metrics=tuple(parse_metric(line) for line in metrics),
-        held_out=is_folder and not any(override.startswith("data.source") for override in overrides),
+        held_out=held_out,
+        own=OwnSamples.read(Path(target)) if held_out else None,
         protocol=protocol,
     )
-    if request.adapter is not None and not is_folder and _is_training_data(request.adapter, config):
-        warnings.warn(
-            f"the adapter was trained on samples of this data ({config.data.source}); to measure it on the samples "
-            "that it was not trained on, name its run: customized-grpo evaluate RUN",
-            stacklevel=2,
-        )
+    if held_out:
+        _refuse_another_split(config, load_config(target))
+    elif request.adapter is not None:
+        _warn_if_trained_on(request, request.adapter)
     return request
+
+
+def _refuse_another_split(config: RunConfig, run: RunConfig) -> None:
+    """Raises UsageError if overrides divide a run's data in another way: samples to train on would be held out."""
+    if run.data.source == BUILT_IN:  # evaluations draw critters of their own
+        return
+    own, wanted = ((each.seed, each.data.held_out_share) for each in (run, config))
+    for key, value, new in zip(("seed", "data.held_out_share"), own, wanted, strict=True):
+        if value != new:
+            raise UsageError(
+                f"{key}: the run divided its data with {key}={value}, and is evaluated on the samples that it held "
+                f"out; remove {key}={new}, or name the data with data.source=... to measure on all of it"
+            )
+
+
+def _warn_if_trained_on(request: EvaluationRequest, adapter: Path) -> None:
+    """Warn if the adapter was trained on some of the samples; the critters of evaluations are always new."""
+    config = request.config
+    if config.data.source == BUILT_IN:
+        return
+    remedy = "to measure it on samples that it was not trained on, name its run: customized-grpo evaluate RUN"
+    own = OwnSamples.read(adapter)
+    if own is not None:
+        if seen := own.trained_on(request.digests):
+            message = f"the adapter was trained on {seen} of these {len(request.samples)} samples; {remedy}"
+            warnings.warn(message, stacklevel=3)
+    elif (adapter / CONFIG).is_file():
+        trained = load_config(str(adapter)).data
+        if (trained.source, trained.root) == (config.data.source, config.data.root):
+            message = f"the adapter was trained on samples of this data ({config.data.source}); {remedy}"
+            warnings.warn(message, stacklevel=3)
 
 
 def _is_folder(target: str) -> bool:
@@ -163,14 +209,6 @@ def _as_overrides(settings: SamplingSettings) -> list[str]:
     return [
         f"{'sampling' if name in of_sampling else 'model'}.{name}={value}" for name, value in asdict(settings).items()
     ]
-
-
-def _is_training_data(adapter: Path, config: RunConfig) -> bool:
-    """Whether the adapter's configuration names the same data; the critters of evaluations are always new."""
-    if config.data.source == BUILT_IN or not (adapter / CONFIG).is_file():
-        return False
-    trained = load_config(str(adapter)).data
-    return (trained.source, trained.root) == (config.data.source, config.data.root)
 
 
 def default_output(request: EvaluationRequest, target: str) -> Path:

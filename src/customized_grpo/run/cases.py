@@ -23,8 +23,10 @@ def keep_reference(reference: Image.Image, file: Path) -> None:
     save_png(small, file)
 
 
-def keep_cases(images: Path, name: str, cases: Sequence[Shown]) -> None:
+def keep_cases(images: Path, name: str, cases: Sequence[Shown], *, replace_references: bool = False) -> None:
     """Save the cases' pictures in `images`/`name`/, and their references in `images`, where all names share them.
+
+    replace_references  write references that are there already anew: they may be those of other cases
 
     `images`/`name`/cases.json lists them: sample, subject, prompt, scores (null: could not be scored), and the two
     files relative to `images`. Raises SavingError.
@@ -33,7 +35,7 @@ def keep_cases(images: Path, name: str, cases: Sequence[Shown]) -> None:
     rows = []
     for number, case in enumerate(cases):
         reference, picture = f"reference-{number:02d}.png", f"{name}/{number:02d}.png"
-        if not (images / reference).exists():
+        if replace_references or not (images / reference).exists():
             keep_reference(case.reference, images / reference)
         save_png(case.picture, images / picture)
         about = {"sample": case.sample, "subject": case.subject, "prompt": case.prompt}

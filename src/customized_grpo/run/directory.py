@@ -1,6 +1,6 @@
 """The files of a run. Each is replaced in one step, so a crash leaves the old version or the new one.
 
-config.yaml  environment.json  metrics.jsonl  evaluations.jsonl  run.lock
+config.yaml  samples.json  environment.json  metrics.jsonl  evaluations.jsonl  run.lock
 images/eval-00020.png          images/eval-00020/cases.json 00.png ...   images/reference-00.png ...
 checkpoints/step-00020/        adapter/
 """
@@ -53,6 +53,7 @@ from customized_grpo.run.checkpoints import (
 )
 from customized_grpo.run.environment import environment
 from customized_grpo.run.logs import LOGS, LogRow, as_json, read_logs, rewind_log
+from customized_grpo.run.own_samples import OwnSamples
 from customized_grpo.run.sampling_settings import SAMPLING, SamplingSettings
 from customized_grpo.run.trackers import Trackers
 
@@ -60,13 +61,15 @@ from customized_grpo.run.trackers import Trackers
 class RunDirectory:
     """The folder of one run: a new folder for a new run, an existing one for a resumed run. Locked until `close`.
 
-    notices   settings that changed since the last start, one line each
+    own_samples  of a run whose data lies in files; kept in the folder, and beside each adapter
+    notices      settings that changed since the last start, one line each
 
     Raises RunDirectoryError if the folder cannot be used, before anything in it changes.
     """
 
-    def __init__(self, config: RunConfig, *, resume: bool):
-        self.config = config
+    def __init__(self, config: RunConfig, *, resume: bool, own_samples: OwnSamples | None = None):
+        self.config, self.own_samples = config, own_samples
+        self.references_kept = False  # whether images/reference-*.png are those of this start
         self.path = path = Path(config.output)
         self.notices = check_access(config, resume=resume)
         with writable(path):
@@ -74,6 +77,8 @@ class RunDirectory:
             self._lock = take_lock(path)
             try:
                 write_text(path / CONFIG, dump_config(config))  # first: with it, the run can be resumed
+                if own_samples is not None:
+                    own_samples.write(path)
                 write_text(path / "environment.json", json.dumps(environment(), indent=2) + "\n")
                 (path / FOLDER).mkdir(exist_ok=True)
                 (path / "images").mkdir(exist_ok=True)
@@ -107,7 +112,8 @@ class RunDirectory:
                 draw_card([case.reference, case.picture], case.prompt, ["reference", "generated"]) for case in shown
             ]
             with self._writing(f"the pictures of {name}"):
-                keep_cases(images, name, shown)
+                keep_cases(images, name, shown, replace_references=not self.references_kept)
+                self.references_kept = True
                 save_png(draw_sheet(cards, columns=4), images / f"{name}.png")
                 sync_tree(images / name)
                 sync(images / f"{name}.png")
@@ -222,6 +228,8 @@ class RunDirectory:
     def _save_adapter(self, policy: Policy, folder: Path) -> None:
         policy.save_adapter(folder)
         write_text(folder / CONFIG, dump_config(self.config))
+        if self.own_samples is not None:
+            self.own_samples.write(folder)
         write_text(folder / SAMPLING, json.dumps(asdict(SamplingSettings.of(self.config)), indent=2) + "\n")
 
     @contextmanager

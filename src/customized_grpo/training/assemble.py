@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import torch
 from customized_grpo.config import ConfigError, RunConfig
 from customized_grpo.critters import samples as critters
 from customized_grpo.data import Sample, load_data
+from customized_grpo.data.digests import digests
+from customized_grpo.data.subsets import fair_order, subset
 from customized_grpo.fields import BUILT_IN
 from customized_grpo.policies import find_family, load_policy
 from customized_grpo.rewards import Reward
@@ -17,6 +20,7 @@ from customized_grpo.rewards.settings import INSTEAD, IdentitySettings
 from customized_grpo.run.access import check_access
 from customized_grpo.run.directory import RunDirectory
 from customized_grpo.run.follower import FollowedDirectory
+from customized_grpo.run.own_samples import RESTORE, OwnSamples
 from customized_grpo.run.trackers import Trackers
 from customized_grpo.runtime.device import usable_device
 from customized_grpo.runtime.distributed import Processes
@@ -44,20 +48,50 @@ def read_data(data: Data, held_out_share: float, seed: int = 0) -> tuple[list[Sa
 
 
 def load_samples(config: RunConfig) -> tuple[list[Sample], list[Sample]]:
-    """(training, held-out) samples of a run; they show different subjects. Raises DataError or UsageError."""
+    """(training, held-out) samples of a new run; they show different subjects. Raises DataError or UsageError."""
     data = config.data
     if data.source == BUILT_IN:
         train = critters.draw_samples(data.train_samples or 1, critters.TRAINING_CRITTERS, config.seed)
         # The same held-out cases for every seed, so that runs can be compared.
-        held_out = critters.draw_samples(data.held_out_samples, critters.DEVELOPMENT_CRITTERS, 0)
-        return train, held_out
-    train, held_out = read_data(data, data.held_out_share, config.seed)
-    return _spread(train, data.train_samples or len(train)), _spread(held_out, data.held_out_samples)
+        return train, critters.draw_samples(data.held_out_samples, critters.DEVELOPMENT_CRITTERS, 0)
+    train, held_out = _divide(data, config.seed)
+    return train, held_out[: data.held_out_samples]
 
 
-def _spread(samples: list[Sample], count: int) -> list[Sample]:
-    """`count` samples, evenly spaced over the list: its first ones often show one subject."""
-    return samples[:: max(len(samples) // count, 1)][:count]
+def _divide(data: Data, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """(training, held-out) samples; of those held out all, in an order whose beginning speaks for the whole."""
+    train, held_out = read_data(data, data.held_out_share, seed)
+    return subset(train, data.train_samples), fair_order(held_out)
+
+
+def own_samples(
+    config: RunConfig, *, resume: bool, check: bool = True
+) -> tuple[list[Sample], list[Sample], OwnSamples | None]:
+    """(training, held-out) samples of a run, and their digests, which are kept with it (critters have none).
+
+    A resumed run goes on with its own samples, whatever else the data holds now.
+
+    check  compare their content with what the run knew; one process is enough for that
+
+    Raises DataError or UsageError, or DataChangedError if they are no longer what they were.
+    """
+    data = config.data
+    if data.source == BUILT_IN:
+        return *load_samples(config), None
+    known = OwnSamples.read(Path(config.output)) if resume else None
+    if known is None:
+        train, held_out = _divide(data, config.seed)
+        known = OwnSamples.of(train, held_out) if check else None
+    else:
+        found = [sample for part in read_data(data, data.held_out_share, config.seed) for sample in part]
+        train, held_out = known.pick(found)
+        if check:
+            names = [*known.train, *known.held_out]
+            known.check(digests([*train, *held_out]), names, f"{RESTORE}, or start another run with output=...")
+            if data.train_samples is None and (new := len(found) - len(names)):
+                message = f"the data holds {new} samples more than the run began with; it goes on without them"
+                warnings.warn(message, stacklevel=2)
+    return train, held_out[: data.held_out_samples], known
 
 
 def load_rewards(config: RunConfig) -> dict[str, Reward]:
@@ -132,7 +166,7 @@ def assemble(config: RunConfig, *, resume: bool = False) -> Trainer:
     if processes.main:
         check_access(config, resume=resume)
     Trackers.check(config.tracking)
-    train, held_out = load_samples(config)
+    train, held_out, known = own_samples(config, resume=resume, check=processes.main)
     if not train:
         raise ConfigError(f"{config.data.source} leaves no sample to train on; lower data.held_out_share")
     if config.evaluation.every and not held_out:
@@ -154,6 +188,6 @@ def assemble(config: RunConfig, *, resume: bool = False) -> Trainer:
         policy.shard()
     rewards = load_rewards(local)
     metrics = load_metrics(local, rewards)
-    directory = RunDirectory(config, resume=resume) if processes.main else FollowedDirectory(config)
+    directory = RunDirectory(config, resume=resume, own_samples=known) if processes.main else FollowedDirectory(config)
     evaluation = HeldOut(held_out, metrics, config.groups.rollout_batch, processes)
     return Trainer(config, policy, rewards, train, evaluation, directory, processes)
