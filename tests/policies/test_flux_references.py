@@ -159,7 +159,7 @@ def test_a_mixed_batch_trains(
     assert {len(sample.references) for sample in trainer.plan.batch(0)} == {1, 2}
     before = adapter_of(trainer.policy)  # pyright: ignore[reportArgumentType]
     row = trainer.step()  # would raise if the ratio were not 1
-    assert trainer.ratio_checked
+    assert trainer.ratio_checks == 1
     assert row["ratio_mean"] == pytest.approx(1, abs=1e-5)
     assert (row["clip_fraction"], row["gradient_norm"] > 0) == (0, True)
     after = adapter_of(trainer.policy)  # pyright: ignore[reportArgumentType]

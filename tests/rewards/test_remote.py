@@ -24,6 +24,7 @@ from customized_grpo.rewards import remote as remote_module
 from customized_grpo.rewards.remote import AskError, retry_after, shown_url
 from customized_grpo.rewards.scoring import Scorer
 from customized_grpo.rewards.secrets import Url
+from customized_grpo.runtime.distributed import Processes
 
 Serve = Callable[..., Loopback]
 KEY = "sk-very-secret-0123"
@@ -202,6 +203,30 @@ def test_no_more_requests_are_in_flight_than_allowed(remote: Remote, serve: Serv
         scorer.begin(GREY, SAMPLES)
     assert scorer.finish(GREY.repeat(3, 1, 1, 1), SAMPLES * 3)["detail"].tolist() == SCORES * 3
     assert counting.most == in_flight
+
+
+def test_images_of_a_repeated_update_are_counted_once(remote: Remote, serve: Serve):
+    """As after an out-of-memory error in the rollout, and after one in the update; the first update is complete."""
+    arrived = threading.Event()
+
+    def refuse(handler: Handler, body: Any) -> None:
+        arrived.set()
+        time.sleep(0.05)  # still being asked when the update is given up
+        status(400)(handler, body)
+
+    scorer = Scorer({"detail": remote.make(serve(refuse), in_flight=2, retries=0)})
+    for attempt in ("finished", "begun", "scored", "not begun", "finished"):
+        scorer.start()
+        if attempt != "not begun":
+            arrived.clear()
+            scorer.begin(GREY, SAMPLES)
+            assert arrived.wait(5)
+        if attempt in ("finished", "scored"):
+            assert scorer.finish(GREY, SAMPLES)["detail"].isnan().all()
+        if attempt != "finished":
+            scorer.discard()
+    (lost,) = scorer.unscored_by_remote(Processes("cpu"))["lost"].values()
+    assert sum(lost.values()) == 10
 
 
 # --- keys and the environment ----------------------------------------------------------------------------------------

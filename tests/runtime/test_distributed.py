@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from accelerate import PartialState
 from torch.distributed.tensor import DTensor
 
+from customized_grpo.cli import explain_memory_errors
 from customized_grpo.config import ConfigError, RunConfig
 from customized_grpo.runtime import distributed
-from customized_grpo.runtime.distributed import DistributedError, Processes
+from customized_grpo.runtime.distributed import DistributedError, Processes, _collective
+from customized_grpo.runtime.memory import MemoryExhaustedError
 from customized_grpo.training.assemble import assemble
 from customized_grpo.training.trainer import Trainer
 from gradients import gradients_of
@@ -325,6 +328,39 @@ def test_every_process_needs_a_group(make_config: MakeConfig, tmp_path: Path):
 
     in_processes(2, work, tmp_path)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "blames_another"),
+    [
+        (RuntimeError("gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:62623"), True),
+        (RuntimeError("gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 4000ms for recv operation"), True),
+        (dist.DistBackendError("NCCL error: remote process exited or there was a network error"), True),
+        (dist.DistBackendError("NCCL error: Cuda failure 'out of memory'"), False),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), False),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"), False),
+        (RuntimeError("gloo/transport/tcp/pair.cc:446] op.preamble.length <= op.nbytes. 8 vs 4"), False),
+        (RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), False),
+    ],
+)
+def test_only_a_lost_connection_is_blamed_on_another_process(error: RuntimeError, blames_another: bool):
+    expected = DistributedError if blames_another else type(error)
+    with pytest.raises(expected) as raised, _collective():
+        raise error
+    assert (raised.value is error) == (not blames_another)
+
+
+def test_memory_that_runs_out_in_a_collective_is_one_line_about_memory(capsys: pytest.CaptureFixture[str]):
+    """The command's own handler; a real allocation that no machine has."""
+
+    @explain_memory_errors
+    def command() -> None:
+        with _collective():
+            torch.empty(10**15)
+
+    with pytest.raises(MemoryExhaustedError, match=r"out of memory \(.*can't allocate memory.*make pictures smaller"):
+        command()
+    assert not capsys.readouterr().err
 
 
 def test_when_a_process_dies_the_others_end_with_one_line(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""An update of the trainer, the ratio check before the first, and the figures. Gradients: test_optimise.py."""
+"""An update of the trainer, and the figures. Gradients: test_optimise.py; the ratio: test_ratio.py."""
 
 import json
 import math
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from customized_grpo.algorithm import SHAPING_RULES
 from customized_grpo.data import Sample
@@ -249,69 +249,6 @@ def test_a_run_stops_with_the_last_error_if_too_few_images_can_be_scored(make_tr
     with pytest.raises(RewardError, match=message):
         trainer.step()
     assert trainer.optimizer_steps == 0
-
-
-# --- the ratio check -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("rollout_batch", "update_batch"), [(64, 64), (64, 1), (1, 64), (4, 5)])
-def test_the_ratio_check_passes_in_float32_for_all_batch_sizes(
-    rollout_batch: int, update_batch: int, make_trainer: MakeTrainer
-):
-    trainer = make_trainer(
-        f"groups.rollout_batch={rollout_batch}", f"groups.update_batch={update_batch}", "groups.size=6"
-    )
-    row = trainer.step()  # would raise
-    assert trainer.ratio_checked
-    assert row["ratio_mean"] == pytest.approx(1, abs=1e-5)
-    assert row["clip_fraction"] == 0
-
-
-def test_the_ratio_check_refuses_dropout(make_trainer: MakeTrainer):
-    trainer = make_trainer()
-    block = trainer.policy.module.get_submodule("single_transformer_blocks.0")
-    block.add_module("act_mlp", nn.Sequential(block.get_submodule("act_mlp"), nn.Dropout(0.1)))
-    trainer.policy.module.train()
-    with pytest.raises(TrainingError, match="dropout that is active in the update") as caught:
-        trainer.step()
-    assert "changes log-probabilities by" in str(caught.value)
-    trainer.policy.module.eval()
-    trainer.step()
-
-
-def test_the_ratio_check_refuses_weights_that_changed_since_the_rollout(make_trainer: MakeTrainer):
-    trainer = make_trainer()
-    rollout = rolled(trainer)
-    trainer.check_ratio(rollout)
-    trainer.ratio_checked = False
-    name = next(name for name in trainer.policy.trainable_parameters() if "lora_B" in name)
-    with torch.no_grad():
-        trainer.policy.trainable_parameters()[name].add_(1e-2)
-    with pytest.raises(TrainingError, match="weights changed between rollout and update"):
-        trainer.check_ratio(rollout)
-    assert not trainer.ratio_checked
-
-
-def test_the_ratio_check_refuses_nan(make_trainer: MakeTrainer):
-    trainer = make_trainer()
-    rollout = rolled(trainer)
-    with torch.no_grad():
-        rollout.trajectory[0].log_prob[2] = math.nan
-    with pytest.raises(TrainingError, match="changes log-probabilities by nan"):
-        trainer.check_ratio(rollout)
-
-
-def test_the_check_runs_once_before_the_first_update(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch):
-    trainer, checks, check = make_trainer(), [], Trainer.check_ratio
-
-    def counting(self: Trainer, rollout: Rollout) -> None:
-        checks.append(self.optimizer_steps)
-        check(self, rollout)
-
-    monkeypatch.setattr(Trainer, "check_ratio", counting)
-    trainer.step()
-    trainer.step()
-    assert checks == [0]
 
 
 # --- images without score or signal ----------------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, get_args
 
@@ -28,6 +29,12 @@ class Scorer:
         self.remote = {name: reward for name, reward in rewards.items() if getattr(reward, "remote", False)}
         self._pool = ThreadPoolExecutor(thread_name_prefix="reward") if self.remote else None
         self._pending: dict[str, list[Future[Tensor]]] = {}
+        self._before = self._counts()  # when the update began
+        self._discarded: dict[str, Counter[str]] = {name: Counter() for name in self.remote}
+
+    def start(self) -> None:
+        """An update begins, or is repeated after `discard`."""
+        self._before = self._counts()
 
     def begin(self, images: Tensor, samples: Sequence[Sample]) -> None:
         """Start the remote rewards on a batch [n, 3, H, W] on the CPU. Batches come in the order of the images."""
@@ -38,11 +45,12 @@ class Scorer:
 
     def finish(self, images: Tensor, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Scores [N] by reward for all images [N, 3, H, W]; waits for the batches that `begin` started."""
-        pending, self._pending = self._pending, {}
+        pending = self._pending
         scores = {
             name: score(name, reward, images, samples) for name, reward in self.rewards.items() if name not in pending
         }
         scores |= {name: torch.cat([future.result() for future in futures]) for name, futures in pending.items()}
+        self._pending = {}
         return {name: scores[name] for name in self.rewards}
 
     @contextmanager
@@ -60,7 +68,7 @@ class Scorer:
     def unscored_by_remote(self, processes: Processes) -> dict[str, Any]:
         """{"lost": images without a score since the start, by remote reward and cause}; {} if there are none."""
         causes = get_args(Cause)
-        by_reward = [getattr(reward, "unscored", {}) for reward in self.remote.values()]
+        by_reward = [counts - self._discarded[name] for name, counts in self._counts().items()]
         counts = torch.tensor([[float(unscored.get(cause, 0)) for cause in causes] for unscored in by_reward])
         lost = {}
         for name, row in zip(self.remote, processes.sum(counts).tolist(), strict=True):
@@ -69,8 +77,20 @@ class Scorer:
         return {"lost": lost} if lost else {}
 
     def discard(self) -> None:
-        """Forget the batches that were started: their update is repeated."""
-        self._pending = {}
+        """Forget the batches that were started: their update is repeated, and their images are counted then.
+
+        Waits for those that are being scored, which would otherwise be counted later.
+        """
+        pending, self._pending = [future for futures in self._pending.values() for future in futures], {}
+        for future in pending:
+            future.cancel()
+        wait(pending)
+        for name, counts in self._counts().items():
+            self._discarded[name] += counts - self._before[name]
+
+    def _counts(self) -> dict[str, Counter[str]]:
+        """Images without a score so far, by remote reward and cause."""
+        return {name: Counter(getattr(reward, "unscored", {})) for name, reward in self.remote.items()}
 
     def check(self, scores: Mapping[str, Tensor], limit: float) -> None:
         """Refuse to train on what remains when too many images [..., N] could not be scored.

@@ -8,10 +8,12 @@ update needs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import gather, pad_across_processes, reduce
 from torch import Tensor, nn
@@ -21,9 +23,11 @@ from torch.distributed.fsdp import fully_shard
 from customized_grpo.errors import RunError
 from customized_grpo.runtime.device import usable_device
 from customized_grpo.runtime.launchers import LaunchError, check_connected
-from customized_grpo.runtime.memory import first_line
+from customized_grpo.runtime.memory import first_line, is_exhausted
 
 BUCKET = 25 * 2**20  # gradients summed per message (100 MiB): few messages, and a small copy
+# What gloo, which raises plain RuntimeErrors, says of a process that has gone; NCCL and the store raise DistErrors.
+LOST = re.compile("connection (closed|reset|refused|aborted)|timed out|timeout|broken pipe|socket", re.IGNORECASE)
 
 
 class DistributedError(RunError, RuntimeError):
@@ -105,7 +109,7 @@ class Processes:
         for bucket in _buckets([parameter.grad for parameter in parameters if parameter.grad is not None]):
             flat = torch.cat([gradient.flatten() for gradient in bucket])
             with _collective():
-                torch.distributed.all_reduce(flat)
+                dist.all_reduce(flat)
             for gradient, total in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
                 gradient.copy_(total.view_as(gradient))
 
@@ -152,12 +156,15 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def _collective() -> Iterator[None]:
-    """Around operations that wait for the other processes. Raises DistributedError if one of them has died."""
+    """Around operations that wait for the other processes. Raises DistributedError if one of them has died.
+
+    Any other error, such as too little memory for the result, is this process's own.
+    """
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if is_exhausted(error) or not (isinstance(error, dist.DistError) or LOST.search(str(error))):
+            raise
         raise DistributedError(
             f"another process of the run has died or does not answer ({first_line(error)}); its own message says why. "
             "The last checkpoint is intact: start all processes again with --resume"

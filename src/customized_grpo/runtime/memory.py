@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 
 from customized_grpo.errors import RunError
 
+EXHAUSTED = re.compile("out of memory|can't allocate memory|ALLOC_FAILED", re.IGNORECASE)
 SMALLER = (
     "make pictures smaller (model.height and model.width, --size) or fewer at a time (groups.rollout_batch), hold "
     "weights in bfloat16 (model.dtype, --dtype) or text encoders on the CPU (model.offload_text_encoders=true)"
@@ -80,9 +82,14 @@ class MicroBatches:
                 torch.cuda.empty_cache()
 
 
+def is_exhausted(error: RuntimeError) -> bool:
+    """Whether memory ran out: torch's own error, or that of a CPU, of a library or of a collective."""
+    return isinstance(error, torch.OutOfMemoryError) or EXHAUSTED.search(str(error)) is not None
+
+
 def raise_if_exhausted(error: RuntimeError) -> None:
-    """Raises MemoryExhaustedError, which says what to make smaller, if `error` is torch's out-of-memory error."""
-    if isinstance(error, torch.OutOfMemoryError):
+    """Raises MemoryExhaustedError, which says what to make smaller, if memory ran out."""
+    if is_exhausted(error):
         raise MemoryExhaustedError(f"out of memory ({first_line(error)}); {SMALLER}") from None
 
 

@@ -29,6 +29,7 @@ class Plan:
 
     def __init__(self, config: RunConfig, samples: Sequence[Sample], sigmas: Tensor):
         self.config, self.samples, self.sigmas = config, samples, sigmas
+        self._orders: dict[int, Tensor] = {}  # permutations of the latest epochs
         self.roles = {key: str(reward.role) for key, reward in config.rewards.items()}
         weighting = config.weighting
         self.weights = (
@@ -48,8 +49,11 @@ class Plan:
     def _place(self, update: int, group: int) -> tuple[int, Sample]:
         """Epoch and sample of a group."""
         epoch, index = divmod(update * self.config.groups.prompts + group, len(self.samples))
-        order = torch.randperm(len(self.samples), generator=self._generator("epoch", epoch))
-        return epoch, self.samples[int(order[index])]
+        if epoch not in self._orders:  # asked for every image of an update; two epochs are enough for a long list
+            while len(self._orders) > 1:
+                del self._orders[next(iter(self._orders))]
+            self._orders[epoch] = torch.randperm(len(self.samples), generator=self._generator("epoch", epoch))
+        return epoch, self.samples[int(self._orders[epoch][index])]
 
     def window(self, update: int) -> tuple[int, ...]:
         """The true indices of the steps that are stochastic and trained in an update, ascending."""

@@ -12,7 +12,7 @@ What differs from the authors' release, and why:
  5. Groups are sampled in batches; the deterministic steps before the first noise are computed once per group.
  6. Noise and training can be restricted to a window of steps (MixGRPO, arXiv 2507.21802).
  7. `step_scale: equal` makes all steps pull equally on the model, so that the weight schedule alone decides.
- 8. Before its first update a run compares the log-probabilities of rollout and update: their ratio must be 1.
+ 8. A run compares the log-probabilities of rollout and update before its first updates: their ratio must be 1.
  9. Evaluation uses the schedule and guidance of training, and the sampler that users run.
 10. All randomness is derived from (seed, epoch, sample, member), so a resumed run equals an uninterrupted one.
 """
@@ -43,10 +43,9 @@ from customized_grpo.training.evaluation import HeldOut
 from customized_grpo.training.plan import Plan
 from customized_grpo.training.record import Means, clock, reward_figures, spread
 from customized_grpo.training.rollout import Point, Rollout, Sampler
-from customized_grpo.training.watch import Watch, not_finite, ratio_is_off
+from customized_grpo.training.watch import Watch, not_finite, refuse_ratio
 
-# How far the log-probabilities of rollout and update may differ. Half precision rounds by as much as a clip range.
-RATIO_TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-4}
+RATIO_CHECKS = 2  # per process: a new adapter changes nothing before the first update, so the second is checked, too
 
 
 @dataclass
@@ -71,7 +70,7 @@ class Trainer:
         self.sampler = Sampler(sigmas, config.noise.dynamics, config.noise.level, config.groups.rollout_batch)
         self.plan = Plan(config, self.samples, sigmas)
         self.update = self.optimizer_steps = 0
-        self.ratio_checked = False
+        self.ratio_checks = 0
         self.batches = MicroBatches(config.groups.rollout_batch, config.groups.update_batch)
         self.scorer = Scorer(self.rewards)
         measures = {str(metric): metric.measures for metric in config.evaluation.metrics}
@@ -123,6 +122,7 @@ class Trainer:
         samples = batch[own]
         samples_by_image = [sample for sample in samples for _ in range(size)]
         seconds: dict[str, float] = {}
+        self.scorer.start()
         with clock(seconds, "rollout"):
             rollout = replace(self.sampler, batch=self.batches.rollout).rollout(
                 self.policy,
@@ -141,7 +141,7 @@ class Trainer:
             self.scorer.check(scores, config.max_unscored)
         advantages = self.plan.advantages(scores, self.plan.prompt_weight(steps)).flatten(0, 1)  # [P G, T]
         with clock(seconds, "update"):
-            if not self.ratio_checked:
+            if self.ratio_checks < RATIO_CHECKS:
                 self.check_ratio(rollout)
             diagnostics = self.optimise(rollout, advantages, samples, own.start * size)
         self.update += 1
@@ -157,12 +157,10 @@ class Trainer:
         }
 
     def check_ratio(self, rollout: Rollout) -> None:
-        """Raise TrainingError unless replaying a rollout gives its log-probabilities; once per process."""
+        """Raise TrainingError unless replaying a rollout, as the update does, gives its log-probabilities."""
         worst = self.sampler.worst_change(self.policy, rollout, torch.arange(self.batches.update))
-        tolerance = RATIO_TOLERANCE[self.config.model.dtype]
-        if not worst <= tolerance:
-            raise ratio_is_off(worst, tolerance)
-        self.ratio_checked = True
+        refuse_ratio(worst, self.config.model.dtype, self.config.objective.clip_range, self.update + 1)
+        self.ratio_checks += 1
 
     def optimise(
         self, rollout: Rollout, advantages: Tensor, samples: Sequence[Sample], first: int = 0

@@ -186,10 +186,18 @@ def not_finite(what: str, update: int, where: str = "") -> TrainingError:
     )
 
 
-def ratio_is_off(worst: float, tolerance: float) -> TrainingError:
-    return TrainingError(
-        f"before the first update, replaying the rollout changes log-probabilities by {worst:.2e} (at most "
-        f"{tolerance:.0e} is rounding), so the ratio of new to old policy would not be 1. Usual causes: "
-        "dropout that is active in the update (call .eval()), weights changed between rollout and update, "
-        "or a different precision in one of the two."
-    )
+# How far log-probabilities of rollout and update may differ by rounding; and never by more than half a clip range.
+ROUNDING = {"float32": 1e-5, "bfloat16": 1e-4}
+
+
+def refuse_ratio(worst: float, dtype: str, clip_range: float, update: int) -> None:
+    """Raises TrainingError if log-probabilities differ by more than rounding: `worst` is the largest difference."""
+    allowed = min(ROUNDING[dtype], clip_range / 2)
+    if not worst <= allowed:
+        raise TrainingError(
+            f"before the optimiser step of update {update}, replaying the rollout changes log-probabilities by "
+            f"{worst:.2e} (allowed: {allowed:.0e}, for rounding, and at most half of objective.clip_range), so the "
+            "ratio of new to old policy would not be 1. Usual causes: dropout that is active in the update (call "
+            ".eval()), weights changed between rollout and update, or a different precision or batch size in one of "
+            "the two."
+        )
