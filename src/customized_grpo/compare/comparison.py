@@ -143,7 +143,7 @@ class Comparison(_Section):
             try:
                 configs[arm] = self.config(arm, self.seeds_of(arm)[0])
             except ConfigError as error:
-                problems += [f"arms.{arm}: {line}" for line in str(error).splitlines()]
+                problems += [f"arms.{arm}: {line}" for line in str(error).split("\n")]
         for arm in dict.fromkeys((self.primary.arm, *self.primary.against)):
             if arm not in self.arms:
                 problems.append(f"primary: no arm is named {arm!r}; arms: {', '.join(self.arms)}")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from customized_grpo.files.durable import replacing
+from customized_grpo.files.fonts import draw_line, wrap
 
 GAP = 6  # pixels between pictures
 PAPER, INK, FAINT = (255, 255, 255), (30, 30, 30), (110, 110, 110)
@@ -40,18 +40,16 @@ def enlarge(picture: Image.Image, side: int) -> Image.Image:
 
 def draw_card(pictures: Sequence[Image.Image], prompt: str, titles: Sequence[str], side: int = 128) -> Image.Image:
     """One case: pictures side by side, a title above each, the prompt underneath."""
-    font, small_font = ImageFont.load_default(13), ImageFont.load_default(11)
     width = len(pictures) * (side + GAP) - GAP
     text_top = TITLE_HEIGHT + side + 4
     card = Image.new("RGB", (width, text_top + LINE_HEIGHT * PROMPT_LINES), PAPER)
     draw = ImageDraw.Draw(card)
     for column, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
         x, fitted = column * (side + GAP), enlarge(picture, side)
-        draw.text((x, 1), title, fill=FAINT, font=small_font)
+        draw_line(draw, (x, 1), title, 11, FAINT)
         card.paste(fitted, (x + (side - fitted.width) // 2, TITLE_HEIGHT + (side - fitted.height) // 2))
-    lines = textwrap.wrap(prompt, width=max(width // 7, 12))[:PROMPT_LINES]
-    for number, line in enumerate(lines):
-        draw.text((0, text_top + LINE_HEIGHT * number), line, fill=INK, font=font)
+    for number, line in enumerate(wrap(prompt, 13, width, PROMPT_LINES)):
+        draw_line(draw, (0, text_top + LINE_HEIGHT * number), line, 13, INK)
     return card
 
 

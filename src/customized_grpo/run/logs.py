@@ -27,23 +27,24 @@ def read_log(file: Path) -> list[LogRow]:
     Raises UsageError if the file cannot be read or a line is not a row.
     """
     try:
-        lines = file.read_bytes().splitlines(keepends=True)
+        *lines, _ = file.read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {reason_of(error)}") from None
-    return [_parse_row(file, number, line) for number, line in enumerate(lines, start=1) if line.endswith(b"\n")]
+    return [_parse_row(file, number, line) for number, line in enumerate(lines, start=1)]
 
 
 def rewind_log(file: Path, update: int) -> None:
     """Remove the rows after an update, and a last line that was cut short. Raises UsageError, SavingError."""
     if not file.exists():
         return
-    lines = file.read_bytes().splitlines(keepends=True)
+    content = file.read_bytes()
     # strict=False: read_log leaves out a last line that was cut short.
-    kept = [line for line, row in zip(lines, read_log(file), strict=False) if row["update"] <= update]
-    if kept != lines:
-        write_text(file, b"".join(kept).decode())
+    rows = zip(content.split(b"\n"), read_log(file), strict=False)
+    kept = b"".join(line + b"\n" for line, row in rows if row["update"] <= update)
+    if kept != content:
+        write_text(file, kept.decode())
 
 
 def _parse_row(file: Path, number: int, line: bytes) -> LogRow:
