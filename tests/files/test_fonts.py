@@ -78,6 +78,7 @@ def test_a_font_of_the_system_is_used_and_damaged_ones_are_passed_over(only_thes
 
 
 def test_without_a_font_the_escape_is_drawn_and_one_warning_says_so():
+    blank = Image.new("RGB", (8, 8))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         drawings = [
@@ -87,7 +88,7 @@ def test_without_a_font_the_escape_is_drawn_and_one_warning_says_so():
         ]
     (warning,) = caught
     assert "no font on this machine has some characters of these prompts" in str(warning.message)
-    card = draw_card([Image.new("RGB", (8, 8))], "\\u72ac", ["\\u751f"])
+    card = draw_card([blank], "\\u72ac", ["\\u751f"])
     for found, escaped in zip(drawings, [drawn("\\u72ac dog \\u958b"), drawn("\\U00020000"), card], strict=True):
         assert np.array_equal(found, np.asarray(escaped))
 
