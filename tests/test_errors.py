@@ -29,6 +29,7 @@ CALLERS_MISTAKES = {
 CAUGHT_INSIDE = {
     "data/images.py:_eight_bit_grey": "load_image makes a PictureError of it",
     "data/subjects200k.py:_boxes": "the loader makes a problem of the list of it",
+    "rewards/own_modules.py:_importer.import_": "an import in the user's own code; own.py makes an OwnCodeError of it",
 }
 NEVER_RAISED_TO_USERS = {"AskError"}  # of rewards/remote.py, which catches it
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import os
 import sys
@@ -24,6 +23,7 @@ from customized_grpo.data import Sample
 from customized_grpo.errors import InputError, RunError, UsageError
 from customized_grpo.files import PACKAGE
 from customized_grpo.rewards import Reward
+from customized_grpo.rewards.own_modules import as_written, import_file
 from customized_grpo.rewards.scoring import RewardError
 
 _LIBRARIES = tuple({sysconfig.get_path(key) for key in ("stdlib", "platstdlib", "purelib", "platlib")})
@@ -121,20 +121,8 @@ def _module_from_file(name: str, location: str) -> ModuleType:
     path = Path(os.path.expanduser(location))  # noqa: PTH111
     if not os.path.isfile(path):  # noqa: PTH113
         raise UsageError(f"reward {name!r}: no file {path}; relative paths start from {Path.cwd()}")
-    # Under a name of its own, so that it cannot replace a package of the same name.
-    module_name = f"customized_grpo_own_reward_{path.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    try:
-        with _user_code(f"reward {name!r}: {path} cannot be imported"):
-            spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[module_name]
-        raise
-    return module
+    with _user_code(f"reward {name!r}: {path} cannot be imported"):
+        return import_file(path)
 
 
 def _module_by_name(name: str, location: str) -> ModuleType:
@@ -170,7 +158,7 @@ def _user_code(failure: str) -> Iterator[None]:
 def _described(error: BaseException) -> str:
     """An exception of the user's code in one line: type, message, file and line."""
     message = error.msg if isinstance(error, SyntaxError) else str(error)
-    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    text = f"{type(error).__name__}: {as_written(message)}" if message else type(error).__name__
     return " ".join(f"{text} {_place(error)}".split())
 
 
