@@ -12,10 +12,11 @@ from customized_grpo.data.lists import load_imagefolder
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    for name in ("dog/00.png", "dog/01.png", "cat/00.png", "cat/mask.png"):
+    colours = {"dog/00.png": "red", "dog/01.png": "green", "cat/00.png": "blue", "cat/mask.png": "white"}
+    for name, colour in colours.items():
         file = tmp_path / name
         file.parent.mkdir(exist_ok=True)
-        Image.new("RGB", (4, 3), "red").save(file)
+        Image.new("RGB", (4, 3), colour).save(file)
     return tmp_path
 
 

@@ -4,7 +4,9 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from customized_grpo.data.findings import Findings, check_pictures
+from customized_grpo.data.checks import check_pictures
+from customized_grpo.data.copies import without_copies
+from customized_grpo.data.findings import Findings
 from customized_grpo.data.prompts import TRAINING, VALIDATION
 from customized_grpo.data.reading import list_folder
 from customized_grpo.data.sample import Sample
@@ -29,7 +31,7 @@ def load_photographs(root: Path, class_word: str) -> tuple[list[Sample], list[Sa
     folders = [path for path in contents if is_folder(path)]
     for folder in folders:
         findings.add([], f"{folder}: is a folder; for several subjects, use a list or an imagefolder")
-    check_pictures(((None, path) for path in contents if path not in folders), findings)
+    checked = check_pictures(((None, path) for path in contents if path not in folders), findings)
     if not contents:
         findings.add([], "holds no photographs")
     findings.raise_if_any("Keep only photographs of the subject there, or describe the files in a metadata.jsonl.")
@@ -38,7 +40,9 @@ def load_photographs(root: Path, class_word: str) -> tuple[list[Sample], list[Sa
         "held-out cases have new prompts but the same photographs, and tell nothing about other subjects",
         stacklevel=2,
     )
-    return _samples(root, contents, class_word, TRAINING, ""), _samples(root, contents, class_word, VALIDATION, "v")
+    training = _samples(root, contents, class_word, TRAINING, "")
+    both = without_copies([*training, *_samples(root, contents, class_word, VALIDATION, "v")], checked)
+    return both[: len(training)], both[len(training) :]
 
 
 def _samples(
