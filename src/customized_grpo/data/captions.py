@@ -6,6 +6,7 @@
 import re
 import warnings
 from collections import defaultdict
+from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
 from unicodedata import normalize
@@ -13,9 +14,11 @@ from unicodedata import normalize
 from customized_grpo.data.checks import check_pictures
 from customized_grpo.data.copies import without_copies
 from customized_grpo.data.findings import DataError, Findings, show
+from customized_grpo.data.images import Source
 from customized_grpo.data.lists import load_imagefolder, metadata_of
 from customized_grpo.data.reading import list_folder, read_lines
 from customized_grpo.data.sample import Sample
+from customized_grpo.data.subjects import name_of
 from customized_grpo.files.paths import display, is_folder
 from customized_grpo.files.text import flaw_of
 
@@ -64,7 +67,7 @@ def load_captions(root: Path) -> list[Sample]:
     checked = check_pictures(((None, picture) for files in named for picture in files.pictures), findings)
     captions: dict[Path, str] = {}
     for files in named:
-        if (caption := _caption(files, findings)) is not None:
+        if (caption := _caption(files, checked, findings)) is not None:
             captions[files.pictures[0]] = caption
     if not captions and not findings:
         findings.add([], "holds no pictures with captions")
@@ -101,10 +104,10 @@ def _by_name(folder: Path) -> list[_Files]:
     return list(by_name.values())
 
 
-def _caption(files: _Files, findings: Findings) -> str | None:
+def _caption(files: _Files, readable: Container[Source], findings: Findings) -> str | None:
     """The caption of a picture; None if the files do not belong together or hold no text, which the findings say."""
     if not files.captions:
-        for picture in files.pictures:
+        for picture in filter(readable.__contains__, files.pictures):
             findings.add(
                 [], f"{display(picture)}: has no caption; write it into {display(picture.stem)}.txt beside it"
             )
@@ -119,7 +122,7 @@ def _caption(files: _Files, findings: Findings) -> str | None:
         )
         findings.add([], f"{display(files.folder)}: {' and '.join(several)} are {what}")
     try:
-        text = " ".join(" ".join(read_lines(caption)).split())
+        text = " ".join(line.strip() for line in read_lines(caption) if line.strip())
     except DataError as error:
         findings.include(display(caption), error)
         return None
@@ -131,7 +134,7 @@ def _caption(files: _Files, findings: Findings) -> str | None:
 
 
 def _subject(folder: Path) -> str:
-    name = folder.resolve().name
+    name = name_of(folder.resolve())
     repeats = _REPEATS.match(name)
     return name[repeats.end() :] if repeats else name
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from customized_grpo.data.findings import DataError, Findings, Place, show
 from customized_grpo.data.reading import read_text
+from customized_grpo.files.paths import display
 from customized_grpo.files.text import flaw_of, is_utf8
 
 _DEEPEST = 100  # levels of brackets in an entry
@@ -82,13 +83,17 @@ def _parse_table(text: str, path: Path, findings: Findings) -> Iterator[tuple[Pl
             return
         if not names:
             names = [name.strip() for name in row]
+            if len(names) == 1 and any(mark in names[0] for mark in ";\t"):
+                raise DataError(
+                    path, [f"line {place.number}: {show(names[0])} is one column; separate columns by commas"], remedy
+                )
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise DataError(path, [f"line {place.number}: two columns are called {show(twice[0])}"], remedy)
         elif len(row) == len(names):
             yield place, {name: _cell(name, value) for name, value in zip(names, row, strict=True) if value.strip()}
         elif row:
-            columns = f"{len(names)} columns ({show(', '.join(names))})"
-            findings.add([place], f"has {len(row)} values for {columns}; put a text with commas in quotes")
+            columns = f"there are {len(names)} columns ({', '.join(map(display, names))})"
+            findings.add([place], f"{columns}, and {len(row)} in this row; put a text with commas in quotes")
 
 
 def _cell(name: str, value: str) -> Any:

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from customized_grpo.errors import InputError
-from customized_grpo.files.paths import display, why
+from customized_grpo.files.paths import as_stored, display, why
 from customized_grpo.files.text import is_utf8
 
 if TYPE_CHECKING:
@@ -241,6 +241,7 @@ def _open(source: Source | str) -> AbstractContextManager[Image.Image]:
 
 
 def _open_file(path: Path) -> Image.Image:
+    path = as_stored(path)
     with path.open("rb") as file:
         head = file.read(len(_PNG))
         content = head + file.read() if head == _PNG else None

@@ -67,8 +67,8 @@ def _measure(mask: Source) -> tuple[tuple[int, int], int, int]:
 
 def _empty(brightest: int) -> str:
     return (
-        f"this mask shows no subject: nothing in it is {SUBJECT} or more, of 255 (the highest grey value is {brightest}); "
-        "0 and 1 have to be 0 and 255"
+        f"this mask shows no subject: nothing in it is {SUBJECT} or more (the highest grey value of 255 is "
+        f"{brightest}); 0 and 1 have to be 0 and 255"
     )
 
 

@@ -6,8 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from customized_grpo.data.findings import Findings, Place
+from customized_grpo.data.findings import DataError, Findings, Place
 from customized_grpo.files.paths import display
+from customized_grpo.files.text import is_utf8
 
 Pictures = tuple[Place, Sequence[Path], Sequence[Path]]  # of a sample: where it is listed, references, other views
 
@@ -17,10 +18,17 @@ def folder_of(picture: Path) -> Path:
     return Path(os.path.abspath(picture.parent))  # noqa: PTH100 - resolve() follows links, which may be named otherwise
 
 
+def name_of(folder: Path) -> str:
+    """The name of a folder, where it has one. Raises DataError if it is not UTF-8."""
+    if not is_utf8(folder.name):
+        raise DataError(folder, ["its name is not UTF-8"], "Give the folder another name.")
+    return folder.name or str(folder)
+
+
 def subjects_of(samples: Sequence[Pictures], root: Path, findings: Findings) -> dict[Path, str]:
     """What each folder of a first reference shows: the name of the folder.
 
-    Folders are one subject if a sample has its only reference in one and another view in the other. "rex/reference"
+    Folders are one subject if a sample has its references in one and another view in the other. "rex/reference"
     and "rex/scene" are then "rex", after the folder that holds these two and no other; if there is none, they are
     "reference+scene", with a warning.
 
@@ -57,7 +65,8 @@ def _linked(samples: Iterable[Pictures]) -> dict[Path, frozenset[Path]]:
     for _, references, views in samples:
         own = folder_of(references[0])
         first(own)
-        for view in views if len(references) == 1 else ():  # several references may be several subjects
+        several = any(folder_of(reference) != own for reference in references)  # perhaps a subject each
+        for view in () if several else views:
             parents[first(folder_of(view))] = first(own)
     groups: defaultdict[Path, set[Path]] = defaultdict(set)
     for folder in list(parents):
@@ -72,9 +81,9 @@ def _names(groups: Iterable[frozenset[Path]]) -> dict[frozenset[Path], str]:
     for group in groups:
         common = Path(os.path.commonpath(group))
         if below[common] == len(group):
-            names[group] = common.name or str(common)
+            names[group] = name_of(common)
             continue
-        names[group] = "+".join(sorted(folder.name for folder in group))
+        names[group] = "+".join(sorted(map(name_of, group)))
         warnings.warn(
             f"the folders of {display(names[group])} are taken for one subject, because samples list pictures of one "
             "as other views of the other; if they are several, correct other_views or give each sample a subject",
