@@ -91,9 +91,10 @@ def another_picture(_: list[dict[str, Any]], folder: Path) -> None:
         draw(folder / f"{subject}.png", 100)
 
 
-def another_view(entries: list[dict[str, Any]], _: Path) -> None:
+def another_view(entries: list[dict[str, Any]], folder: Path) -> None:
+    draw(folder / "view.png", 101)
     for entry in entries:
-        entry["other_views"] = ["a.png"]
+        entry["other_views"] = ["view.png"]
 
 
 CHANGES: list[tuple[Edit, str]] = [
