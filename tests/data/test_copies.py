@@ -1,5 +1,6 @@
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def test_a_copy_is_no_other_view(copied: Callable[[Path, Path], None], ending: s
     Image.fromarray(NOISE).save(first)
     copied(first, copy)
     Image.fromarray(NOISE[::-1]).save(other)
-    with pytest.warns(UserWarning, match=r"is no other view of itself: .*/a \(1\)\.\w+ = .*/a\.\w+$"):
+    with pytest.warns(UserWarning, match=r"is no other view of itself and is left out: .*/a \(1\)\.\w+ = .*/a\.\w+$"):
         train, validation = load_data(str(tmp_path), root=None, class_word="dog", held_out_share=0.1, seed=0)
     for sample in (*train, *validation):
         names = {path.name for path in sample.other_views if isinstance(path, Path)}
@@ -47,13 +48,16 @@ def test_a_copy_is_no_other_view(copied: Callable[[Path, Path], None], ending: s
         assert names == expected
 
 
-def test_samples_that_keep_no_other_view_are_counted(draw: Callable[..., Path]):
+def test_copies_that_a_list_names_are_warned_of_and_kept(draw: Callable[..., Path]):
     root = draw("a.png", "c.png", colour="red")
-    entries = [{"prompt": "p", "image_path": "a.png", "other_views": [view]} for view in ("c.png", "a.png")]
+    draw("b.png")
+    views = [["c.png"], ["a.png"], ["c.png", "b.png"]]
+    entries = [{"prompt": "p", "image_path": "a.png", "other_views": names} for names in views]
     (root / "list.json").write_text(json.dumps(entries))
-    with pytest.warns(UserWarning, match=r"a\.png listed twice; 2 of 2 samples have no other view left"):
+    shown = rf"{root}/a\.png = {root}/c\.png, {root}/a\.png; 2 of 3 samples have no other view that differs"
+    with pytest.warns(UserWarning, match=rf"^the same picture is both reference and other view, .*: {shown}$"):
         samples = load_list(root / "list.json")
-    assert [sample.other_views for sample in samples] == [(), ()]
+    assert [sample.other_views for sample in samples] == [tuple(root / name for name in names) for names in views]
 
 
 def test_pictures_of_one_size_that_only_look_alike_when_reduced_are_different(tmp_path: Path):
@@ -62,7 +66,8 @@ def test_pictures_of_one_size_that_only_look_alike_when_reduced_are_different(tm
         Image.new("RGB", (8, 8), colour).save(tmp_path / name)
     assert check_image(tmp_path / "a.jpg") == check_image(tmp_path / "b.jpg")
     (tmp_path / "list.json").write_text(json.dumps([{"prompt": "p", "image_path": "a.jpg", "other_views": ["b.jpg"]}]))
-    assert load_list(tmp_path / "list.json")[0].other_views == (tmp_path / "b.jpg",)
+    with warnings.catch_warnings(action="error"):
+        load_list(tmp_path / "list.json")
 
 
 def test_a_picture_in_both_parts_under_two_subjects_is_warned_of(draw: Callable[..., Path]):

@@ -91,10 +91,9 @@ def another_picture(_: list[dict[str, Any]], folder: Path) -> None:
         draw(folder / f"{subject}.png", 100)
 
 
-def another_view(entries: list[dict[str, Any]], folder: Path) -> None:
-    draw(folder / "view.png", 101)
+def another_view(entries: list[dict[str, Any]], _: Path) -> None:
     for entry in entries:
-        entry["other_views"] = ["view.png"]
+        entry["other_views"] = ["a.png"]
 
 
 CHANGES: list[tuple[Edit, str]] = [

@@ -13,28 +13,47 @@ _NAMED = 3  # pairs in a warning
 
 
 def without_copies(samples: Sequence[Sample], checked: Mapping[Source, Checked]) -> list[Sample]:
-    """The samples without other views that are, pixel for pixel, one of their references: a copy of the reference
-    would be the best answer to them. A warning names these pictures.
+    """The samples without other views that are, pixel for pixel, one of their references, for layouts that choose
+    the views themselves: a copy of the reference would be the best answer to them. A warning names the pictures.
 
     checked  what the check found out about each picture
     """
-    groups = _equal_pictures(checked)
-    pairs, kept, viewless = dict[str, None](), [], 0
+    copies = _copies(samples, checked)
+    _warn("the same picture is no other view of itself and is left out", samples, copies)
+    return [
+        replace(sample, other_views=tuple(view for view in sample.other_views if view not in found))
+        for sample, found in zip(samples, copies, strict=True)
+    ]
+
+
+def warn_of_copies(samples: Sequence[Sample], checked: Mapping[Source, Checked]) -> None:
+    """Warn of such views in a list that names them itself, and is not changed."""
+    what = "the same picture is both reference and other view, so that a copy is the best answer to it"
+    _warn(what, samples, _copies(samples, checked))
+
+
+Copies = dict[Source, Source]  # of a sample: other views, and the references that they are equal to
+
+
+def _copies(samples: Iterable[Sample], checked: Mapping[Source, Checked]) -> list[Copies]:
+    keys = _equal_pictures(checked)
+    copies = []
     for sample in samples:
-        shown = {groups[reference]: reference for reference in sample.references}
-        copies = [view for view in sample.other_views if groups[view] in shown]
-        for view in copies:
-            same = {display(view), display(shown[groups[view]])}
-            pairs[" = ".join(sorted(same)) if len(same) > 1 else f"{display(view)} listed twice"] = None
-        views = tuple(view for view in sample.other_views if groups[view] not in shown)
-        viewless += not views and bool(copies)
-        kept.append(replace(sample, other_views=views) if copies else sample)
-    if pairs:
-        names = ", ".join(list(pairs)[:_NAMED])
-        more = f" and {len(pairs) - _NAMED} more" if len(pairs) > _NAMED else ""
-        left = f"; {viewless} of {len(samples)} samples have no other view left" if viewless else ""
-        warnings.warn(f"the same picture is no other view of itself: {names}{more}{left}", stacklevel=2)
-    return kept
+        shown = {keys[reference]: reference for reference in sample.references}
+        copies.append({view: shown[keys[view]] for view in sample.other_views if keys[view] in shown})
+    return copies
+
+
+def _warn(what: str, samples: Sequence[Sample], copies: Sequence[Copies]) -> None:
+    pairs = dict.fromkeys(tuple(sorted({display(a), display(b)})) for found in copies for a, b in found.items())
+    if not pairs:
+        return
+    names = ", ".join(" = ".join(pair) for pair in list(pairs)[:_NAMED])
+    more = f" and {len(pairs) - _NAMED} more" if len(pairs) > _NAMED else ""
+    pairings = zip(samples, copies, strict=True)
+    bare = sum(bool(found) and found.keys() == set(sample.other_views) for sample, found in pairings)
+    left = f"; {bare} of {len(samples)} samples have no other view that differs" if bare else ""
+    warnings.warn(f"{what}: {names}{more}{left}", stacklevel=3)
 
 
 def _equal_pictures(checked: Mapping[Source, Checked]) -> dict[Source, object]:

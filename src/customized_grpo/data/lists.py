@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from customized_grpo.data.checks import check_ids, check_inside, check_pictures
-from customized_grpo.data.copies import without_copies
+from customized_grpo.data.copies import warn_of_copies
 from customized_grpo.data.entries import Entry, read_entries
 from customized_grpo.data.findings import DataError, Findings, Place, show
 from customized_grpo.data.masks import check_masks
@@ -73,7 +73,9 @@ def load_list(
     findings.raise_if_any(
         f"Each sample needs {needed}. Correct the list, or set another root for its pictures (searched in {searched})."
     )
-    return without_copies([draft.sample(files, subjects) for draft in drafts], checked)
+    samples = [draft.sample(files, subjects) for draft in drafts]
+    warn_of_copies(samples, checked)
+    return samples
 
 
 @dataclass(frozen=True)
