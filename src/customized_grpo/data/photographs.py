@@ -31,7 +31,7 @@ def load_photographs(root: Path, class_word: str) -> tuple[list[Sample], list[Sa
     contents, findings = list_folder(root), Findings(root)
     folders = [path for path in contents if is_folder(path)]
     for folder in folders:
-        findings.add([], f"{folder}: is a folder; for several subjects, use a list or an imagefolder")
+        findings.add([], f"{folder}: is a folder; for several subjects, use a list, an imagefolder or captions")
     checked = check_pictures(((None, path) for path in contents if path not in folders), findings)
     if not contents:
         findings.add([], "holds no photographs")
