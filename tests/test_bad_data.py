@@ -19,6 +19,7 @@ from PIL import Image
 from customized_grpo.data import DataError, Sample, load_data, load_image, load_list
 from customized_grpo.data.images import PictureError
 from customized_grpo.data.sources import NAMES
+from customized_grpo.errors import UsageError
 from customized_grpo.fields import BUILT_IN
 from customized_grpo.files.paths import display
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
@@ -138,6 +139,35 @@ def test_a_damaged_picture_loads_or_is_refused(suffix: str, tmp_path: Path):
             assert "\n" not in message
 
 
+NAME = os.fsdecode(b"stra\xe1e")  # "straße" in the code page of DOS
+
+
+def test_names_that_are_not_utf8(refused: Refusal):
+    """Of a photograph, a reference, the folder of photographs, and the folder that the program is started in."""
+    photograph(refused.folder / "dog" / f"{NAME}.png")
+    photograph(refused.folder / NAME / "dog.png")
+    of_photographs = ("data.source=photographs", "data.class_word=dog")
+    shown = "stra\\udce1e"
+    for command in (("train", TINY, "output=run"), ("evaluate", TINY, "--output", "out", "--device", "cpu")):
+        message = refused(*command, *of_photographs, "data.root=dog")
+        assert f"  'dog/{shown}.png': this name is not UTF-8; give the file or folder another one\n" in message
+    generate = ("--prompt", "a dog", "--output", "out", "--device", "cpu")
+    assert refused.line("generate", "--reference", f"dog/{NAME}.png", *generate).startswith(f"'dog/{shown}.png': this")
+    with pytest.raises(
+        UsageError, match=r"^data\.source: the name 'stra\\udce1e' is not UTF-8; give the file or folder"
+    ):
+        load_data(NAME, root=None, class_word="dog", held_out_share=0, seed=0)
+    refused.patch.chdir(refused.folder / NAME)
+    assert "\n  its name is not UTF-8\n" in refused.train("data.source=.", "data.class_word=dog")
+
+
+@pytest.mark.parametrize(("word", "flaw"), [("a \ud83d", "a lone surrogate (\\ud83d)"), ("a\0b", "a NUL character")])
+def test_class_words_that_no_tokenizer_takes(word: str, flaw: str, refused: Refusal):
+    photograph(refused.folder / "dog" / "0.png")
+    message = refused.train("data.source=dog", f"data.class_word={json.dumps(word)}")
+    assert re.fullmatch(rf'data\.class_word: "a\S* ?\S*" has {re.escape(flaw)}.*; remove it', message), message
+
+
 # --- lists -----------------------------------------------------------------------------------------------------------
 
 
@@ -157,6 +187,11 @@ LISTS: dict[str, tuple[str, str | bytes, list[str]]] = {
         "list.jsonl",
         line(**entry("dog.png", "a \ud83d dog")),
         [r'list.jsonl, line 1: "a \\ud83d dog" has a lone surrogate \(\\ud83d\), half a character; remove it'],
+    ),
+    "NUL": (
+        "list.jsonl",
+        line(**entry("dog.png", "a \0 dog")),
+        [r'list.jsonl, line 1: prompt "a \\u0000 dog" has a NUL character \(\\u0000\); remove it'],
     ),
     "latin-1": ("list.jsonl", '{"prompt": "Straße"}'.encode("latin-1"), ["line 1: not UTF-8"]),
     "binary": ("list.jsonl", b"\x89PNG\r\n\x1a\n\x00\xff", ["line 1: not UTF-8"]),
@@ -299,6 +334,12 @@ def test_a_list_with_random_values_loads_or_is_refused(seed: int, tmp_path: Path
     ("arguments", "message"),
     [
         (("--prompt", ""), "a prompt is empty; say what to show with --prompt"),
+        (
+            ("--prompt", "a d\udce9g"),
+            'the prompt "a d\\udce9g" has a lone surrogate (\\udce9), half a character or a byte '
+            "that is not UTF-8; remove it",
+        ),
+        (("--prompts", "nul.txt"), '--prompts nul.txt: line 2: "a\\u0000b" has a NUL character (\\u0000); remove it'),
         (("--prompts", "latin.txt"), "--prompts latin.txt: line 2: not UTF-8; name a text file in UTF-8"),
         (("--prompts", "blank.txt"), "no prompt; say what to show with --prompt, or name a file with --prompts"),
         (("--prompts", "."), "--prompts .: is a directory; name a text file in UTF-8"),
@@ -309,6 +350,7 @@ def test_prompts_that_cannot_be_used(arguments: tuple[str, str], message: str, r
     photograph(refused.folder / "dog.png")
     (refused.folder / "latin.txt").write_bytes("a dog\nStraße".encode("latin-1"))
     (refused.folder / "blank.txt").write_text("\n  \n")
+    (refused.folder / "nul.txt").write_text("a dog\na\0b\n")
     assert refused("generate", "--reference", "dog.png", *arguments, "--output", "out", "--device", "cpu") == message
 
 

@@ -242,6 +242,8 @@ def test_missing_and_unusable_input_is_named(
 def test_prompts_are_lines_that_end_at_line_feeds_only(tmp_path: Path):
     (tmp_path / "prompts.txt").write_text("one\u2028prompt\r\n\n  another \n", encoding="utf-8", newline="")
     assert read_prompts(tmp_path / "prompts.txt") == ["one\u2028prompt", "another"]
+    (tmp_path / "prompts.txt").write_bytes("\ufeffa dog\ron\r\n\r\na\x0cb\x85c\u2028d\n\x0c\n".encode())
+    assert read_prompts(tmp_path / "prompts.txt") == ["a dog", "on", "a\x0cb\x85c\u2028d"]
 
 
 def test_no_picture_is_overwritten(request_for: GenerationRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -1,6 +1,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 from PIL import Image
@@ -20,12 +21,12 @@ def dreambench() -> Path:
 
 @pytest.fixture
 def draw(tmp_path: Path) -> Callable[..., Path]:
-    """Saves pictures of one colour at paths below the temporary folder, which it returns."""
+    """Saves pictures of one colour, by default each of its own, below the temporary folder, which it returns."""
 
-    def draw(*names: str, colour: str = "red") -> Path:
+    def draw(*names: str, colour: str | None = None) -> Path:
         for name in names:
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (4, 3), colour).save(tmp_path / name)
+            Image.new("RGB", (4, 3), colour or crc32(name.encode()) & 0xFFFFFF).save(tmp_path / name)
         return tmp_path
 
     return draw

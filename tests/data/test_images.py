@@ -1,5 +1,7 @@
 import io
+import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +55,78 @@ def test_exif_orientation_of_a_jpeg(tmp_path: Path):
     assert image.size == (48, 32)
     expected = np.repeat(np.repeat(UPRIGHT, 16, axis=0), 16, axis=1)[8::16, 8::16]
     np.testing.assert_allclose(np.asarray(image)[8::16, 8::16], expected, atol=16)
+
+
+NOT_WRITABLE = struct.pack("<HHII", 0x100, 9, 1, 0xFFFFFFFB)  # the width as a signed number, -5
+ORIENTATION_6 = struct.pack("<HHII", 0x112, 3, 1, 6)
+
+
+@pytest.mark.parametrize(
+    ("exif", "size"),
+    [
+        (b"Exif\0\0II*\0\x08\0\0\0\x02\0" + NOT_WRITABLE + ORIENTATION_6 + bytes(4), (32, 48)),
+        (b"Exif\0\0II*\0\x08\0\0\0\x01\0" + ORIENTATION_6[:5], (48, 32)),  # cut short
+        (b"Exif\0\0nothing of the kind", (48, 32)),
+    ],
+)
+def test_exif_that_cannot_be_read_or_written_again_spoils_no_picture(exif: bytes, size: tuple, tmp_path: Path):
+    Image.fromarray(UPRIGHT).resize((48, 32)).save(tmp_path / "photo.jpg", exif=exif)
+    with warnings.catch_warnings(action="ignore"):  # Pillow's
+        assert check_image(tmp_path / "photo.jpg").size == load_image(tmp_path / "photo.jpg").size == size
+        assert load_image(load_image(tmp_path / "photo.jpg")).size == size
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_check_knows_how_a_picture_is_turned(orientation: int, ending: str, tmp_path: Path):
+    checked = check_image(with_orientation(UPRIGHT, orientation, tmp_path / f"photo.{ending}"))
+    assert (checked.turned, checked.stored) == (orientation != 1, (3, 2))
+    assert checked.size == ((2, 3) if orientation == 6 else (3, 2))
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+LARGE = zlib.compress(bytes(3_000_000))
+TEXTS = {
+    "zTXt": chunk(b"zTXt", b"workflow\0\0" + LARGE),
+    "iTXt": chunk(b"iTXt", b"workflow\0\1\0\0\0" + LARGE),
+    "iCCP": chunk(b"iCCP", b"colours\0\0" + LARGE),
+}
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+@pytest.mark.parametrize("late", [False, True])
+def test_a_png_with_a_text_of_megabytes_is_used(kind: str, late: bool, tmp_path: Path):
+    """Before and after the pixels. Its orientation may stand in a text too."""
+    Image.fromarray(UPRIGHT).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    xmp = chunk(b"iTXt", b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>')
+    at = len(content) - 12 if late else 8 + 25  # before IEND, or after IHDR
+    (tmp_path / "a.png").write_bytes(content[:at] + TEXTS[kind] + xmp + content[at:])
+    assert check_image(tmp_path / "a.png").size == load_image(tmp_path / "a.png").size == (2, 3)
+
+
+def test_a_png_with_half_its_pixels_is_found_although_every_checksum_is_right(tmp_path: Path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    at = content.index(b"IDAT") - 4
+    (length,) = struct.unpack_from(">I", content, at)
+    half = chunk(b"IDAT", content[at + 8 : at + 8 + length // 2])
+    (tmp_path / "a.png").write_bytes(content[:at] + half + content[at + 12 + length :])
+    with pytest.raises(PictureError, match=r"a\.png: cannot be read \(image file is truncated"):
+        check_image(tmp_path / "a.png")
+
+
+def test_a_name_composed_of_other_characters_is_found(tmp_path: Path):
+    Image.fromarray(UPRIGHT).save(tmp_path / "cafe\u0301.png")
+    assert load_image(tmp_path / "caf\xe9.png").size == check_image(tmp_path / "caf\xe9.png").size == (3, 2)
+
+
+def test_a_name_that_is_not_utf8_is_shown_and_refused():
+    with pytest.raises(PictureError, match=r"^'photos/stra\\udce1e\.jpg': this name is not UTF-8; give the file or"):
+        check_image(Path("photos/stra\udce1e.jpg"))
 
 
 @pytest.mark.parametrize(

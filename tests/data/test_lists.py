@@ -12,10 +12,11 @@ from customized_grpo.data.lists import load_imagefolder
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    for name in ("dog/00.png", "dog/01.png", "cat/00.png", "cat/mask.png"):
+    colours = {"dog/00.png": "red", "dog/01.png": "green", "cat/00.png": "blue", "cat/mask.png": "white"}
+    for name, colour in colours.items():
         file = tmp_path / name
         file.parent.mkdir(exist_ok=True)
-        Image.new("RGB", (4, 3), "red").save(file)
+        Image.new("RGB", (4, 3), colour).save(file)
     return tmp_path
 
 
@@ -229,6 +230,27 @@ def test_a_list_that_does_not_exist(tmp_path: Path):
 def test_names_that_no_file_can_have(root: Path):
     file = write(root / "list.json", DOG | {"image_paths": ["x" * 5000, "a\0b"]})
     assert len(problems(file)) == 2
+
+
+COMPOSED, DECOMPOSED = "caf\xe9", "cafe\u0301"
+
+
+@pytest.mark.parametrize(("listed", "stored"), [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])
+def test_names_composed_of_other_characters_are_found(listed: str, stored: str, draw: Callable[..., Path]):
+    """Of folders and files; a Mac writes é as e and an accent."""
+    root = draw(f"{stored}/{stored}.png", f"{stored}/b.png")
+    entry = {"prompt": "p", "image_path": f"{listed}/{listed}.png", "other_views": [f"{listed}/b.png"]}
+    (sample,) = load_list(write(root / "list.json", entry))
+    assert sample.references == (root / stored / f"{stored}.png",)
+    assert sample.other_views == (root / stored / "b.png",)
+
+
+def test_names_that_look_the_same_are_warned_of_and_taken_as_listed(draw: Callable[..., Path]):
+    root = draw(f"{COMPOSED}.png", f"{DECOMPOSED}.png")
+    entries = [{"prompt": "p", "image_path": f"{name}.png", "subject": name} for name in (DECOMPOSED, COMPOSED)]
+    with pytest.warns(UserWarning, match=r"holds 'cafe\\u0301\.png' and 'caf\\xe9\.png', which look the same"):
+        samples = load_list(write(root / "list.json", *entries))
+    assert [sample.references for sample in samples] == [(root / f"{n}.png",) for n in (DECOMPOSED, COMPOSED)]
 
 
 def test_dreambench(dreambench: Path):

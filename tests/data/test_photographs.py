@@ -45,7 +45,7 @@ def test_hidden_files_are_ignored_and_all_others_must_be_photographs(
     (root / "b.jpg").write_bytes(b"no jpeg")
     (root / "more").mkdir()
     assert problems(load_photographs, root, "dog") == [
-        f"{root}/more: is a folder; for several subjects, use a list or an imagefolder",
+        f"{root}/more: is a folder; for several subjects, use a list, an imagefolder or captions",
         f"{root}/a.txt: not a picture that Pillow can read; save it as PNG or JPEG, or leave it out",
         f"{root}/b.jpg: not a picture that Pillow can read; save it as PNG or JPEG, or leave it out",
     ]

@@ -95,3 +95,18 @@ def test_every_problem_of_every_file_is_listed_at_once(root: Path, problems: Cal
 def test_a_folder_without_metadata_is_refused(tmp_path: Path):
     with pytest.raises(DataError, match=r"(?s)metadata\.json.* one folder below.*unzip\.sh"):
         load_syncd(tmp_path)
+
+
+def test_names_composed_of_other_characters_and_a_prompt_with_a_nul(
+    draw: Callable[..., Path], problems: Callable[..., list[str]]
+):
+    for folder, colour in ((".", None), ("masks", "white")):
+        root = draw(*(f"{folder}/{name}.jpg" for name in ("cafe\u0301", "b")), colour=colour)
+    listed = entry("caf\xe9.jpg", "b.jpg")
+    (root / "metadata.json").write_text(json.dumps([listed]))
+    sample = load_syncd(root)[1]
+    assert (sample.references, sample.mask) == ((root / "cafe\u0301.jpg",), root / "masks" / "cafe\u0301.jpg")
+    (root / "metadata.json").write_text(json.dumps([listed | {"prompts": ["a\0b", "c"]}]))
+    assert problems(load_syncd, root) == [
+        'metadata.json, entry 1: prompts: "a\\u0000b" has a NUL character (\\u0000); remove it'
+    ]

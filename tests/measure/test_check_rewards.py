@@ -231,6 +231,10 @@ def test_unscored_pictures_are_counted_by_row(critters: Cases):
     assert found.findings[0].startswith("blind: 120 of 120 pictures could not be scored: an image with NaN")
     assert len(found.findings) == 1
     assert "no picture could be scored" in found.text()
+    (sentence, *_) = check(critters, Candidate("twins", nothing, "copying")).findings
+    assert sentence.endswith(
+        "scored: it needs another view that differs from the reference; list some under other_views"
+    )
     assert found.as_dict()["rewards"]["blind"]["ceiling"] is None
 
 

@@ -92,7 +92,11 @@ def test_damaged_settings_are_one_line(settings: str, problem: str, tmp_path: Pa
 def test_unscored_images_are_counted(write_list: Callable[..., Path], tmp_path: Path):
     """The oracle cannot read photographs, and these have no other view."""
     request = make_request(TINY, [f"data.source={write_list()}"], metrics=["copy_paste"], cases=2)
-    summary = summarise(request, evaluate(request, tmp_path / "out"))
+    with pytest.warns(
+        UserWarning, match="^copy_paste cannot score 2 of 2 samples, which have no other view of the subject$"
+    ):
+        rows = evaluate(request, tmp_path / "out")
+    summary = summarise(request, rows)
     assert summary["metrics"]["oracle_prompt"] == {"mean": None, "unscored": 2, "trained_on": False}
     assert summary["metrics"]["copy_paste"]["unscored"] == 2
     assert summary["metrics"]["dino"]["unscored"] == 0

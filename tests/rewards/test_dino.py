@@ -226,4 +226,9 @@ def test_copy_paste_changes_sign_if_reference_and_view_are_swapped(samples: list
 
 def test_copy_paste_cannot_be_scored_if_view_and_reference_are_equal(samples: list[Sample]):
     twins = [replace(s, other_views=s.references) for s in samples]
-    assert CopyPaste(MODEL, device=CPU)(as_images([truth(s) for s in samples]), twins).isnan().all()
+    images = as_images([truth(s) for s in samples])
+    assert CopyPaste(MODEL, device=CPU)(images, twins).isnan().all()
+    third = [replace(s, other_views=(*s.references, *s.other_views)) for s in samples]  # then another view is taken
+    torch.testing.assert_close(
+        CopyPaste(MODEL, device=CPU)(images, third), CopyPaste(MODEL, device=CPU)(images, samples)
+    )

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from customized_grpo.config import CONFIG, load_config
 from customized_grpo.data import DataError, Sample
+from customized_grpo.data.findings import show
 from customized_grpo.data.images import PictureError, check_image, to_pictures
-from customized_grpo.data.reading import read_text
+from customized_grpo.data.reading import read_lines
 from customized_grpo.errors import UsageError
 from customized_grpo.fields import BUILT_IN
 from customized_grpo.files.durable import check_folder, make_folder
 from customized_grpo.files.pictures import draw_card, save_png
+from customized_grpo.files.text import flaw_of
 from customized_grpo.policies import find_family, load_policy
 from customized_grpo.run.checkpoints import find_adapter
 from customized_grpo.run.sampling_settings import SamplingSettings
@@ -50,6 +52,8 @@ class GenerationRequest:
             raise UsageError("no prompt; say what to show with --prompt, or name a file with --prompts")
         if not all(prompt.strip() for prompt in self.prompts):
             raise UsageError("a prompt is empty; say what to show with --prompt")
+        if flawed := [f"the prompt {show(text)} {flaw}" for text in self.prompts if (flaw := flaw_of(text))]:
+            raise UsageError("\n".join(dict.fromkeys(flawed)))
 
     def adapter_folder(self) -> Path | None:
         """The folder that holds the adapter's file. Raises ModelError if it is missing."""
@@ -82,10 +86,16 @@ class GenerationRequest:
 def read_prompts(file: Path) -> list[str]:
     """One prompt per line, in UTF-8; blank lines are skipped. Raises UsageError."""
     try:
-        text = read_text(file)
+        lines = read_lines(file)
     except DataError as error:
         raise UsageError(f"--prompts {file}: {error.problems[0]}; name a text file in UTF-8") from None
-    return [line.strip() for line in text.split("\n") if line.strip()]
+    if flawed := [
+        f"--prompts {file}: line {number}: {show(line)} {flaw}"
+        for number, line in enumerate(lines, start=1)
+        if (flaw := flaw_of(line))
+    ]:
+        raise UsageError("\n".join(flawed))
+    return [line.strip() for line in lines if line.strip()]
 
 
 def write_pictures(request: GenerationRequest, output: Path, *, compare: bool = False) -> Iterator[Path]:

@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from customized_grpo.data.findings import DataError, Findings, Place, check_pictures, show
+from customized_grpo.data.checks import check_pictures
+from customized_grpo.data.copies import without_copies
+from customized_grpo.data.findings import DataError, Findings, Place, show
 from customized_grpo.data.lists import load_list
-from customized_grpo.data.reading import list_folder, read_text
+from customized_grpo.data.masks import check_masks
+from customized_grpo.data.reading import list_folder, read_lines
 from customized_grpo.data.sample import Sample
 from customized_grpo.files.paths import is_file
 
@@ -73,10 +76,10 @@ def dreambench_cases(root: Path) -> list[Sample]:
     text = _parse(folder / _TEXT, findings)
     views = {name: _photographs(folder / name, reference, findings) for name, reference in REFERENCES.items()}
     masks = {name: mask for name in REFERENCES if is_file(mask := _mask(folder, name))}
-    pictures = [*masks.values(), *(view for photographs in views.values() for view in photographs)]
-    check_pictures(((None, picture) for picture in pictures), findings)
+    checked = check_pictures(((None, view) for photographs in views.values() for view in photographs), findings)
+    check_masks(((None, views[name][0], mask) for name, mask in masks.items() if views[name]), checked, findings)
     findings.raise_if_any(_CLONE)
-    return [
+    samples = [
         Sample(
             id=f"{subject}/{number:02d}",
             subject=subject,
@@ -89,6 +92,7 @@ def dreambench_cases(root: Path) -> list[Sample]:
         for subject, class_word in text.classes.items()
         for number, template in enumerate(text.live if class_word in _LIVE else text.objects)
     ]
+    return without_copies(samples, checked)
 
 
 def dreambench_pairs(root: Path) -> list[Sample]:
@@ -172,7 +176,7 @@ def _parse(path: Path, findings: Findings) -> _Text:
 def _lines(path: Path) -> Iterator[tuple[Place, str, str]]:
     """(place, section, line) of each line with a class or a prompt."""
     section = ""
-    for number, text in enumerate(read_text(path).split("\n"), start=1):
+    for number, text in enumerate(read_lines(path), start=1):
         line = text.strip()
         if line == "Classes" or line.endswith("Prompts"):
             section = line

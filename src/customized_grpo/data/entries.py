@@ -1,28 +1,38 @@
-"""The entries of JSON and JSONL files, read field by field; problems are added to the findings."""
+"""The entries of JSON, JSONL and CSV files, read field by field; problems are added to the findings."""
 
+import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from customized_grpo.data.findings import DataError, Findings, Place, show
 from customized_grpo.data.reading import read_text
+from customized_grpo.files.paths import display
+from customized_grpo.files.text import flaw_of, is_utf8
 
 _DEEPEST = 100  # levels of brackets in an entry
 _TOO_DEEP = "brackets are nested too deeply"
+_TABLE = "metadata.csv"
+_LIST_COLUMNS = ("image_paths", "other_views")  # a cell holds one path, or an array of them in JSON
 
 
 def read_entries(path: Path, findings: Findings) -> Iterator[tuple[Place, Any]]:
-    """(place, value) of each entry: `.json` holds one array, `.jsonl` or `.ndjson` one value per line, in UTF-8.
+    """(place, value) of each entry: `.json` holds one array, `.jsonl` or `.ndjson` one value per line, and a table
+    `metadata.csv` one row per entry below the names of its columns, in UTF-8.
 
     A single entry that cannot be used is added to the findings and skipped.
 
     Raises:
         DataError: the file as a whole is not a list of entries.
     """
+    if path.name.lower() == _TABLE:
+        yield from _parse_table(read_text(path), path, findings)
+        return
     by_line = path.suffix.lower() in (".jsonl", ".ndjson")
     if not by_line and path.suffix.lower() != ".json":
-        remedy = "Name it .json for one array of objects, .jsonl for one object per line."
+        remedy = "Name it .json for one array of objects, .jsonl for one object per line, metadata.csv for a table."
         raise DataError(path, [f"unknown ending {path.suffix!r}"], remedy)
     text = read_text(path)
     for place, value in _parse_lines(text, path, findings) if by_line else _parse_array(text, path):
@@ -58,6 +68,43 @@ def _parse_array(text: str, path: Path) -> Iterator[tuple[Place, Any]]:
         yield Place(path, number), value
 
 
+def _parse_table(text: str, path: Path, findings: Findings) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """Rows as RFC 4180 has them: values in quotes may hold commas and line breaks. An empty value is absent."""
+    remedy = "A table has the names of its columns in the first line and values separated by commas."
+    rows = csv.reader(StringIO(text, newline=""), strict=True)
+    names: list[str] = []
+    while True:
+        place = Place(path, rows.line_num + 1, "line")
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            raise DataError(path, [f"line {place.number}: not CSV: {error}"], remedy) from error
+        if row is None:
+            return
+        if not names:
+            names = [name.strip() for name in row]
+            if len(names) == 1 and any(mark in names[0] for mark in ";\t"):
+                raise DataError(
+                    path, [f"line {place.number}: {show(names[0])} is one column; separate columns by commas"], remedy
+                )
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise DataError(path, [f"line {place.number}: two columns are called {show(twice[0])}"], remedy)
+        elif len(row) == len(names):
+            yield place, {name: _cell(name, value) for name, value in zip(names, row, strict=True) if value.strip()}
+        elif row:
+            columns = f"there are {len(names)} columns ({', '.join(map(display, names))})"
+            findings.add([place], f"{columns}, and {len(row)} in this row; put a text with commas in quotes")
+
+
+def _cell(name: str, value: str) -> Any:
+    if name not in _LIST_COLUMNS:
+        return value
+    try:
+        return json.loads(value) if value.lstrip().startswith("[") else [value]
+    except (ValueError, RecursionError):
+        return value  # no list: reported as such
+
+
 def _why_not_parsed(error: ValueError | RecursionError) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON: {error.msg}, column {error.colno}"
@@ -71,8 +118,7 @@ def _flaw(value: Any, depth: int = 0) -> str | None:
     if depth > _DEEPEST:
         return _TOO_DEEP
     if isinstance(value, str):
-        lone = next((letter for letter in value if "\ud800" <= letter <= "\udfff"), None)
-        return lone and f"{show(value)} has a lone surrogate (\\u{ord(lone):04x}), half a character; remove it"
+        return None if is_utf8(value) else f"{show(value)} {flaw_of(value)}"
     parts: Sequence[Any] = ()
     if isinstance(value, dict):
         parts = [*value.keys(), *value.values()]
@@ -114,6 +160,9 @@ class Entry:
 
     def text(self, name: str) -> str | None:
         value = self.fields.get(self.key(name))
+        if isinstance(value, str) and (flaw := flaw_of(value)):
+            self.report(f"{self.key(name)} {show(value)} {flaw}")
+            return None
         if value is None or (isinstance(value, str) and value.strip()):
             return value
         self.report(f"{self.key(name)} must be a non-empty text, not {show(value)}")

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from customized_grpo.data.images import PictureError, Source, check_image
-from customized_grpo.data.sample import Sample
 from customized_grpo.errors import InputError
 from customized_grpo.files.paths import display
 
@@ -90,54 +88,3 @@ def show(value: object) -> str:
         text = f"a deeply nested {type(value).__name__}"
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")  # halves of characters
     return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def check_ids(ids: Iterable[tuple[Place, str]], findings: Findings) -> None:
-    """Add every id that is used more than once."""
-    places: defaultdict[str, list[Place]] = defaultdict(list)
-    for place, name in ids:
-        places[name].append(place)
-    for name, uses in places.items():
-        if len(uses) > 1:
-            findings.add(uses, f"id {show(name)} is used more than once; give each sample its own")
-
-
-def check_inside(uses: Iterable[tuple[Place, str]], root: Path, findings: Findings) -> None:
-    """Add each of these paths, which all lead out of `root`, with its places and the way out."""
-    places: defaultdict[str, list[Place]] = defaultdict(list)
-    for place, name in uses:
-        if place not in places[name]:
-            places[name].append(place)
-    for name, places_of_name in places.items():
-        remedy = (
-            "data.root=/ allows absolute paths" if name.startswith("/") else "set data.root to a folder above both"
-        )
-        problem = f"{show(name)} leads out of {display(root)}, the folder of the pictures; {remedy}"
-        findings.add(places_of_name, problem)
-
-
-def check_pictures(uses: Iterable[tuple[Place | None, Source]], findings: Findings) -> None:
-    """Open each distinct picture once, however often it is used; add those that cannot be read."""
-    places: defaultdict[Source, list[Place]] = defaultdict(list)
-    for place, picture in uses:
-        known = places[picture]
-        if place is not None and place not in known[-1:]:
-            known.append(place)
-    for picture, known in places.items():
-        try:
-            check_image(picture)
-        except PictureError as error:
-            findings.add(known, str(error))
-
-
-def check_samples(samples: Sequence[tuple[Place | None, Sample]], findings: Findings) -> None:
-    """Check ids and pictures of a layout's samples, each given with its place."""
-    check_ids(((place, sample.id) for place, sample in samples if place is not None), findings)
-    check_pictures(
-        (
-            (place, picture)
-            for place, sample in samples
-            for picture in (*sample.references, *sample.other_views, *([sample.mask] if sample.mask else []))
-        ),
-        findings,
-    )

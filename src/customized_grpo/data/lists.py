@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from customized_grpo.data.checks import check_ids, check_inside, check_pictures
+from customized_grpo.data.copies import warn_of_copies
 from customized_grpo.data.entries import Entry, read_entries
-from customized_grpo.data.findings import DataError, Findings, Place, check_ids, check_inside, check_pictures, show
+from customized_grpo.data.findings import DataError, Findings, Place, show
+from customized_grpo.data.masks import check_masks
 from customized_grpo.data.reading import list_folder
 from customized_grpo.data.sample import Sample
-from customized_grpo.files.paths import display, inside, is_file
+from customized_grpo.data.subjects import Pictures, folder_of, subjects_of
+from customized_grpo.files.paths import as_stored, display, inside, is_file
 
 _FIELDS = ("prompt", "image_paths", "image_path", "id", "subject", "other_views", "mask", "class_word")
 
@@ -26,7 +30,7 @@ def load_list(
 
     An object has `prompt` and `image_paths` (or `image_path`), and may have `id`, `subject`, `other_views`,
     `mask` and `class_word`; null means absent, any other field goes to `extra`. By default the id is the
-    position counted from 0 ("00012") and the subject is the name of the folder that holds the first picture.
+    position counted from 0 ("00012") and the subject is the folder of the first picture (see `subjects_of`).
 
     Pictures are looked up under `root`, by default the folder of the list. If they are not found as listed,
     the leading folders that all paths share are dropped one by one until every picture is found: DreamBench
@@ -57,13 +61,21 @@ def load_list(
     check_ids(((draft.place, draft.id) for draft in drafts), findings)
     uses = [(draft.place, name) for draft in drafts for name in draft.names]
     check_inside(((place, name) for place, name in uses if name not in files), root, findings)
-    check_pictures(((place, files[name]) for place, name in uses if name in files), findings)
+    pictures = [(draft.place, files[name]) for draft in drafts for name in draft.pictures if name in files]
+    checked = check_pictures(pictures, findings)
+    inside_root = [draft for draft in drafts if draft.references and all(name in files for name in draft.names)]
+    masks = [(draft.place, files[draft.references[0]], files[draft.mask]) for draft in inside_root if draft.mask]
+    check_masks(masks, checked, findings)
+    unnamed = [draft.located(files) for draft in inside_root if draft.subject is None]
+    subjects = subjects_of(unnamed, root, findings)
     searched = display(root) + (f', without the leading "{dropped}"' if dropped else "")
     needed = f'"{aliases.get("prompt", "prompt")}" and "{aliases.get("image_path", "image_paths")}"'
     findings.raise_if_any(
         f"Each sample needs {needed}. Correct the list, or set another root for its pictures (searched in {searched})."
     )
-    return [draft.sample(files) for draft in drafts]
+    samples = [draft.sample(files, subjects) for draft in drafts]
+    warn_of_copies(samples, checked)
+    return samples
 
 
 @dataclass(frozen=True)
@@ -81,13 +93,20 @@ class _Draft:
     extra: dict[str, Any]
 
     @property
-    def names(self) -> list[str]:
-        return [*self.references, *self.other_views, *([] if self.mask is None else [self.mask])]
+    def pictures(self) -> list[str]:
+        return [*self.references, *self.other_views]
 
-    def sample(self, files: dict[str, Path]) -> Sample:
+    @property
+    def names(self) -> list[str]:
+        return [*self.pictures, *([] if self.mask is None else [self.mask])]
+
+    def located(self, files: dict[str, Path]) -> Pictures:
+        return self.place, [files[name] for name in self.references], [files[name] for name in self.other_views]
+
+    def sample(self, files: dict[str, Path], subjects: dict[Path, str]) -> Sample:
         return Sample(
             id=self.id,
-            subject=self.subject or _folder_name(files[self.references[0]]),
+            subject=self.subject or subjects[folder_of(files[self.references[0]])],
             prompt=self.prompt,
             references=tuple(files[name] for name in self.references),
             other_views=tuple(files[name] for name in self.other_views),
@@ -95,11 +114,6 @@ class _Draft:
             class_word=self.class_word,
             extra=self.extra,
         )
-
-
-def _folder_name(file: Path) -> str:
-    folder = file.parent.absolute()
-    return (folder.resolve() if folder.name == ".." else folder).name
 
 
 def _draft(
@@ -157,7 +171,7 @@ def _locate(names: set[str], root: Path, *, upwards: bool) -> tuple[dict[str, Pa
     counts: list[int] = []  # files found without the first 0, 1, 2, ... shared folders
     for leading in range(len(shared) + 1):
         files = (inside(PurePath(*path.parts[leading:]), root) for path in relative)
-        counts.append(sum(file is not None and is_file(file) for file in files))
+        counts.append(sum(file is not None and is_file(as_stored(file)) for file in files))
         if counts[-1] == len(relative):
             break
     dropped = counts.index(max(counts))  # the best match, for the findings, if no choice finds all files
@@ -166,23 +180,36 @@ def _locate(names: set[str], root: Path, *, upwards: bool) -> tuple[dict[str, Pa
         path = PurePath(name)
         file = inside(path if path.is_absolute() else PurePath(*path.parts[dropped:]), root)
         if file is not None:
-            located[name] = file
+            located[name] = as_stored(file)
     return located, "/".join(shared[:dropped])
 
 
 # --- imagefolder -----------------------------------------------------------------------------------------------------
 
-METADATA = "metadata.jsonl"
+METADATA = ("metadata.jsonl", "metadata.csv")
+
+
+def metadata_of(folder: Path) -> list[Path]:
+    """The files that make a folder an imagefolder."""
+    return [file for name in METADATA if is_file(file := folder / name)]
 
 
 def load_imagefolder(root: Path) -> list[Sample]:
-    """One sample per line of `metadata.jsonl`: `file_name` is the reference, `text` (or `prompt`) the prompt; all
-    other fields are those of a list.
+    """One sample per line of `metadata.jsonl` or row of `metadata.csv`: `file_name` is the reference, `text` (or
+    `prompt`) the prompt; all other fields are those of a list.
 
     Raises:
-        DataError: there is no `metadata.jsonl`, or all its problems at once.
+        DataError: there is no such file or both, or all its problems at once.
     """
-    remedy = f'Write a {METADATA} with a line {{"file_name": ..., "text": ...}} per picture.'
-    if root / METADATA not in list_folder(root, remedy):
-        raise DataError(root, [f"no {METADATA}"], remedy)
-    return load_list(root / METADATA, aliases={"image_path": "file_name", "prompt": "text"})
+    remedy = f'Write a {METADATA[0]} with a line {{"file_name": ..., "text": ...}} per picture, or a {METADATA[1]}.'
+    list_folder(root, remedy)  # raises if root itself is the problem
+    files = metadata_of(root)
+    if len(files) != 1:
+        problem = f"both {' and '.join(METADATA)}; keep one" if files else f"no {' or '.join(METADATA)}"
+        raise DataError(root, [problem], remedy)
+    return load_metadata(files[0], None)
+
+
+def load_metadata(file: Path, root: Path | None) -> list[Sample]:
+    """The samples of an imagefolder's `metadata.jsonl` or `metadata.csv`. Raises DataError."""
+    return load_list(file, root, aliases={"image_path": "file_name", "prompt": "text"})

@@ -4,10 +4,13 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from customized_grpo.data.findings import Findings, check_pictures
+from customized_grpo.data.checks import check_pictures
+from customized_grpo.data.copies import without_copies
+from customized_grpo.data.findings import Findings
 from customized_grpo.data.prompts import TRAINING, VALIDATION
 from customized_grpo.data.reading import list_folder
 from customized_grpo.data.sample import Sample
+from customized_grpo.data.subjects import name_of
 from customized_grpo.files.paths import is_folder
 
 
@@ -28,17 +31,19 @@ def load_photographs(root: Path, class_word: str) -> tuple[list[Sample], list[Sa
     contents, findings = list_folder(root), Findings(root)
     folders = [path for path in contents if is_folder(path)]
     for folder in folders:
-        findings.add([], f"{folder}: is a folder; for several subjects, use a list or an imagefolder")
-    check_pictures(((None, path) for path in contents if path not in folders), findings)
+        findings.add([], f"{folder}: is a folder; for several subjects, use a list, an imagefolder or captions")
+    checked = check_pictures(((None, path) for path in contents if path not in folders), findings)
     if not contents:
         findings.add([], "holds no photographs")
     findings.raise_if_any("Keep only photographs of the subject there, or describe the files in a metadata.jsonl.")
     warnings.warn(
-        f"one subject alone ({root.resolve().name}, photographs: {len(contents)}): the model will overfit to it; "
+        f"one subject alone ({name_of(root.resolve())}, photographs: {len(contents)}): the model will overfit to it; "
         "held-out cases have new prompts but the same photographs, and tell nothing about other subjects",
         stacklevel=2,
     )
-    return _samples(root, contents, class_word, TRAINING, ""), _samples(root, contents, class_word, VALIDATION, "v")
+    training = _samples(root, contents, class_word, TRAINING, "")
+    both = without_copies([*training, *_samples(root, contents, class_word, VALIDATION, "v")], checked)
+    return both[: len(training)], both[len(training) :]
 
 
 def _samples(
@@ -47,7 +52,7 @@ def _samples(
     return [
         Sample(
             id=f"{photograph.name}/{mark}{number:02d}",
-            subject=root.resolve().name,
+            subject=name_of(root.resolve()),
             prompt=template.format(class_word),
             references=(photograph,),
             other_views=tuple(view for view in photographs if view != photograph),

@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from customized_grpo.data.captions import has_captions, load_captions
+from customized_grpo.data.copies import warn_of_shared
 from customized_grpo.data.dreambench import dreambench_cases, dreambench_pairs
-from customized_grpo.data.findings import DataError
-from customized_grpo.data.lists import METADATA, load_imagefolder, load_list
+from customized_grpo.data.findings import DataError, show
+from customized_grpo.data.lists import METADATA, load_imagefolder, load_list, load_metadata, metadata_of
 from customized_grpo.data.photographs import load_photographs
 from customized_grpo.data.sample import Sample
 from customized_grpo.data.splits import split_by_subject
@@ -14,7 +16,8 @@ from customized_grpo.data.subjects200k import load_subjects200k
 from customized_grpo.data.syncd import load_syncd
 from customized_grpo.errors import UsageError
 from customized_grpo.fields import BUILT_IN
-from customized_grpo.files.paths import is_file, is_folder
+from customized_grpo.files.paths import as_stored, display, is_file, is_folder
+from customized_grpo.files.text import flaw_of, is_utf8
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ SOURCES = {
     "syncd": Layout(load_syncd),
     "subjects200k": Layout(load_subjects200k),
     "imagefolder": Layout(load_imagefolder, class_word=True),
+    "captions": Layout(load_captions, class_word=True),
 }
 PHOTOGRAPHS = "photographs"
 NAMES = (BUILT_IN, *SOURCES, PHOTOGRAPHS)
@@ -39,10 +43,15 @@ NAMES = (BUILT_IN, *SOURCES, PHOTOGRAPHS)
 
 def contradictions(source: str, root: str | Path | None, class_word: str | None) -> Iterator[str]:
     """Settings that contradict each other, whatever the files hold: one line each, with the way out."""
+    for name, path in (("source", source), ("root", root)):
+        if path is not None and not is_utf8(str(path)):
+            yield f"data.{name}: the name {display(path)} is not UTF-8; give the file or folder another one"
     if source in (*SOURCES, PHOTOGRAPHS) and root is None:
         yield f"data.root: data.source={source} needs the folder of its files; add data.root=path/to/{source}"
     if class_word is not None and not class_word.strip():
         yield f"data.class_word: {class_word!r} is empty; set for instance data.class_word=dog"
+    if class_word is not None and (flaw := flaw_of(class_word)):
+        yield f"data.class_word: {show(class_word)} {flaw}"
     if class_word is not None and (source == BUILT_IN or (source in SOURCES and not SOURCES[source].class_word)):
         yield f"data.class_word: data.source={source} has class words of its own; remove {class_word!r}"
     if source == PHOTOGRAPHS and class_word is None:
@@ -54,8 +63,9 @@ def load_data(
 ) -> tuple[list[Sample], list[Sample]]:
     """(train, held_out) of a source with files, before any truncation, split by subject (`split_by_subject`).
 
-    source          a key of `SOURCES`; "photographs"; or the path of a .json or .jsonl list, of a folder with a
-                    metadata.jsonl, or of a plain folder with photographs of one subject
+    source          a key of `SOURCES`; "photographs"; or the path of a .json or .jsonl list, of a metadata.csv, of a
+                    folder with a metadata.jsonl or metadata.csv, of one with captions, or of one with photographs of
+                    one subject
     root            the folder of a named source; the folder that a list's paths start from, by default its own
     class_word      the class word of photographs, or of the samples of a list that has none
     held_out_share  share of the subjects, in [0, 1); for photographs, 0 drops the validation prompts and any other
@@ -69,26 +79,29 @@ def load_data(
         raise UsageError("\n".join(problems))
     if source == BUILT_IN:
         raise ValueError("critters are drawn, not read: see customized_grpo.critters.samples.draw_samples")
-    path = Path(source)
+    path, root = as_stored(Path(source)), None if root is None else as_stored(root)
     if source == PHOTOGRAPHS and root is not None:
         return _photographs(root, class_word, held_out_share)
     if source in SOURCES and root is not None:
         samples = SOURCES[source].load(root)
     elif not is_folder(path):
         samples = _listed(path, root)
-    elif is_file(path / METADATA):
-        _refuse_root(path, root)
-        samples = load_imagefolder(path)
     else:
         _refuse_root(path, root)
-        return _photographs(path, class_word, held_out_share)
-    return split_by_subject(_with_class_word(samples, source, class_word), held_out_share, seed)
+        if not metadata_of(path) and not has_captions(path):
+            return _photographs(path, class_word, held_out_share)
+        samples = load_captions(path)
+    train, held_out = split_by_subject(_with_class_word(samples, source, class_word), held_out_share, seed)
+    warn_of_shared(train, held_out)
+    return train, held_out
 
 
 def _listed(path: Path, root: Path | None) -> list[Sample]:
+    if path.name in METADATA:
+        return load_metadata(path, root)
     if path.suffix or is_file(path):
         return load_list(path, root)
-    remedy = f"data.source is one of {', '.join(NAMES)}, a .json or .jsonl list, or a folder."
+    remedy = f"data.source is one of {', '.join(NAMES)}, a .json or .jsonl list, a metadata.csv, or a folder."
     raise DataError(path, ["not the name of a source, and no such file or folder"], remedy)
 
 
@@ -102,8 +115,8 @@ def _refuse_root(folder: Path, root: Path | None) -> None:
 def _photographs(folder: Path, class_word: str | None, held_out_share: float) -> tuple[list[Sample], list[Sample]]:
     if class_word is None:
         raise UsageError(
-            f"data.class_word: {folder} is a folder without {METADATA}; name the subject of its photographs, for "
-            "instance data.class_word=dog"
+            f"data.class_word: {folder} is a folder without {METADATA[0]} or captions; name the subject of its "
+            "photographs, for instance data.class_word=dog"
         )
     train, validation = load_photographs(folder, class_word)
     return train, validation if held_out_share else []

@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import import_module
 from importlib.util import find_spec
-from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from customized_grpo.data.checks import check_ids, check_pictures
 from customized_grpo.data.entries import Entry
-from customized_grpo.data.findings import DataError, Findings, Place, check_ids, check_pictures
+from customized_grpo.data.findings import DataError, Findings, Place
+from customized_grpo.data.images import open_bytes
 from customized_grpo.data.reading import list_folder
 from customized_grpo.data.sample import Sample
 from customized_grpo.files.paths import why
@@ -49,7 +50,7 @@ class Pair:
 
     def open_image(self) -> Image.Image:
         """The picture, not decoded yet. Raises ValueError if it is not two pictures side by side."""
-        image = Image.open(BytesIO(_stored(self.file, self.row)))
+        image = open_bytes(_stored(self.file, self.row))
         _boxes(*image.size)
         return image
 

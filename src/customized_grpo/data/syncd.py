@@ -10,11 +10,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
+from customized_grpo.data.checks import check_inside, check_samples
+from customized_grpo.data.copies import without_copies
 from customized_grpo.data.entries import Entry, read_entries
-from customized_grpo.data.findings import DataError, Findings, Place, check_inside, check_samples, show
+from customized_grpo.data.findings import DataError, Findings, Place, show
 from customized_grpo.data.reading import list_folder
 from customized_grpo.data.sample import Sample
-from customized_grpo.files.paths import inside, is_folder
+from customized_grpo.files.paths import as_stored, inside, is_folder
+from customized_grpo.files.text import flaw_of
 
 _METADATA = ("*metadata.json", "*metadata_with_scores.json")
 _FIELDS = ("filenames", "prompts")
@@ -40,11 +43,11 @@ def load_syncd(root: Path) -> list[Sample]:
     samples = [sample for file in files for sample in _samples(file, root, findings)]
     if not samples and not findings:
         findings.add([], "holds no sets of pictures")
-    check_samples(samples, findings)
+    checked = check_samples(samples, findings)
     findings.raise_if_any(
         "A set needs as many prompts as filenames, and its pictures below the folder of the metadata."
     )
-    return [sample for _, sample in samples]
+    return without_copies([sample for _, sample in samples], checked)
 
 
 def _metadata_files(root: Path) -> list[Path]:
@@ -81,7 +84,10 @@ def _set(entry: Entry, folder: Path, root: Path) -> Iterator[tuple[Place, Sample
             f"has {len(names)} filenames and {len(prompts)} prompts; a set needs two or more, one prompt each"
         )
         return
-    files = [file for name in names if (file := inside(PurePath(name), folder))]
+    for prompt in prompts:
+        if flaw := flaw_of(prompt):
+            entry.report(f"prompts: {show(prompt)} {flaw}")
+    files = [as_stored(file) for name in names if (file := inside(PurePath(name), folder))]
     if len(files) < len(names):
         outside = [(entry.place, name) for name in names if not inside(PurePath(name), folder)]
         check_inside(outside, folder, entry.findings)
@@ -96,7 +102,7 @@ def _set(entry: Entry, folder: Path, root: Path) -> Iterator[tuple[Place, Sample
             prompt=prompt,
             references=(reference,),
             other_views=(own, *(file for file in files if file not in (own, reference))),
-            mask=reference.parent / "masks" / f"{reference.stem}.jpg" if masked else None,
+            mask=as_stored(reference.parent / "masks" / f"{reference.stem}.jpg") if masked else None,
             extra={name: value for name, value in entry.fields.items() if name not in _FIELDS},
         )
         yield entry.place, sample

@@ -1,7 +1,11 @@
 """Paths as users and lists write them. A path that is missing, forbidden or impossible is an answer, not an error."""
 
 import os
+import warnings
+from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path, PurePath
+from unicodedata import normalize
 
 _LONGEST = 200  # characters of a path that are shown
 
@@ -23,6 +27,58 @@ def inside(name: PurePath, root: Path) -> Path | None:
     file = Path(os.path.normpath(root / name))
     folder, target = (Path(os.path.abspath(path)) for path in (root, file))  # noqa: PTH100 - resolve() follows links
     return file if target.is_relative_to(folder) else None
+
+
+def as_stored(path: Path) -> Path:
+    """The path as it is spelled on disk, where it may be composed of other characters: a Mac writes é as e and an
+    accent. Unchanged if nothing is there.
+
+    Warns if two names differ in nothing else; the one that is spelled as `path` is taken.
+    """
+    if str(path).isascii():
+        return path
+    found = Path(path.anchor)
+    for part in path.relative_to(found).parts:
+        found /= _as_stored(found, part)
+    return found
+
+
+def _as_stored(folder: Path, name: str) -> str:
+    if normalize("NFC", name) == normalize("NFD", name):
+        return name
+    try:
+        changed = folder.stat().st_mtime_ns
+    except (OSError, ValueError):
+        return name
+    spellings = _spellings(folder.absolute(), changed).get(normalize("NFC", name), [name])
+    warn_of_twins(folder, spellings)
+    return name if name in spellings else spellings[0]
+
+
+@lru_cache(maxsize=256)
+def _spellings(folder: Path, changed: int) -> dict[str, list[str]]:  # noqa: ARG001 - a folder that changed is read again
+    """The names in a folder by their composed form; {} if it cannot be read."""
+    by_form: dict[str, list[str]] = {}
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 - names, not paths
+    except OSError:
+        return {}
+    for name in sorted(names):
+        by_form.setdefault(normalize("NFC", name), []).append(name)
+    return by_form
+
+
+def warn_of_twins(folder: Path, names: Iterable[str]) -> None:
+    """Warn of names in a folder that look the same, because they differ only in how their letters are composed."""
+    known: dict[str, str] = {}
+    for name in names:
+        twin = known.setdefault(normalize("NFC", name), name)
+        if twin != name:
+            warnings.warn(
+                f"{display(folder)} holds {twin!a} and {name!a}, which look the same and differ only in how "
+                "their letters are composed (Unicode NFC and NFD); rename or remove one",
+                stacklevel=2,
+            )
 
 
 def display(path: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ def evaluate(request: EvaluationRequest, output: Path, *, keep_pictures: bool = 
     if not request.samples:
         raise ConfigError(f"{request.config.data.source} leaves nothing to evaluate on")
     _check_output(output, request.settings)
+    _warn_of_unscorable(request)
     cases = [(sample, index) for sample in request.samples for index in range(request.images)]
     finished = {row.key: row for row in read_rows(output / ROWS)}
     pending = [(number, case) for number, case in enumerate(cases) if (case[0].id, case[1]) not in finished]
@@ -80,6 +82,16 @@ def evaluate(request: EvaluationRequest, output: Path, *, keep_pictures: bool = 
             append_text(output / ROWS, row.as_line())
             finished[row.key] = row
     return [finished[sample.id, index] for sample, index in cases]
+
+
+def _warn_of_unscorable(request: EvaluationRequest) -> None:
+    for name, metric in request.all_metrics().items():
+        lacking = [what for sample in request.samples if (what := metric.lacking(sample))]
+        if lacking:
+            warnings.warn(
+                f"{name} cannot score {len(lacking)} of {len(request.samples)} samples, which have no {lacking[0]}",
+                stacklevel=2,
+            )
 
 
 def _load(request: EvaluationRequest) -> tuple[Policy, dict[str, Reward]]:

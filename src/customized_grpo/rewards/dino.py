@@ -85,7 +85,8 @@ class CopyPaste:
     """Copy-paste index: is the image closer to the reference itself than to another view of the subject?
 
     (angle(view, image) - angle(reference, image)) / angle(view, reference), in [-1, 1]: 1 for the reference itself,
-    -1 for the other view, 0 halfway. Uses the first reference and the first other view; NaN without another view.
+    -1 for the other view, 0 halfway. Uses the first reference and the first other view that differs from it; NaN
+    without one.
     WithAnyone, arXiv 2510.14975.
     """
 
@@ -96,12 +97,16 @@ class CopyPaste:
         generated = self.features.image_features(images, batch=self.batch)
         index = torch.full((len(samples),), torch.nan)
         for i, sample in enumerate(samples):
-            if sample.other_views:
-                reference = source_features(self.features, sample.references[0])
-                view = source_features(self.features, sample.other_views[0])
+            reference = source_features(self.features, sample.references[0])
+            views = (source_features(self.features, view) for view in sample.other_views)
+            view = next((view for view in views if _angle(view, reference) > _SAME), None)
+            if view is not None:
                 image = generated[i]
                 index[i] = (_angle(view, image) - _angle(reference, image)) / _angle(view, reference)
         return index
+
+
+_SAME = 1e-4  # radians; rounding alone makes smaller angles
 
 
 def _angle(a: Tensor, b: Tensor) -> Tensor:

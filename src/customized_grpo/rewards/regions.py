@@ -6,13 +6,13 @@ from typing import Literal
 
 from PIL import Image
 
+from customized_grpo.data.masks import SUBJECT, fits
 from customized_grpo.errors import UsageError
 
 Region = Literal["frame", "centre"]
 
 CENTRE = 0.7  # share of the shorter side: half the area of the largest square
 GREY = (128, 128, 128)
-SUBJECT = 128  # lowest grey value of a mask that means the subject
 
 
 def centre(picture: Image.Image) -> Image.Image:
@@ -28,7 +28,7 @@ def subject(picture: Image.Image, mask: Image.Image) -> Image.Image | None:
     A mask of another size is resized. Raises UsageError if its proportions differ from the picture's.
     """
     if mask.size != picture.size:
-        if abs(mask.width * picture.height - picture.width * mask.height) > 0.01 * picture.width * mask.height:
+        if not fits(mask.size, picture.size):
             mask_size, size = (f"{image.width} x {image.height}" for image in (mask, picture))
             raise UsageError(f"a mask of {mask_size} does not fit its picture of {size}; use the same proportions")
         mask = mask.resize(picture.size, Image.Resampling.NEAREST)
