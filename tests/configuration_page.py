@@ -159,7 +159,7 @@ def _one_line(text: str | None) -> str:
 
 _DATA = {"source": "list.json"}
 BUILT_IN_MODEL = RunConfig.model_validate({"data": _DATA}).model_dump(mode="json")
-OTHER_MODEL = RunConfig.model_validate({"data": _DATA, "model": {"path": ""}}).model_dump(mode="json")
+OTHER_MODEL = RunConfig.model_validate({"data": _DATA, "model": {"path": "other"}}).model_dump(mode="json")
 
 
 def _default(section: type[BaseModel], key: str, prefix: str) -> str:
