@@ -27,6 +27,7 @@ from customized_grpo.commands.options import (
 from customized_grpo.errors import InputError, RunError, UsageError
 from customized_grpo.fields import LARGEST_SEED
 from customized_grpo.files.notices import show_in_lines
+from customized_grpo.files.paths import as_argument
 from customized_grpo.runtime import launchers
 from customized_grpo.runtime.stopping import ending
 
@@ -123,7 +124,7 @@ def _train(trainer: Trainer) -> None:
         path = trainer.directory.path
         if summary := held_out_summary(trainer.directory.logs()[1]):
             typer.echo(summary, err=True)
-        typer.echo(f"as a page: customized-grpo report {path}", err=True)
+        typer.echo(f"as a page: customized-grpo report {as_argument(path)}", err=True)
         typer.echo(f"adapter: {path / FINAL}")
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import ParamSpec
 
+from customized_grpo.files.paths import as_argument
 from customized_grpo.runtime.stopping import ending
 
 P = ParamSpec("P")
@@ -57,7 +57,7 @@ def kept_run(folder: Path) -> str:
     """What a run keeps that ends now, outside of its updates."""
     if not (folder / "environment.json").is_file():
         return ANEW
-    return f"what was saved in {folder} is kept; go on with: customized-grpo train {shlex.quote(str(folder))} --resume"
+    return f"what was saved in {folder} is kept; go on with: customized-grpo train {as_argument(folder)} --resume"
 
 
 def kept_demo(folder: Path) -> str:
@@ -65,4 +65,4 @@ def kept_demo(folder: Path) -> str:
     run = folder / "run"
     if not (run / "adapter").is_dir():
         return kept_run(run)
-    return f"the trained run is kept in {run}; measure it with: customized-grpo evaluate {shlex.quote(str(run))}"
+    return f"the trained run is kept in {run}; measure it with: customized-grpo evaluate {as_argument(run)}"

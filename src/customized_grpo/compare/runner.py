@@ -21,6 +21,7 @@ from customized_grpo.compare.results import RESULT, collect
 from customized_grpo.compare.tables import write_report
 from customized_grpo.errors import RunError
 from customized_grpo.files.durable import check_folder, make_folder, saving
+from customized_grpo.files.paths import as_argument
 from customized_grpo.runtime.stopping import StopRequest
 from customized_grpo.training.assemble import check_inputs
 
@@ -175,7 +176,8 @@ def report(file: Path, *, output: Path | None) -> str:
 
 
 def _with_place(table: str, comparison: Comparison) -> str:
-    return f"{table}\n\nfiles: {comparison.output}; as a page: customized-grpo report {comparison.output}"
+    page = f"customized-grpo report {as_argument(comparison.output)}"
+    return f"{table}\n\nfiles: {comparison.output}; as a page: {page}"
 
 
 def describe(comparison: Comparison) -> str:
