@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
-from customized_grpo.commands.guarded import guarded, kept_demo, kept_pictures, kept_rows, kept_run
+from customized_grpo.commands.guarded import guarded, kept_demo, kept_pictures, kept_rows, kept_run, kept_stages
 from customized_grpo.commands.options import (
     Device,
     Metric,
@@ -185,7 +185,7 @@ def generate(
 
 
 @app.command()
-@guarded("nothing was generated; start again with the same command")
+@guarded()
 def evaluate(
     target: Target,
     overrides: Overrides = None,
@@ -203,27 +203,28 @@ def evaluate(
 
     Run the same command again to continue an evaluation that stopped.
     """
-    from customized_grpo.measure.evaluate import ROWS, write_evaluation
-    from customized_grpo.measure.request import default_output, make_request
+    folder = output
+    with ending(lambda: kept_rows(folder)):
+        from customized_grpo.measure.evaluate import write_evaluation
+        from customized_grpo.measure.request import default_output, make_request
 
-    chosen = [("device", _device(device)), *([] if root is None else [("data.root", root)])]
-    request = make_request(
-        target,
-        [*chosen, *(overrides or [])],
-        adapter=adapter,
-        base=base,
-        cases=cases,
-        images=images,
-        metrics=metric or [],
-    )
-    folder = output or default_output(request, target)
-    with ending(lambda: kept_rows(folder / ROWS)):
+        chosen = [("device", _device(device)), *([] if root is None else [("data.root", root)])]
+        request = make_request(
+            target,
+            [*chosen, *(overrides or [])],
+            adapter=adapter,
+            base=base,
+            cases=cases,
+            images=images,
+            metrics=metric or [],
+        )
+        folder = output or default_output(request, target)
         typer.echo(write_evaluation(request, folder, against))
     typer.echo(f"\nfigures: {folder / 'summary.json'}   rows: {folder / 'rows.jsonl'}   pictures: {folder / 'images'}")
 
 
 @app.command()
-@guarded("nothing was started; start again with the same command")
+@guarded("finished runs are kept, and what others saved; the same command goes on")
 def compare(
     file: Annotated[Path, PathArgument(help="YAML file with recipe, arms, seeds and primary question.")],
     output: Annotated[Path | None, PathOption(help="Folder of the comparison.  [default: the file's]")] = None,
@@ -291,7 +292,7 @@ def report(
 
 
 @app.command()
-@guarded("nothing was built; start again with the same command")
+@guarded()
 def build_critters(
     output: Annotated[Path, PathOption(help="Folder for the weights.")] = Path("build/critters/weights"),
     work: Annotated[Path, PathOption(help="Folder for unfinished stages.")] = Path("build/critters/stages"),
@@ -303,10 +304,10 @@ def build_critters(
 
     Run the same command again to continue after an interruption.
     """
-    from customized_grpo.critters.build.run import Build, Recipe
+    with ending(lambda: kept_stages(work)):
+        from customized_grpo.critters.build.run import Build, Recipe
 
-    recipe = Recipe(seed=seed).shortened(shorten)
-    with ending(lambda: f"each stage is kept in {work} up to its last save; the same command goes on"):
+        recipe = Recipe(seed=seed).shortened(shorten)
         Build(recipe, work, _device(device)).run(output)
     typer.echo(f"weights: {output}")
 

@@ -37,10 +37,13 @@ def guarded(kept: str = ANEW) -> Callable[[Callable[P, None]], Callable[P, None]
     return decorate
 
 
-def kept_rows(file: Path) -> str:
-    """What an evaluation keeps that ends now."""
+def kept_rows(folder: Path | None) -> str:
+    """What an evaluation keeps that ends now; None if it does not know its folder yet."""
+    if folder is None:
+        return "nothing was added to what is kept; the same command goes on"
+    file = folder / "rows.jsonl"  # here, because the module that writes it imports torch
     rows = file.read_bytes().count(b"\n") if file.is_file() else 0
-    return f"{_counted(rows)} kept in {file.parent}; the same command goes on" if rows else ANEW
+    return f"{_counted(rows)} kept in {folder}; the same command goes on" if rows else ANEW
 
 
 def kept_pictures(count: int, folder: Path) -> str:
@@ -51,6 +54,12 @@ def kept_pictures(count: int, folder: Path) -> str:
 
 def _counted(images: int) -> str:
     return "1 image is" if images == 1 else f"{images} images are"
+
+
+def kept_stages(work: Path) -> str:
+    """What a build keeps that ends now."""
+    kept = f"each stage is kept in {work} up to its last save; the same command goes on"
+    return kept if any(work.glob("*.safetensors")) else ANEW
 
 
 def kept_run(folder: Path) -> str:

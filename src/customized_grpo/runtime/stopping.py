@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -68,7 +69,7 @@ class StopRequest:
         A process that got no signal itself, but stops with the other processes of the run, exits as if by SIGTERM.
         """
         number = self.signal or signal.SIGTERM
-        _write(f"{number.name}: {message}")
+        print(f"{number.name}: {message}", file=sys.stderr, flush=True)
         raise SystemExit(128 + number)
 
     def _record(self, number: int, _frame: FrameType | None) -> None:
