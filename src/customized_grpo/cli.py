@@ -104,9 +104,9 @@ def train(
     if dry_run:
         typer.echo(dump_config(config), nl=False)
         return
-    from customized_grpo.training.assemble import assemble
-
     with ending(lambda: kept_run(Path(config.output))):
+        from customized_grpo.training.assemble import assemble
+
         _train(assemble(config, resume=resume))
 
 
