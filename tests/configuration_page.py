@@ -71,7 +71,8 @@ evaluation:
 ```
 
 `rewards.prompt.name=hpsv3` replaces a recipe's reward and keeps its other settings; `rewards.prompt=hpsv3` and
-`'rewards.prompt={name: hpsv3}'` drop them. [Rewards](rewards.md) has what each reward measures, its range, cost, licence and blind spots.
+`'rewards.prompt={name: hpsv3}'` drop them. [Rewards](rewards.md) has what each reward measures, its range, cost,
+licence and blind spots.
 
 Settings of every reward:
 """
