@@ -39,12 +39,18 @@ optimizer:
 ```
 
 `train`, `probe`, `evaluate` and `check-rewards` take a recipe by its name or path, followed by any number of
-overrides: `key=value`, with a dot between section and key. Values are YAML; quote those with spaces or braces.
+overrides: `key=value`, with a dot between section and key. Quote those with spaces or braces for your shell.
 `--dry-run` prints the complete configuration and stops:
 
 ```
 customized-grpo train critters optimizer.lr=1e-4 'adapter.targets=[to_q, to_k]' --dry-run
 ```
+
+A setting that is text, such as a path, is what you write: `output=2024` and `'output=runs/trial #2'` are folders of
+these names. `null` means null; put quotes inside the value, `"output='null'"`, for the word. Other values are YAML.
+In a file, too, `output: 2024` is text, but YAML ends a value at ` #`, so write `output: 'runs/trial #2'`. Lists and
+mappings are YAML in both places. `~` at the beginning of a path is your home folder, `~name` that of another user, in
+files, overrides and options; a folder of that name is `./~`. What stands in an option is never YAML.
 
 Misspelt keys, values out of range and settings that contradict each other are refused before anything is loaded, all
 at once. Every run keeps its complete configuration in `config.yaml`, and the run's folder can be used in place of a
@@ -64,8 +70,9 @@ evaluation:
   metrics: [clip_i, "dino region=centre"]
 ```
 
-`rewards.prompt.name=hpsv3` replaces a recipe's reward and keeps its other settings; `'rewards.prompt={name: hpsv3}'`
-drops them. [Rewards](rewards.md) has what each reward measures, its range, cost, licence and blind spots.
+`rewards.prompt.name=hpsv3` replaces a recipe's reward and keeps its other settings; `rewards.prompt=hpsv3` and
+`'rewards.prompt={name: hpsv3}'` drop them. [Rewards](rewards.md) has what each reward measures, its range, cost,
+licence and blind spots.
 
 Settings of every reward:
 """
@@ -159,7 +166,7 @@ def _one_line(text: str | None) -> str:
 
 _DATA = {"source": "list.json"}
 BUILT_IN_MODEL = RunConfig.model_validate({"data": _DATA}).model_dump(mode="json")
-OTHER_MODEL = RunConfig.model_validate({"data": _DATA, "model": {"path": ""}}).model_dump(mode="json")
+OTHER_MODEL = RunConfig.model_validate({"data": _DATA, "model": {"path": "other"}}).model_dump(mode="json")
 
 
 def _default(section: type[BaseModel], key: str, prefix: str) -> str:

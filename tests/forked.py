@@ -39,9 +39,14 @@ MOMENTS = {
 
 def start_training(arguments: Sequence[object], log: Path, moment: str | None = None, at: int = 1) -> BaseProcess:
     """`customized-grpo train` with these arguments; it sends itself SIGKILL at the `at`-th of these moments."""
+    return start_program(["train", *arguments], log, moment, at)
+
+
+def start_program(arguments: Sequence[object], log: Path, moment: str | None = None, at: int = 1) -> BaseProcess:
+    """`customized-grpo` with these arguments, as `start_training`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
-    process = context.Process(target=_train, args=(list(map(str, arguments)), str(log), moment, at))
+    process = context.Process(target=_run, args=(list(map(str, arguments)), str(log), moment, at))
     process.start()
     return process
 
@@ -54,7 +59,7 @@ def train(arguments: Sequence[object], log: Path, moment: str | None = None, at:
     return process.exitcode
 
 
-def _train(arguments: list[str], log: str, moment: str | None, at: int) -> None:
+def _run(arguments: list[str], log: str, moment: str | None, at: int) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -66,7 +71,7 @@ def _train(arguments: list[str], log: str, moment: str | None, at: int) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored if the tests run in the background
     if moment is not None:
         _die_at(*MOMENTS[moment], at)
-    sys.argv = ["customized-grpo", "train", *arguments]
+    sys.argv = ["customized-grpo", *arguments]
     cli.main()
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, get_origin
+from typing import Annotated, get_args, get_origin
 
 import pytest
 import yaml
@@ -73,7 +73,8 @@ def test_a_value_of_the_wrong_kind(override: str, message: str, refused: Refusal
 
 
 def test_every_type_of_number_has_a_case():
-    assert set(NUMBERS) == {name for name, kind in vars(fields).items() if get_origin(kind) is Annotated}
+    annotated = {name: kind for name, kind in vars(fields).items() if get_origin(kind) is Annotated}
+    assert set(NUMBERS) == {name for name, kind in annotated.items() if get_args(kind)[0] in (int, float)}
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_every_type_of_number_has_a_case():
         ("rewards.x={name: dino}", "rewards.x.role: is missing; set it to identity, prompt or quality"),
         ("rewards.x={name: dino, role: quality}", "rewards.x.weight: is missing; a quality reward needs a weight, .*"),
         ("rewards.a-b={name: dino, role: quality, weight: 1}", "rewards.a-b: the key becomes part of file names; .*"),
-        ("evaluation.metrics=[5]", "evaluation.metrics.0: a reward needs a name; known: dino, .*"),
+        ("evaluation.metrics=[5]", "evaluation.metrics.0.name: no reward is named '5'; known here: dino, .*"),
         ("evaluation.metrics=['']", "evaluation.metrics.0.name: no reward is named ''.*"),
     ],
 )
@@ -252,14 +253,13 @@ def test_yaml_that_is_not_a_mapping(content: str, kind: str, refused: Refusal):
     ("content", "message"),
     [
         ("", "data.train_samples: critters are drawn without limit; set a number, for instance 2000"),
-        ("1: 2\ndata: {train_samples: 4}\n", "1: keys should be strings, not 1"),
         # a long value is not repeated
         (
             f"data: {{train_samples: 4}}\nseed: [{'1, ' * 1000}1]\n",
             "seed: input should be a valid integer, not [1, 1, 1, 1, 1, 1, ...]",
         ),
     ],
-    ids=["empty", "numeric key", "long value"],
+    ids=["empty", "long value"],
 )
 def test_a_recipe(content: str, message: str, refused: Refusal):
     (refused.folder / "file.yaml").write_text(content)

@@ -1,3 +1,13 @@
-from customized_grpo.cli import main
+from customized_grpo.runtime.stopping import ending
 
-main()
+
+def main() -> None:
+    """Entry point of the installed program and of `python -m customized_grpo`."""
+    with ending(lambda: "nothing was done"):  # until a command says more: importing the command line takes a moment
+        from customized_grpo.cli import main as run
+
+        run()
+
+
+if __name__ == "__main__":
+    main()

@@ -4,56 +4,40 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
+from customized_grpo.commands.guarded import guarded, kept_demo, kept_pictures, kept_rows, kept_run, kept_stages
+from customized_grpo.commands.options import (
+    Device,
+    Metric,
+    NameOption,
+    Overrides,
+    PathArgument,
+    PathOption,
+    Recipe,
+    RecipeDevice,
+    Seed,
+    Target,
+)
 from customized_grpo.errors import InputError, RunError, UsageError
 from customized_grpo.fields import LARGEST_SEED
 from customized_grpo.files.notices import show_in_lines
+from customized_grpo.files.paths import as_argument
 from customized_grpo.runtime import launchers
+from customized_grpo.runtime.stopping import ending
+
+if TYPE_CHECKING:
+    from customized_grpo.training.trainer import Trainer
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-Recipe = Annotated[
-    str, typer.Argument(help="Name of a recipe (critters, kontext, own-subject, ...), a YAML file, or a run's folder.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="Settings as key=value, e.g. seed=1 optimizer.lr=1e-5. All of them: docs/configuration.md."),
-]
-Metric = Annotated[
-    list[str] | None, typer.Option(help="Another reward to measure, e.g. 'dino against=other_view'. Repeat for more.")
-]
-Seed = Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=LARGEST_SEED)]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...  [default: cuda if available, else cpu]")]
-RecipeDevice = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...  [default: the recipe's]")]
-
 DISTRIBUTED = ("train", "env")  # commands that may run as several processes; env writes nothing
 FAILED, BAD_INPUT = 1, 2  # exit codes
-
-
-P = ParamSpec("P")
-
-
-def explain_memory_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn an out-of-memory error of a command into a RunError that says what to do."""
-
-    @wraps(command)
-    def run(*arguments: P.args, **options: P.kwargs) -> None:
-        try:
-            command(*arguments, **options)
-        except RuntimeError as error:
-            from customized_grpo.runtime.memory import raise_if_exhausted  # imports torch: a second
-
-            raise_if_exhausted(error)
-            raise
-
-    return run
 
 
 def _print_version(wanted: bool) -> None:
@@ -77,9 +61,9 @@ def program(
 
 
 @app.command()
-@explain_memory_errors
+@guarded()
 def demo(
-    output: Annotated[Path | None, typer.Option(help="A new folder.  [default: runs/demo, runs/demo-2, ...]")] = None,
+    output: Annotated[Path | None, PathOption(help="A new folder.  [default: runs/demo, runs/demo-2, ...]")] = None,
     seed: Seed = 0,
     updates: Annotated[int | None, typer.Option(help="Number of updates.  [default: the recipe's]", min=1)] = None,
     cases: Annotated[int, typer.Option(help="Number of held-out cases to measure on.", min=12)] = 512,
@@ -89,19 +73,21 @@ def demo(
 
     Trains with SARS + TDW, measures both on cases that neither has seen, and writes a table, pictures and a report.
     """
-    from customized_grpo.commands.demo import run_demo
+    from customized_grpo.commands.demo import new_folder, run_demo
 
-    run_demo(output, seed=seed, updates=updates, cases=cases, device=device or _default_device())
+    folder = new_folder(output)
+    with ending(lambda: kept_demo(folder)):
+        run_demo(folder, seed=seed, updates=updates, cases=cases, device=_device(device))
 
 
 @app.command()
-@explain_memory_errors
+@guarded("nothing was trained; start again with the same command")
 def train(
     recipe: Recipe,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in its folder.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the complete configuration and exit.")] = False,
-    output: Annotated[Path | None, typer.Option(help="Folder of the run.  [default: the recipe's]")] = None,
+    output: Annotated[Path | None, PathOption(help="Folder of the run.  [default: the recipe's]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of all randomness.  [default: the recipe's]", min=0)] = None,
     device: RecipeDevice = None,
 ) -> None:
@@ -112,17 +98,22 @@ def train(
     from customized_grpo.config import dump_config, load_config
 
     options = {"output": output, "seed": seed, "device": device}
-    chosen = [f"{key}={value}" for key, value in options.items() if value is not None]
-    moved = [f"output={recipe}"] if resume and _is_run(recipe) else []  # the folder may have been moved
+    chosen = [(key, value) for key, value in options.items() if value is not None]
+    moved = [("output", Path(recipe))] if resume and _is_run(recipe) else []  # the folder may have been moved
     config = load_config(recipe, [*moved, *(overrides or []), *chosen])
     if dry_run:
         typer.echo(dump_config(config), nl=False)
         return
+    with ending(lambda: kept_run(Path(config.output))):
+        from customized_grpo.training.assemble import assemble
+
+        _train(assemble(config, resume=resume))
+
+
+def _train(trainer: Trainer) -> None:
     from customized_grpo.run.checkpoints import FINAL
-    from customized_grpo.training.assemble import assemble
     from customized_grpo.training.record import held_out_summary
 
-    trainer = assemble(config, resume=resume)
     main = trainer.processes.main
     notices = (*trainer.directory.notices, *launchers.notices(), *trainer.plan.notices())
     for notice in notices if main else ():
@@ -133,26 +124,26 @@ def train(
         path = trainer.directory.path
         if summary := held_out_summary(trainer.directory.logs()[1]):
             typer.echo(summary, err=True)
-        typer.echo(f"as a page: customized-grpo report {path}", err=True)
+        typer.echo(f"as a page: customized-grpo report {as_argument(path)}", err=True)
         typer.echo(f"adapter: {path / FINAL}")
 
 
 @app.command()
-@explain_memory_errors
+@guarded()
 def generate(
-    reference: Annotated[list[Path] | None, typer.Option(help="Picture of the subject. Repeat for more.")] = None,
+    reference: Annotated[list[Path] | None, PathOption(help="Picture of the subject. Repeat for more.")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="What to show. Repeat for more.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Text file with one prompt per line.")] = None,
+    prompts: Annotated[Path | None, PathOption(help="Text file with one prompt per line.")] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Folder or hub id in diffusers' format.  [default: the adapter's model, or critters]"),
+        NameOption(help="Folder or hub id in diffusers' format.  [default: the adapter's model, or critters]"),
     ] = None,
-    adapter: Annotated[Path | None, typer.Option(help="Folder of a run, a checkpoint or an adapter.")] = None,
+    adapter: Annotated[Path | None, PathOption(help="Folder of a run, a checkpoint or an adapter.")] = None,
     seed: Annotated[
         list[int] | None,
         typer.Option(help="Seed of a picture. Repeat for more.  [default: 0]", min=0, max=LARGEST_SEED),
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder for the pictures (PNG).")] = Path("generated"),
+    output: Annotated[Path, PathOption(help="Folder for the pictures (PNG).")] = Path("generated"),
     compare: Annotated[bool, typer.Option("--compare", help="Also write reference, base and tuned.")] = False,
     size: Annotated[
         int | None, typer.Option(help="Pixels per side.  [default: the adapter's, or 512]", min=8, max=8192)
@@ -183,55 +174,60 @@ def generate(
         adapter=adapter,
         size=size,
         steps=steps,
-        device=device or _default_device(),
+        device=_device(device),
         dtype=dtype,
     )
-    for path in write_pictures(request, output, compare=compare):
-        typer.echo(path)
+    written = 0
+    with ending(lambda: kept_pictures(written, output)):
+        for path in write_pictures(request, output, compare=compare):
+            written += 1
+            typer.echo(path)
 
 
 @app.command()
-@explain_memory_errors
+@guarded()
 def evaluate(
-    target: Annotated[str, typer.Argument(help="Folder of a run or an adapter, name of a recipe, or a YAML file.")],
+    target: Target,
     overrides: Overrides = None,
-    adapter: Annotated[Path | None, typer.Option(help="Folder of the adapter.  [default: the run's]")] = None,
+    adapter: Annotated[Path | None, PathOption(help="Folder of the adapter.  [default: the run's]")] = None,
     base: Annotated[bool, typer.Option("--base", help="Measure the model without the adapter.")] = False,
     metric: Metric = None,
     cases: Annotated[int | None, typer.Option(help="Number of samples.  [default: all; critters: 512]", min=1)] = None,
     images: Annotated[int | None, typer.Option(help="Images per sample.  [default: 1; dreambench: 4]", min=1)] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder of the data, the setting data.root.")] = None,
-    against: Annotated[Path | None, typer.Option(help="Base's evaluation, to count better and worse samples.")] = None,
-    output: Annotated[Path | None, typer.Option(help="A new folder, or that of an evaluation to continue.")] = None,
+    root: Annotated[Path | None, PathOption(help="Folder of the data, the setting data.root.")] = None,
+    against: Annotated[Path | None, PathOption(help="Base's evaluation, to count better and worse samples.")] = None,
+    output: Annotated[Path | None, PathOption(help="A new folder, or that of an evaluation to continue.")] = None,
     device: Device = None,
 ) -> None:
     """Measure a model or adapter on samples not trained on.
 
     Run the same command again to continue an evaluation that stopped.
     """
-    from customized_grpo.measure.evaluate import write_evaluation
-    from customized_grpo.measure.request import default_output, make_request
+    folder = output
+    with ending(lambda: kept_rows(folder)):
+        from customized_grpo.measure.evaluate import write_evaluation
+        from customized_grpo.measure.request import default_output, make_request
 
-    chosen = [f"device={device or _default_device()}", *([f"data.root={root}"] if root else [])]
-    request = make_request(
-        target,
-        [*chosen, *(overrides or [])],
-        adapter=adapter,
-        base=base,
-        cases=cases,
-        images=images,
-        metrics=metric or [],
-    )
-    folder = output or default_output(request, target)
-    typer.echo(write_evaluation(request, folder, against))
+        chosen = [("device", _device(device)), *([] if root is None else [("data.root", root)])]
+        request = make_request(
+            target,
+            [*chosen, *(overrides or [])],
+            adapter=adapter,
+            base=base,
+            cases=cases,
+            images=images,
+            metrics=metric or [],
+        )
+        folder = output or default_output(request, target)
+        typer.echo(write_evaluation(request, folder, against))
     typer.echo(f"\nfigures: {folder / 'summary.json'}   rows: {folder / 'rows.jsonl'}   pictures: {folder / 'images'}")
 
 
 @app.command()
-@explain_memory_errors
+@guarded("finished runs are kept, and what others saved; the same command goes on")
 def compare(
-    file: Annotated[Path, typer.Argument(help="YAML file with recipe, arms, seeds and primary question.")],
-    output: Annotated[Path | None, typer.Option(help="Folder of the comparison.  [default: the file's]")] = None,
+    file: Annotated[Path, PathArgument(help="YAML file with recipe, arms, seeds and primary question.")],
+    output: Annotated[Path | None, PathOption(help="Folder of the comparison.  [default: the file's]")] = None,
     jobs: Annotated[int | None, typer.Option(help="Concurrent runs.  [default: one per GPU or core]", min=1)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run and exit.")] = False,
     report_only: Annotated[bool, typer.Option("--report-only", help="Only report on finished runs.")] = False,
@@ -258,14 +254,14 @@ def compare(
 
 
 @app.command()
-@explain_memory_errors
+@guarded()
 def probe(
     recipe: Recipe,
     overrides: Overrides = None,
-    adapter: Annotated[Path | None, typer.Option(help="Folder of an adapter.  [default: the base model]")] = None,
+    adapter: Annotated[Path | None, PathOption(help="Folder of an adapter.  [default: the base model]")] = None,
     prompts: Annotated[int, typer.Option(help="Number of training samples.", min=2)] = 32,
     draws: Annotated[int, typer.Option(help="Images per sample and denoising step.", min=2)] = 8,
-    output: Annotated[Path | None, typer.Option(help="A new folder for figures, plot and schedule.")] = None,
+    output: Annotated[Path | None, PathOption(help="A new folder for figures, plot and schedule.")] = None,
     device: RecipeDevice = None,
 ) -> None:
     """Find out which denoising steps decide which reward.
@@ -275,15 +271,16 @@ def probe(
     from customized_grpo.config import load_config
     from customized_grpo.measure.probe import run_probe
 
-    chosen = [f"device={device}"] if device else []
+    chosen = [] if device is None else [("device", device)]
     config = load_config(recipe, [*(overrides or []), *chosen])
     run_probe(config, adapter, prompts=prompts, draws=draws, output=output)
 
 
 @app.command()
+@guarded("no page was written; start again with the same command")
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of runs, evaluations, comparisons, probes, demos.")],
-    output: Annotated[Path, typer.Option(help="File to write; an existing one is replaced.")] = Path("report.html"),
+    folders: Annotated[list[Path], PathArgument(help="Folders of runs, evaluations, comparisons, probes, demos.")],
+    output: Annotated[Path, PathOption(help="File to write; an existing one is replaced.")] = Path("report.html"),
 ) -> None:
     """Write an HTML page that shows runs and evaluations.
 
@@ -295,10 +292,10 @@ def report(
 
 
 @app.command()
-@explain_memory_errors
+@guarded()
 def build_critters(
-    output: Annotated[Path, typer.Option(help="Folder for the weights.")] = Path("build/critters/weights"),
-    work: Annotated[Path, typer.Option(help="Folder for unfinished stages.")] = Path("build/critters/stages"),
+    output: Annotated[Path, PathOption(help="Folder for the weights.")] = Path("build/critters/weights"),
+    work: Annotated[Path, PathOption(help="Folder for unfinished stages.")] = Path("build/critters/stages"),
     seed: Seed = 0,
     shorten: Annotated[int, typer.Option(help="Divide all step counts by this, to try it out.", min=1)] = 1,
     device: Device = None,
@@ -307,21 +304,22 @@ def build_critters(
 
     Run the same command again to continue after an interruption.
     """
-    from customized_grpo.critters.build.run import Build, Recipe
+    with ending(lambda: kept_stages(work)):
+        from customized_grpo.critters.build.run import Build, Recipe
 
-    recipe = Recipe(seed=seed).shortened(shorten)
-    Build(recipe, work, device or _default_device()).run(output)
+        recipe = Recipe(seed=seed).shortened(shorten)
+        Build(recipe, work, _device(device)).run(output)
     typer.echo(f"weights: {output}")
 
 
 @app.command()
-@explain_memory_errors
+@guarded()
 def check_rewards(
     recipe: Recipe,
     overrides: Overrides = None,
     metric: Metric = None,
     cases: Annotated[int, typer.Option(help="Number of samples, at most.", min=2)] = 256,
-    output: Annotated[Path | None, typer.Option(help="Folder for check_rewards.json.  [default: only print]")] = None,
+    output: Annotated[Path | None, PathOption(help="Folder for check_rewards.json.  [default: only print]")] = None,
     device: RecipeDevice = None,
 ) -> None:
     """Check a recipe's rewards before training with them.
@@ -337,7 +335,7 @@ def check_rewards(
     logging.disable_progress_bar()  # one per reward while weights load; those of downloads stay
     if output is not None:
         check_folder(output)
-    chosen = [f"device={device}"] if device else []
+    chosen = [] if device is None else [("device", device)]
     check = check_rewards(load_config(recipe, [*(overrides or []), *chosen]), metric or [], cases)
     typer.echo(check.text())
     if output is not None:
@@ -358,7 +356,9 @@ def _is_run(recipe: str) -> bool:
     return (Path(recipe) / "environment.json").is_file()  # an adapter's folder has only a configuration
 
 
-def _default_device() -> str:
+def _device(given: str | None) -> str:
+    if given is not None:
+        return given
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from customized_grpo.data.sources import contradictions
 from customized_grpo.errors import InputError
-from customized_grpo.fields import BUILT_IN, Count, Index, Section, Seed, Share
-from customized_grpo.files.yaml_text import YamlError, parse_yaml, read_yaml
+from customized_grpo.fields import BUILT_IN, Count, Index, PathText, Section, Seed, Share
+from customized_grpo.files.kinds import at_keys
+from customized_grpo.files.yaml_text import YamlError, parse_value, read_yaml
 from customized_grpo.rewards.by_name import AnyReward, parse_reward
 from customized_grpo.rewards.settings import RewardSettings, Role
 from customized_grpo.sections import (
@@ -43,24 +44,35 @@ class ConfigError(InputError, ValueError):
     """A configuration that cannot be used. The message has one line per mistake."""
 
 
+Override = str | tuple[str, Any]  # "optimizer.lr=1e-4" as a user writes it, or a dotted key with its value
+
+
 def _with_defaults(rewards: Any) -> Any:
-    """Add `identity` and `prompt` if they are missing, and the role of each reward whose key is a role."""
+    """Add `identity` and `prompt` if they, or only their names, are missing."""
     if not isinstance(rewards, Mapping):
         return rewards
-    defaults = {"identity": {"name": "dino"}, "prompt": {"name": "clip_t"}, "quality": {}}
+    defaults = {"identity": {"name": "dino"}, "prompt": {"name": "clip_t"}}
     return {
-        key: {**defaults[key], "role": key, **value} if key in defaults and isinstance(value, Mapping) else value
+        key: {**defaults.get(key, {}), **value} if isinstance(value, Mapping) else value
         for key, value in {"identity": {}, "prompt": {}, **rewards}.items()
     }
 
 
-Rewards = Annotated[Mapping[str, AnyReward], BeforeValidator(_with_defaults)]
+def _with_roles(rewards: Mapping[str, RewardSettings]) -> Mapping[str, RewardSettings]:
+    """A reward without a role whose key is a role has that one."""
+    return {
+        key: reward.model_copy(update={"role": key}) if reward.role is None and key in get_args(Role) else reward
+        for key, reward in rewards.items()
+    }
+
+
+Rewards = Annotated[Mapping[str, AnyReward], BeforeValidator(_with_defaults), AfterValidator(_with_roles)]
 
 
 class RunConfig(Section):
     """Everything that decides a run."""
 
-    output: str = "runs/critters"
+    output: PathText = "runs/critters"
     """Folder of the run, which holds everything that it writes."""
     tracking: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Trackers that get a copy of the run's figures. Each needs the extra of its name: docs/installing.md."""
@@ -176,10 +188,10 @@ def recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(recipe: str, overrides: Sequence[Override] = ()) -> RunConfig:
     """The configuration of a recipe (its name or path), or of a run or an adapter (its folder).
 
-    overrides  such as "optimizer.lr=1e-4"; later ones win
+    overrides  such as "optimizer.lr=1e-4", or ("optimizer.lr", 1e-4), whose value is taken as it is; later ones win
 
     Raises ConfigError with every mistake.
     """
@@ -211,7 +223,7 @@ def _read_recipe(recipe: str) -> dict[str, Any]:
                 f"no recipe {recipe!r}{nearest(recipe, known)}; recipes: {', '.join(known)}, or the path of a YAML "
                 "file or a run"
             )
-        values = read_yaml(path)
+        values = read_yaml(path, RunConfig)
     except YamlError as error:
         raise ConfigError(str(error)) from None
     except OSError as error:
@@ -222,22 +234,38 @@ def _read_recipe(recipe: str) -> dict[str, Any]:
     return values
 
 
-def _apply(override: str, values: dict[str, Any]) -> None:
-    """Set the value of an override such as "optimizer.lr=1e-4". Raises ConfigError."""
+def _apply(override: Override, values: dict[str, Any]) -> None:
+    """Set the value of an override. Raises ConfigError."""
+    if isinstance(override, str):
+        key, value = _parse(override)
+    else:
+        key, value = override[0], copy.deepcopy(override[1])  # further overrides may change what is in it
+    *sections, last = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(
+                f"{override if isinstance(override, str) else key}: {section} is a value, not a section of keys"
+            )
+    values[last] = value
+
+
+def key_of(override: Override) -> str:
+    """The dotted key that an override sets."""
+    return override.partition("=")[0] if isinstance(override, str) else override[0]
+
+
+def _parse(override: str) -> tuple[str, Any]:
+    """Key and value of "optimizer.lr=1e-4". Raises ConfigError."""
     key, equals, text = override.partition("=")
     *sections, last = key.split(".")
     if not (equals and last and all(sections)):
         hint = "; put quotes around a value with spaces" if override.endswith((",", "]", "}")) else ""
         raise ConfigError(f"{override}: an override is written key=value, for instance optimizer.lr=1e-4{hint}")
     try:
-        value = parse_yaml(text)
+        return key, parse_value(text, at_keys(RunConfig, [*sections, last]))
     except YamlError as error:
         raise ConfigError(f"{key}: {shorten(text)} is not YAML: {error}") from None
-    for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
-            raise ConfigError(f"{override}: {section} is a value, not a section of keys")
-    values[last] = value
 
 
 def _hidden_contradictions(values: dict[str, Any], error: ValidationError) -> Iterator[str]:

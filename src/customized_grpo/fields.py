@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from customized_grpo.errors import InputError
 
 BUILT_IN = "critters"  # names the built-in world as a model, an encoder or a data source
 
@@ -35,6 +39,41 @@ Tokens = Annotated[int, Number, Field(ge=1, le=512)]  # T5 was trained with 512,
 Rank = Annotated[int, Number, Field(ge=1, le=4096)]  # FLUX's layers are 3072 wide
 GroupSize = Annotated[int, Number, Field(ge=2, le=4096)]  # a single image cannot be compared
 Steps = Annotated[int, Number, Field(ge=2, le=1000)]  # denoising steps
+
+
+class PathError(InputError, OSError):
+    """A path that names nothing: it is blank, or begins with `~` and a user who does not exist."""
+
+
+def expand_user(path: str) -> str:
+    """The path with `~` or `~name` at its beginning replaced by that user's folder; "./~" is a folder of that name.
+
+    Raises PathError.
+    """
+    if not path.strip():
+        raise PathError(f"the path {path!r} is blank; write one, or leave it out")
+    if not path.startswith("~"):
+        return path
+    user = path.partition("/")[0][1:]
+    expanded = os.path.expanduser(path)  # noqa: PTH111 - Path("./~") is Path("~")
+    if expanded.startswith("~") or (not user and os.environ.get("HOME") == ""):
+        reason = f"there is no user {user!r}" if user else "HOME does not name your folder"
+        raise PathError(f"{path}: {reason}; write the whole path, or ./{path} for a folder of that name")
+    return expanded
+
+
+def _path_text(value: Any) -> Any:
+    """A `Path` is a path already: the folder `Path("~")` becomes "./~", which stays what it is when read again."""
+    if isinstance(value, Path):
+        return f"./{value}" if str(value).startswith("~") else str(value)
+    try:
+        return expand_user(value) if isinstance(value, str) else value
+    except PathError as error:
+        raise ValueError(str(error)) from None  # for pydantic, which adds the key
+
+
+OF_USER = BeforeValidator(_path_text)  # marks a path: `~` at its beginning is the user's folder
+PathText = Annotated[str, OF_USER]  # a path, or the name of something that is used like one, such as a hub id
 
 
 class Section(BaseModel):

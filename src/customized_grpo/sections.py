@@ -14,6 +14,7 @@ from customized_grpo.fields import (
     Index,
     NoiseLevel,
     NonNegative,
+    PathText,
     Pixels,
     Positive,
     Rank,
@@ -32,7 +33,7 @@ OF_OTHER_MODELS: Mapping[str, Any] = {"dtype": "bfloat16", "height": 512, "width
 class Model(Section):
     """The generator that is trained."""
 
-    path: str = BUILT_IN
+    path: PathText = BUILT_IN
     """The built-in generator (`critters`), or a folder or hub id of a model in diffusers' format."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the frozen weights. The adapter is always float32."""
@@ -48,7 +49,7 @@ class Model(Section):
     """Recompute activations in the backward pass instead of storing them: less memory, more time."""
     offload_text_encoders: bool = False
     """Keep the text encoders on the CPU except while they encode prompts."""
-    condition_cache: str | None = None
+    condition_cache: PathText | None = None
     """Folder in which encoded prompts and references are kept for later runs. `null` keeps none on disk."""
     shard: bool = False
     """Divide the frozen weights among the processes (FSDP2), for a model that is too large for one GPU."""
@@ -74,9 +75,9 @@ class Adapter(Section):
 class Data(Section):
     """Where prompts and reference pictures come from; see docs/data.md."""
 
-    source: str = BUILT_IN
+    source: PathText = BUILT_IN
     """The built-in world (`critters`), the name of a published layout, or the path of a list or folder."""
-    root: str | None = None
+    root: PathText | None = None
     """Folder of a named layout, or the folder that a list's paths are relative to. `null` means the list's own."""
     class_word: str | None = None
     """Word for what the pictures show, such as `dog`. Photographs need it, and so do lists without class words."""

@@ -51,6 +51,7 @@ def _compare(file: str, log: str, jobs: int, killed_by: str | None, writer: Conn
     from customized_grpo.compare import runner, tables
 
     torch.set_num_threads(1)  # as in pytest's process
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored if the tests run in the background
     tables.write_plots = lambda *_: None  # they take longer than these arms
     runner.launch = partial(ForkedArm, killed_by=killed_by)  # pyright: ignore[reportAttributeAccessIssue]
     sys.argv = ["customized-grpo", "compare", file, "--jobs", str(jobs), "--device", "cpu"]
@@ -87,6 +88,8 @@ def _run_arm(arguments: Sequence[str], log: int, environment: Mapping[str, str],
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.environ.update(environment)
+    for number, handler in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        signal.signal(number, handler)  # a fork has those of the comparison
     from customized_grpo.compare import arm
 
     if deadly:

@@ -161,7 +161,6 @@ def test_a_file_may_have_the_name_of_a_library_and_does_not_replace_it(folder: P
         ("scores.py:missing", {}, "scores.py has no function 'missing'; it has brightness, .*Scaled.*"),
         ("scores.py:number", {}, "scores.py has no function 'number'; it has brightness"),
         ("scores.py:", {}, "scores.py has no function ''"),
-        ("~no_such_user/scores.py:score", {}, "no file ~no_such_user/scores.py"),
         (f"{'x' * 300}.py:score", {}, "no file xxx"),
         (":score", {}, "there is no module ''"),
         (".scores:score", {}, "there is no module '.scores'"),

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 from torch.distributed.tensor import DTensor
 
-from customized_grpo.cli import explain_memory_errors
+from customized_grpo.commands.guarded import guarded
 from customized_grpo.config import ConfigError, RunConfig
 from customized_grpo.runtime import distributed
 from customized_grpo.runtime.distributed import DistributedError, Processes, _collective
@@ -353,7 +353,7 @@ def test_only_a_lost_connection_is_blamed_on_another_process(error: RuntimeError
 def test_memory_that_runs_out_in_a_collective_is_one_line_about_memory(capsys: pytest.CaptureFixture[str]):
     """The command's own handler; a real allocation that no machine has."""
 
-    @explain_memory_errors
+    @guarded()
     def command() -> None:
         with _collective():
             torch.empty(10**15)

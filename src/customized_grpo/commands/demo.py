@@ -51,19 +51,22 @@ class Measured:
         return estimates(self.base.scores, select), estimates(self.tuned.scores, select)
 
 
-def run_demo(output: Path | None, *, seed: int, updates: int | None, cases: int, device: str) -> None:
-    """Train, measure, draw; writes run/, cases/, cases.png, curves.png, summary.json and report.html.
-
-    Without `output` a new folder is made under runs/. The test cases are the same for every seed. Raises UsageError if
-    the folder exists.
-    """
-    start = time.perf_counter()
+def new_folder(output: Path | None) -> Path:
+    """`output`, or a new folder under runs/. Raises UsageError if it exists."""
     folder = output or next(path for path in _numbered(Path("runs/demo")) if not path.exists())
     if folder.exists():
         raise UsageError(f"{folder} exists; name another folder with --output, or leave it out for runs/demo-N")
-    overrides = [f"output={folder / 'run'}", f"seed={seed}", f"device={device}"]
-    overrides += [] if updates is None else [f"updates={updates}"]
-    config = load_config("critters", overrides)
+    return folder
+
+
+def run_demo(folder: Path, *, seed: int, updates: int | None, cases: int, device: str) -> None:
+    """Train, measure, draw; writes run/, cases/, cases.png, curves.png, summary.json and report.html.
+
+    The test cases are the same for every seed.
+    """
+    start = time.perf_counter()
+    settings = {"output": folder / "run", "seed": seed, "device": device, "updates": updates}
+    config = load_config("critters", [(key, value) for key, value in settings.items() if value is not None])
     trainer = assemble(config)
     print(f"Training the built-in model with SARS + TDW, {config.updates} updates, seed {seed}.", flush=True)
     training = time.perf_counter()

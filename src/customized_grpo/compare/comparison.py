@@ -8,12 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from customized_grpo.config import ConfigError, RunConfig, load_config
-from customized_grpo.fields import Seed
+from customized_grpo.fields import OF_USER, PathText, Seed
+from customized_grpo.files.kinds import DottedKeysOf
 from customized_grpo.files.yaml_text import YamlError, read_yaml
 from customized_grpo.measure.named_metrics import trained_names
 from customized_grpo.measure.request import EvaluationRequest
@@ -27,7 +27,7 @@ SPREAD = (  # the note under every table of figures
 
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1)]
 _SEEDS: TypeAdapter[tuple[int, ...]] = TypeAdapter(Seeds)
-ArmLines = Mapping[str, Any]  # dotted settings of an arm, and `seeds` if it does not use those of the file
+Lines = Annotated[Mapping[str, Any], DottedKeysOf(RunConfig)]  # settings; of an arm also `seeds`, if it has its own
 Results = dict[str, dict[int, dict[str, Any]]]  # arm -> seed -> its result.json
 
 
@@ -54,22 +54,22 @@ class Test(_Section):
 class Comparison(_Section):
     """A comparison file."""
 
-    output: Path
-    recipe: str
-    overrides: Mapping[str, Any] = {}  # settings of all arms
+    output: Annotated[Path, OF_USER]
+    recipe: PathText
+    overrides: Lines = {}  # settings of all arms
     seeds: Seeds
     test: Test = Test()
     primary: Primary
     compare_on: tuple[str, ...] = ()  # metrics in the table and in the other differences; empty: all of the recipe's
     front: tuple[str, ...] = ()  # arms that differ in one weight, in order of it; a line joins them in the plane
     selections: Mapping[str, tuple[str, ...]] = {}  # name -> arms drawn together in plots of curves; empty: all
-    arms: Annotated[Mapping[str, ArmLines | None], Field(min_length=1)]
+    arms: Annotated[Mapping[str, Lines | None], Field(min_length=1)]
 
     @classmethod
     def read(cls, file: Path, output: Path | None = None) -> Comparison:
         """Read a YAML file. Raises ConfigError with every mistake in the file and in the settings of the arms."""
         try:
-            values = read_yaml(file)
+            values = read_yaml(file, cls)
         except YamlError as error:
             raise ConfigError(str(error)) from None
         if not isinstance(values, dict):
@@ -119,10 +119,10 @@ class Comparison(_Section):
 
     def config(self, arm: str, seed: int, device: str | None = None) -> RunConfig:
         """The complete configuration of one run. Raises ConfigError."""
-        settings = {**self.overrides, **self.lines(arm), "seed": seed, "output": str(self.folder(arm, seed) / "run")}
+        settings = {**self.overrides, **self.lines(arm), "seed": seed, "output": self.folder(arm, seed) / "run"}
         if device is not None:
             settings["device"] = device
-        config = load_config(self.recipe, [f"{key}={_as_yaml(value)}" for key, value in settings.items()])
+        config = load_config(self.recipe, [*settings.items()])
         if config.keep_last is None or config.keep_last >= self.test.checkpoints:
             return config
         return config.model_copy(update={"keep_last": self.test.checkpoints})  # keep every checkpoint to be tested
@@ -210,7 +210,3 @@ def _readable(mistake: ErrorDetails, *section: str) -> str:
     if where == "seeds" and mistake["type"] == "tuple_type":
         line += f", not {mistake['input']!r}; write a list such as [0, 1, 2]"
     return line
-
-
-def _as_yaml(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()

@@ -21,6 +21,8 @@ from customized_grpo.compare.results import RESULT, collect
 from customized_grpo.compare.tables import write_report
 from customized_grpo.errors import RunError
 from customized_grpo.files.durable import check_folder, make_folder, saving
+from customized_grpo.files.paths import as_argument
+from customized_grpo.runtime.stopping import StopRequest
 from customized_grpo.training.assemble import check_inputs
 
 LOG = "log.txt"
@@ -85,8 +87,9 @@ def compare(file: Path, *, output: Path | None, jobs: int | None, device: str | 
     pending = deque(job for job in comparison.jobs if not (comparison.folder(*job) / RESULT).exists())
     free, running, failed = deque(slots(jobs, device)), list[Running](), list[tuple[str, int]]()
     finished = len(comparison.jobs) - len(pending)
-    with tqdm(total=len(comparison.jobs), initial=finished, desc="comparing", unit="run") as bar, _stopped(running):
-        while pending or running:
+    bar = tqdm(total=len(comparison.jobs), initial=finished, desc="comparing", unit="run")
+    with bar, _stopped(running), StopRequest("once arms that train have saved their update") as stop:
+        while (pending or running) and not stop.requested:
             while pending and free:
                 running.append(_start(comparison, file, *pending.popleft(), free.popleft()))
             time.sleep(0.2)
@@ -100,7 +103,12 @@ def compare(file: Path, *, output: Path | None, jobs: int | None, device: str | 
                     tqdm.write(f"{ended.arm}, seed {ended.seed}: {_last_line(comparison, ended)}", file=sys.stderr)
                 else:
                     write_report(comparison, collect(comparison))
-    table = write_report(comparison, collect(comparison))
+    results = collect(comparison)
+    if stop.requested:
+        done = sum(map(len, results.values()))
+        kept = f"{done} of {len(comparison.jobs)} runs are finished, and the others keep what they saved"
+        stop.exit(f"{kept}, in {comparison.output}; the same command goes on")
+    table = write_report(comparison, results)
     if failed:
         names = ", ".join(f"{arm} (seed {seed})" for arm, seed in failed)
         log = comparison.folder(*failed[0]) / LOG
@@ -123,6 +131,8 @@ def launch(arguments: Sequence[str], log: IO[bytes], environment: Mapping[str, s
         [sys.executable, "-m", "customized_grpo.compare.arm", *arguments],
         stdout=log,
         stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C in the terminal reaches the comparison alone, which then stops its arms
         env={**os.environ, **environment, "TRANSFORMERS_VERBOSITY": "error"},
     )
 
@@ -166,7 +176,8 @@ def report(file: Path, *, output: Path | None) -> str:
 
 
 def _with_place(table: str, comparison: Comparison) -> str:
-    return f"{table}\n\nfiles: {comparison.output}; as a page: customized-grpo report {comparison.output}"
+    page = f"customized-grpo report {as_argument(comparison.output)}"
+    return f"{table}\n\nfiles: {comparison.output}; as a page: {page}"
 
 
 def describe(comparison: Comparison) -> str:

@@ -1,6 +1,7 @@
 """Paths as users and lists write them. A path that is missing, forbidden or impossible is an answer, not an error."""
 
 import os
+import shlex
 import warnings
 from collections.abc import Iterable
 from functools import lru_cache
@@ -86,6 +87,11 @@ def display(path: object) -> str:
     text = str(path)
     text = text if text.isprintable() else repr(text)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]}…{text[-_LONGEST // 2 :]}"
+
+
+def as_argument(path: Path) -> str:
+    """A path as it is typed in a command, in quotes if it needs them; a folder called `~` as ./~."""
+    return shlex.quote(f"./{path}" if str(path).startswith("~") else str(path))
 
 
 def why(error: Exception) -> str:

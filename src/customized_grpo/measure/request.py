@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from customized_grpo.config import CONFIG, RunConfig, load_config, parse_metric, recipes
+from customized_grpo.config import CONFIG, Override, RunConfig, key_of, load_config, parse_metric, recipes
 from customized_grpo.critters import samples as critters
 from customized_grpo.data import Sample
 from customized_grpo.data.digests import SampleDigest, digests
@@ -129,7 +129,7 @@ def _adapter_digest(adapter: Path) -> str:
 
 def make_request(
     target: str,
-    overrides: Sequence[str],
+    overrides: Sequence[Override],
     *,
     adapter: Path | None = None,
     base: bool = False,
@@ -150,7 +150,7 @@ def make_request(
     trained_with = None if adapter is None else SamplingSettings.read(adapter)
     config = load_config(target, [*(_as_overrides(trained_with) if trained_with else []), *overrides])
     protocol = config.data.source == dreambench.SOURCE
-    held_out = is_folder and not any(override.startswith("data.source") for override in overrides)
+    held_out = is_folder and not any(key_of(override) == "data.source" for override in overrides)
     request = EvaluationRequest(
         config=config,
         adapter=None if base else adapter,
@@ -204,10 +204,10 @@ def _is_folder(target: str) -> bool:
     return target not in recipes() and os.path.isdir(target)  # noqa: PTH112
 
 
-def _as_overrides(settings: SamplingSettings) -> list[str]:
+def _as_overrides(settings: SamplingSettings) -> list[Override]:
     of_sampling = ("num_steps", "shift")
     return [
-        f"{'sampling' if name in of_sampling else 'model'}.{name}={value}" for name, value in asdict(settings).items()
+        (f"{'sampling' if name in of_sampling else 'model'}.{name}", value) for name, value in asdict(settings).items()
     ]
 
 

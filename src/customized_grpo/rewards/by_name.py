@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import GetCoreSchemaHandler, TypeAdapter
 from pydantic_core import CoreSchema, core_schema
 
+from customized_grpo.files.kinds import WrittenAs
 from customized_grpo.rewards.remote_settings import HttpSettings, VlmJudgeSettings
 from customized_grpo.rewards.settings import (
     ClipISettings,
@@ -73,7 +74,7 @@ def _from_line(value: Any) -> Any:
     return {"name": name} | {key: text or None for key, _, text in pairs}
 
 
-AnyReward = Annotated[RewardSettings, _ByName]
+AnyReward = Annotated[RewardSettings, _ByName, WrittenAs((str, *REWARDS.values(), OwnFunctionSettings))]
 _ANY: TypeAdapter[RewardSettings] = TypeAdapter(AnyReward)
 
 

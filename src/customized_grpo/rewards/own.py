@@ -117,8 +117,8 @@ def _instance(kind: type, name: str, options: Mapping[str, Any], device: torch.d
 
 
 def _module_from_file(name: str, location: str) -> ModuleType:
-    # os.path, because pathlib raises for an unknown user, a name that is too long or a folder that is not readable.
-    path = Path(os.path.expanduser(location))  # noqa: PTH111
+    # os.path, because pathlib raises for a name that is too long or a folder that is not readable.
+    path = Path(location)
     if not os.path.isfile(path):  # noqa: PTH113
         raise UsageError(f"reward {name!r}: no file {path}; relative paths start from {Path.cwd()}")
     with _user_code(f"reward {name!r}: {path} cannot be imported"):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from customized_grpo.critters.weights import resolve
-from customized_grpo.fields import BUILT_IN, LARGEST, Count, NonNegative, Number, Section
+from customized_grpo.fields import BUILT_IN, LARGEST, OF_USER, Count, NonNegative, Number, PathText, Section
 from customized_grpo.rewards.secrets import WithoutKeys
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class RewardSettings(Section):
     @property
     def label(self) -> str:
         """The line of `str` without the paths of models."""
-        return " ".join(part for part in str(self).split() if not part.startswith(("model=", "base=")))
+        return self._line("model", "base")
 
     def lacking(self, sample: Sample) -> str | None:  # noqa: ARG002 (most need only prompt and reference)
         """The optional part, `OTHER_VIEW` or `MASK`, that this reward needs and the sample does not have."""
@@ -82,15 +82,18 @@ class RewardSettings(Section):
 
     def __str__(self) -> str:
         """One line that `parse_metric` reads back: the name and the settings that differ from the defaults."""
-        changed = self.model_dump(exclude_defaults=True, exclude={"name", "role", "weight"})
+        return self._line()
+
+    def _line(self, *without: str) -> str:
+        changed = self.model_dump(exclude_defaults=True, exclude={"name", "role", "weight", *without})
         texts = {key: "" if value is None else shlex.quote(str(value)) for key, value in changed.items()}
-        return " ".join([self.name, *(f"{key}={text}" for key, text in texts.items())])
+        return " ".join([shlex.quote(self.name), *(f"{key}={text}" for key, text in texts.items())])
 
 
 class EncoderSettings(RewardSettings):
     """Rewards that run a model on the run's device or another."""
 
-    model: str | None = None
+    model: PathText | None = None
     """Folder or hub id of the model, or "critters"; null means the built-in one for critters, else the usual one."""
     batch: Count = 64
     """Images per forward pass."""
@@ -211,7 +214,7 @@ class PickScoreSettings(EncoderSettings):
 
     usual_model = "yuvalkirstain/PickScore_v1"
     name: Name = "pickscore"
-    processor: str | None = None
+    processor: PathText | None = None
     """Folder or hub id of tokenizer and image processor; null means the model's own, or CLIP-H's if it has none."""
 
     @property
@@ -229,7 +232,7 @@ class HPSv3Settings(EncoderSettings):
 
     usual_model = "MizzenAI/HPSv3"
     name: Name = "hpsv3"
-    base: str = "Qwen/Qwen2-VL-7B-Instruct"
+    base: PathText = "Qwen/Qwen2-VL-7B-Instruct"
     """Folder or hub id whose config, tokenizer and image processor are used; its weights are not."""
     batch: Count = 8
     """Images per forward pass, each of them about 800 tokens."""
@@ -250,6 +253,7 @@ class HPSv3Settings(EncoderSettings):
 class OwnFunctionSettings(RewardSettings):
     """The user's own `reward(images, samples) -> Tensor[N]`, or a class whose instances are called that way."""
 
+    name: Annotated[Name, OF_USER]
     options: Annotated[Mapping[str, Any], WithoutKeys] = {}
     """Keyword arguments of the class."""
     timeout: Seconds = 600.0

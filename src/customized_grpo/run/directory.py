@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from customized_grpo.files.durable import (
     write_text,
 )
 from customized_grpo.files.notices import print_line
+from customized_grpo.files.paths import as_argument
 from customized_grpo.files.pictures import Shown, draw_card, draw_sheet, save_png
 from customized_grpo.policies.base import Policy
 from customized_grpo.run.access import RunDirectoryError, check_access, take_lock, writable
@@ -90,7 +90,7 @@ class RunDirectory:
     @property
     def resume_command(self) -> str:
         """The command that resumes this run."""
-        return f"customized-grpo train {shlex.quote(str(self.path))} --resume"
+        return f"customized-grpo train {as_argument(self.path)} --resume"
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append to metrics.jsonl, pass the figures to the trackers and print the row's warnings.

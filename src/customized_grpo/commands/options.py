@@ -1,0 +1,43 @@
+"""The types of options and arguments that several commands have, and how a path among them is read."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from customized_grpo.fields import LARGEST_SEED, expand_user
+
+
+def path_of_user(given: str | Path) -> Path:
+    """A path as it is written, `~` at its beginning apart. Raises PathError."""
+    return given if isinstance(given, Path) else Path(expand_user(given))  # an option's default is a Path
+
+
+PathOption: Any = partial(typer.Option, parser=path_of_user, metavar="<path>")
+PathArgument: Any = partial(typer.Argument, parser=path_of_user)
+NameOption: Any = partial(typer.Option, parser=expand_user, metavar="<str>")  # of a path, or of something else
+
+Recipe = Annotated[
+    str,
+    typer.Argument(
+        help="Name of a recipe (critters, kontext, own-subject, ...), a YAML file, or a run's folder.",
+        parser=expand_user,
+    ),
+]
+Target = Annotated[
+    str,
+    typer.Argument(help="Folder of a run or an adapter, name of a recipe, or a YAML file.", parser=expand_user),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings as key=value, e.g. seed=1 optimizer.lr=1e-5. All of them: docs/configuration.md."),
+]
+Metric = Annotated[
+    list[str] | None, typer.Option(help="Another reward to measure, e.g. 'dino against=other_view'. Repeat for more.")
+]
+Seed = Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=LARGEST_SEED)]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...  [default: cuda if available, else cpu]")]
+RecipeDevice = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...  [default: the recipe's]")]
