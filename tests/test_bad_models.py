@@ -109,7 +109,10 @@ def test_every_command_refuses_an_incomplete_generator(arguments: Sequence[objec
             "black-forest-labs/FLUX.1-Kontext-dve is not a folder here",
         ),
         ("model.path=a/b/c", "'a/b/c' is neither a folder nor a hub id, which is written owner/name"),
-        ("model.path=~/models/x", "no model in ~/models/x; name a folder in the library's format, or a hub id"),
+        (
+            "model.path=~/models/x",
+            f"no model in {Path.home()}/models/x; name a folder in the library's format, or a hub id",
+        ),
         ("model.height=30", "pictures of 32x30 pixels; this model needs multiples of 4"),
         ("model.condition_cache=dog.png", "model.condition_cache dog.png: "),
         ("adapter.targets=[to_q, nope]", "adapter.targets: 'nope' matches no layer of this model; name linear layers"),
