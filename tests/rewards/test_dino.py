@@ -4,6 +4,7 @@ import gc
 import math
 import weakref
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from pictures import as_images, references, truth, views
 from PIL import Image
 from torch import Tensor
-from transformers import Dinov2Model
+from transformers import BitImageProcessorPil, Dinov2Model
 
 from customized_grpo.critters.samples import TEST_CRITTERS, draw_samples
 from customized_grpo.critters.weights import FOLDER
@@ -126,6 +127,34 @@ def test_generated_images_are_encoded_once_for_several_metrics(samples: list[Sam
         before = rewards[0](unversioned, samples)
         unversioned.zero_()
         assert not torch.equal(rewards[0](unversioned, samples), before)
+
+
+@pytest.mark.parametrize("size", [(1000, 1), (600, 2), (1, 301), (3, 100), (50, 401), (303, 20)])
+def test_a_very_long_picture_is_cut_before_it_is_enlarged(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch):
+    """The features are those of the whole picture up to rounding: half a pixel's width at its odd sizes."""
+    rows = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    picture = Image.fromarray(rows).resize(size, Image.Resampling.BICUBIC)
+    features, process, seen = DinoFeatures(MODEL, CPU, "benchmark"), BitImageProcessorPil.__call__, []
+
+    def seeing(self: BitImageProcessorPil, images: list[Image.Image], **settings: Any) -> Any:
+        seen.append(images[0].size)
+        return process(self, images, **settings)
+
+    monkeypatch.setattr(BitImageProcessorPil, "__call__", seeing)
+    found = features([picture])
+    monkeypatch.setattr(encoder, "LONGEST", 10_000)
+    torch.testing.assert_close(found, features([picture]), atol=5e-3, rtol=0)
+    (first, whole) = seen
+    assert whole == size
+    assert max(first) <= 8 * min(first) + 1
+
+
+def test_a_processor_that_squashes_gets_the_whole_picture():
+    """Without a cut in the middle every part of the picture counts."""
+    long = Image.new("RGB", (400, 4), "red")
+    squashed = DinoFeatures(MODEL, CPU)([long])
+    long.paste("blue", (0, 0, 150, 4))
+    assert not torch.allclose(DinoFeatures(MODEL, CPU)([long]), squashed, atol=1e-2)
 
 
 def test_rewards_share_an_encoder_until_the_last_of_them_is_gone():

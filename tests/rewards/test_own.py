@@ -326,6 +326,46 @@ def test_a_hanging_function_is_given_up(tmp_path: Path):
         parse_reward(f"{file}:slow timeout=0.1").make(CPU)(IMAGES, SAMPLES)
 
 
+CARELESS = """
+import numpy
+import torch
+
+
+def in_place(images, samples):
+    images.mul_(255)
+    return images.mean((1, 2, 3))
+
+
+def through_numpy(images, samples):
+    images.numpy()[:] = 0
+    return torch.zeros(len(images))
+
+
+def of_samples(images, samples):
+    for sample in samples:
+        sample.references[0].paste((255, 0, 0), (0, 0, 8, 8))
+        sample.extra.clear()
+    samples.clear()
+    return images.mean((1, 2, 3))
+"""
+
+
+def mean(images: torch.Tensor, samples: Any) -> torch.Tensor:  # noqa: ARG001
+    return images.mean((1, 2, 3))
+
+
+@pytest.mark.parametrize("function", ["in_place", "through_numpy", "of_samples"])
+def test_what_a_function_changes_is_its_own_copy(function: str, tmp_path: Path):
+    """Other rewards and the saved pictures have the same images and samples."""
+    (tmp_path / "careless.py").write_text(CARELESS)
+    images, samples = IMAGES.clone(), draw_samples(3, TEST_CRITTERS, 5)
+    scores = Scorer({"mine": make(f"{tmp_path}/careless.py:{function}"), "brightness": mean})
+    assert torch.equal(scores.finish(images, samples)["brightness"], IMAGES.mean((1, 2, 3)))
+    assert torch.equal(images, IMAGES)
+    assert samples == SAMPLES
+    assert [sample.extra for sample in samples] == [sample.extra for sample in SAMPLES]
+
+
 def test_a_reward_that_runs_out_of_memory_gets_halves():
     sizes = []
 

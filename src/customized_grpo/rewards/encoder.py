@@ -20,6 +20,7 @@ from customized_grpo.files.pretrained import load_part, loading
 from customized_grpo.rewards.regions import Region, centre
 
 CACHED = 8192  # features of references: 25 MB for a ViT-B
+LONGEST = 8  # times the shorter side: pictures that are longer are cut before a processor enlarges them
 
 Kind = TypeVar("Kind", bound="PictureEncoder")
 _SHARED: weakref.WeakValueDictionary[tuple[Any, ...], Any] = weakref.WeakValueDictionary()
@@ -74,9 +75,25 @@ class PictureEncoder(ABC):
         """Features [N, C] of N > 0 pictures, `batch` of them per forward pass."""
         parts = []
         for start in range(0, len(pictures), batch):
-            pixels = self.processor(images=list(pictures[start : start + batch]), return_tensors="pt")["pixel_values"]
+            middles = [self._middle(picture) for picture in pictures[start : start + batch]]
+            pixels = self.processor(images=middles, return_tensors="pt")["pixel_values"]
             parts.append(F.normalize(self.embed(pixels.to(self.device)).float(), dim=-1).cpu())
         return torch.cat(parts)
+
+    def _middle(self, picture: Image.Image) -> Image.Image:
+        """What the processor keeps of a very long picture, with a wide margin.
+
+        It would first enlarge the whole until the shorter side fits, 3,000 x 1 pixels to 768,000 x 256, and then cut
+        out the middle.
+        """
+        cuts = getattr(self.processor, "do_center_crop", False) and self.processor.size.get("shortest_edge")
+        short, long = sorted(picture.size)
+        if not cuts or long <= LONGEST * short:
+            return picture
+        side = LONGEST * short + (long - LONGEST * short) % 2  # so that the middle stays where it is
+        start = (long - side) // 2
+        box = (start, 0, start + side, short) if picture.width == long else (0, start, short, start + side)
+        return picture.crop(box)
 
     def image_features(self, images: Tensor, region: Region = "frame", batch: int = 64) -> Tensor:
         """Features [N, C] of generated images [N, 3, H, W] or of their centres.

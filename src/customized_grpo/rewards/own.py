@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
 from pathlib import Path
 from queue import Empty, Queue
 from types import ModuleType
@@ -37,6 +38,7 @@ class OwnCodeError(InputError, RuntimeError):
 class TimeLimited:
     """A reward that is given up if it has not answered within `timeout` seconds.
 
+    It gets copies of images and samples, which it may change: other rewards and the saved pictures have the same ones.
     It runs in a thread that does not keep the program alive, because a hanging function cannot be stopped. Raises
     RewardError if time runs out or if the reward raises an exception. All other attributes (`remote`, `last_error`,
     ...) are the reward's.
@@ -53,8 +55,9 @@ class TimeLimited:
 
         def work() -> None:
             try:
+                own = deepcopy(list(samples))  # pictures in memory and extra fields belong to all rewards
                 with torch.no_grad(), self._current_device():  # both apply to one thread only
-                    answers.put(self.reward(images, samples))
+                    answers.put(self.reward(images.clone(), own))
             except BaseException as error:  # raised again in the caller's thread
                 answers.put(error)
 
