@@ -138,7 +138,7 @@ def generate(
         str | None,
         NameOption(help="Folder or hub id in diffusers' format.  [default: the adapter's model, or critters]"),
     ] = None,
-    adapter: Annotated[Path | None, PathOption(help="Folder of a run, a checkpoint or an adapter.")] = None,
+    adapter: Annotated[Path | None, PathOption(help="Folder of a run, checkpoint or adapter, or a file.")] = None,
     seed: Annotated[
         list[int] | None,
         typer.Option(help="Seed of a picture. Repeat for more.  [default: 0]", min=0, max=LARGEST_SEED),
@@ -189,7 +189,7 @@ def generate(
 def evaluate(
     target: Target,
     overrides: Overrides = None,
-    adapter: Annotated[Path | None, PathOption(help="Folder of the adapter.  [default: the run's]")] = None,
+    adapter: Annotated[Path | None, PathOption(help="Folder or file of the adapter.  [default: the run's]")] = None,
     base: Annotated[bool, typer.Option("--base", help="Measure the model without the adapter.")] = False,
     metric: Metric = None,
     cases: Annotated[int | None, typer.Option(help="Number of samples.  [default: all; critters: 512]", min=1)] = None,
@@ -258,7 +258,7 @@ def compare(
 def probe(
     recipe: Recipe,
     overrides: Overrides = None,
-    adapter: Annotated[Path | None, PathOption(help="Folder of an adapter.  [default: the base model]")] = None,
+    adapter: Annotated[Path | None, PathOption(help="Folder or file of an adapter.  [default: none]")] = None,
     prompts: Annotated[int, typer.Option(help="Number of training samples.", min=2)] = 32,
     draws: Annotated[int, typer.Option(help="Images per sample and denoising step.", min=2)] = 8,
     output: Annotated[Path | None, PathOption(help="A new folder for figures, plot and schedule.")] = None,

@@ -16,6 +16,8 @@ from customized_grpo.commands.generate import GenerationRequest, read_prompts, w
 from customized_grpo.config import load_config
 from customized_grpo.critters.weights import resolve
 from customized_grpo.data import Sample
+from customized_grpo.files.pretrained import ModelError
+from customized_grpo.policies.adapter_file import ADAPTER_FILE
 from customized_grpo.policies.base import Policy
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.run.sampling_settings import SamplingSettings
@@ -261,6 +263,38 @@ def test_a_missing_adapter_is_named_before_the_model_is_loaded(
     monkeypatch.setattr(generate, "load_policy", lambda *_, **__: pytest.fail("a model was loaded"))
     with pytest.raises(ValueError, match="no adapter in"):
         list(write_pictures(replace(request_for, adapter=tmp_path, model="critters"), tmp_path / "out"))
+
+
+@pytest.mark.parametrize("named", ["mine", "mine/my_dog.safetensors"])
+def test_an_adapter_may_have_a_name_of_its_own(
+    named: str, request_for: GenerationRequest, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (usual,) = write_pictures(replace(request_for, adapter=adapter, steps=None), tmp_path / "usual")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(adapter, "mine")
+    Path("mine", ADAPTER_FILE).rename("mine/my_dog.safetensors")
+    (own,) = write_pictures(replace(request_for, adapter=Path(named), steps=None), tmp_path / "own")
+    assert np.array_equal(pixels(own), pixels(usual))
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ("", r"holds 2 safetensors files \(a\.safetensors, b\.safetensors\); name the file of the adapter"),
+        (
+            "c.pt",
+            r"c\.pt is a pickle, which is never read: it could run any program; save the adapter as \.safetensors",
+        ),
+        ("d.txt", r"no adapter in .*d\.txt: .*; save the adapter as \.safetensors"),
+    ],
+)
+def test_a_file_that_is_no_adapter_or_not_the_only_one_is_named(
+    named: str, message: str, request_for: GenerationRequest, tmp_path: Path
+):
+    for name in ("a.safetensors", "b.safetensors", "c.pt", "d.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(ModelError, match=message):
+        replace(request_for, adapter=tmp_path / named).found_adapter()
 
 
 def test_compare_needs_an_adapter(request_for: GenerationRequest, tmp_path: Path):

@@ -163,3 +163,13 @@ def test_weights_that_cannot_be_read_are_one_line(tmp_path: Path):
     request = EvaluationRequest(load_config(TINY), tmp_path, cases=1)
     with pytest.raises(UsageError, match=r"broken\.safetensors cannot be read: Is a directory; check its permissions"):
         _ = request.settings
+
+
+def test_the_settings_tell_adapters_apart_by_what_acts(trained: Path, tmp_path: Path):
+    """A file's name does not act; its numbers do, and so does the alpha beside it."""
+    source, own = trained / "adapter", tmp_path / "my_dog.safetensors"
+    shutil.copyfile(source / "pytorch_lora_weights.safetensors", own)
+    usual = make_request("critters", [], adapter=source).settings["adapter"]
+    assert make_request("critters", [], adapter=own).settings["adapter"] == usual
+    (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 8}')
+    assert make_request("critters", [], adapter=tmp_path).settings["adapter"] != usual

@@ -1,13 +1,11 @@
 import errno
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, FluxKontextPipeline
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from customized_grpo.critters.weights import resolve
@@ -320,27 +318,6 @@ def test_an_adapter_that_cannot_be_opened_is_refused(
     (tmp_path / ADAPTER_FILE).touch()
     monkeypatch.setattr(adapter_file, "load_file", denied)
     with pytest.raises(ModelError, match=r"cannot be read .*Permission denied.*; copy it again, or use an older"):
-        make_policy().load_adapter(tmp_path)
-
-
-KOHYA = "lora_unet_double_blocks_0_img_attn_qkv"
-
-
-@pytest.mark.parametrize(
-    ("tensors", "metadata", "message"),
-    [
-        ({f"{KOHYA}.lora_down.weight": torch.zeros(4, 64)}, {}, "KeyError: .*lora_up.weight"),  # no lora_up
-        ({}, {"transformer.r": 4, "transformer.nope": 1}, "TypeError: .LoraConfig. class could not be instantiated"),
-        ({}, {"transformer.r": "four", "transformer.target_modules": ["to_q"]}, "TypeError: "),
-    ],
-)
-def test_an_adapter_that_diffusers_cannot_read_is_refused(
-    tensors: dict[str, Tensor], metadata: dict[str, Any], message: str, tmp_path: Path, make_policy: MakePolicy
-):
-    make_policy(rank=4, targets=("to_q",)).save_adapter(tmp_path)
-    notes = {"format": "pt", "lora_adapter_metadata": json.dumps(metadata)} if metadata else None
-    save_file(tensors or load_file(tmp_path / ADAPTER_FILE), tmp_path / ADAPTER_FILE, notes)
-    with pytest.raises(ModelError, match=rf"diffusers cannot read the adapter in .* \({message}.*\); save it again"):
         make_policy().load_adapter(tmp_path)
 
 

@@ -19,7 +19,7 @@ from customized_grpo.files.durable import check_folder, make_folder
 from customized_grpo.files.pictures import draw_card, save_png
 from customized_grpo.files.text import flaw_of
 from customized_grpo.policies import find_family, load_policy
-from customized_grpo.run.checkpoints import find_adapter
+from customized_grpo.run.checkpoints import find_adapter, folder_of
 from customized_grpo.run.sampling_settings import SamplingSettings
 from customized_grpo.sections import Model
 from customized_grpo.training.rollout import generate
@@ -32,7 +32,7 @@ class GenerationRequest:
     """Every reference with every prompt and seed.
 
     If `model`, `dtype`, `size` or `steps` is None, it is taken from the adapter, or the usual one without an adapter.
-    `adapter` may be a run's folder.
+    `adapter` may be a run's folder, or a file.
     """
 
     references: Sequence[Path]
@@ -55,8 +55,8 @@ class GenerationRequest:
         if flawed := [f"the prompt {show(text)} {flaw}" for text in self.prompts if (flaw := flaw_of(text))]:
             raise UsageError("\n".join(dict.fromkeys(flawed)))
 
-    def adapter_folder(self) -> Path | None:
-        """The folder that holds the adapter's file. Raises ModelError if it is missing."""
+    def found_adapter(self) -> Path | None:
+        """The adapter's folder or file. Raises ModelError if it is missing."""
         return None if self.adapter is None else find_adapter(self.adapter)
 
     def base(self) -> Model:
@@ -64,9 +64,9 @@ class GenerationRequest:
 
         Raises UsageError for an adapter from elsewhere, which has no configuration, if `model` is not given either.
         """
-        adapter = self.adapter_folder()
-        if adapter is not None and (adapter / CONFIG).is_file():
-            trained = load_config(str(adapter)).model
+        adapter = self.found_adapter()
+        if adapter is not None and (folder_of(adapter) / CONFIG).is_file():
+            trained = load_config(str(folder_of(adapter))).model
         elif adapter is not None and self.model is None:
             raise UsageError(f"{adapter} has no {CONFIG}, which would name its model; name it with --model")
         else:
@@ -76,8 +76,8 @@ class GenerationRequest:
 
     def settings(self) -> SamplingSettings:
         """The schedule, guidance and size to sample with."""
-        adapter = self.adapter_folder()
-        trained = None if adapter is None else SamplingSettings.read(adapter)
+        adapter = self.found_adapter()
+        trained = None if adapter is None else SamplingSettings.read(folder_of(adapter))
         chosen = trained or _usual_settings(self.base())
         size = (chosen.height, chosen.width) if self.size is None else (self.size, self.size)
         return replace(chosen, num_steps=self.steps or chosen.num_steps, height=size[0], width=size[1])
@@ -110,7 +110,7 @@ def write_pictures(request: GenerationRequest, output: Path, *, compare: bool = 
         raise UsageError(f"{existing[0]} exists{more}; name another folder with --output, or remove it")
     settings, base = request.settings(), request.base()
     policy = load_policy(base.model_copy(update=settings.of_the_model()), request.device)
-    if (adapter := request.adapter_folder()) is not None:
+    if (adapter := request.found_adapter()) is not None:
         policy.load_adapter(adapter)
     sigmas = policy.sigmas(settings.num_steps, settings.shift)
     make_folder(output)

@@ -19,7 +19,7 @@ from customized_grpo.measure.probe_plot import draw_probe
 from customized_grpo.measure.probe_steps import Probe
 from customized_grpo.policies import load_policy
 from customized_grpo.policies.base import Policy
-from customized_grpo.run.checkpoints import find_adapter
+from customized_grpo.run.checkpoints import find_adapter, folder_of
 from customized_grpo.run.sampling_settings import SamplingSettings
 from customized_grpo.training.assemble import load_metrics, load_rewards, load_samples
 from customized_grpo.training.rollout import Sampler
@@ -65,14 +65,14 @@ def choose(samples: Sequence[Sample], count: int) -> list[Sample]:
 
 
 def _policy(config: RunConfig, adapter: Path | None) -> Policy:
-    """The generator with the adapter from a folder, or with a fresh one as `train` would add it."""
-    folder = None if adapter is None else find_adapter(adapter)
+    """The generator with the adapter from a folder or file, or with a fresh one as `train` would add it."""
+    found = None if adapter is None else find_adapter(adapter)
     policy = load_policy(config.model, config.device)
-    if folder is None:
+    if found is None:
         policy.add_adapter(config.adapter.rank, config.adapter.alpha, config.adapter.targets, seed=config.seed)
         return policy
-    policy.load_adapter(folder)
-    trained = SamplingSettings.read(folder)
+    policy.load_adapter(found)
+    trained = SamplingSettings.read(folder_of(found))
     if trained is not None:
         probed = asdict(SamplingSettings.of(config))
         for name, value in asdict(trained).items():

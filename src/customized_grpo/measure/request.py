@@ -20,9 +20,10 @@ from customized_grpo.errors import UsageError
 from customized_grpo.fields import BUILT_IN
 from customized_grpo.measure import dreambench
 from customized_grpo.measure.named_metrics import named_metrics, trained_names
+from customized_grpo.policies.adapter_file import PEFT_CONFIG
 from customized_grpo.rewards.settings import RewardSettings
 from customized_grpo.run.checkpoints import FOLDER as CHECKPOINTS
-from customized_grpo.run.checkpoints import checkpoints_of, find_adapter
+from customized_grpo.run.checkpoints import checkpoints_of, find_adapter, folder_of
 from customized_grpo.run.own_samples import RESTORE, OwnSamples
 from customized_grpo.run.sampling_settings import SamplingSettings
 from customized_grpo.training.assemble import read_data
@@ -35,7 +36,7 @@ CONTENT = "content"  # the setting that tells whether texts and pictures of the 
 class EvaluationRequest:
     """What is evaluated. `config` names model, data, rewards and schedule, as for training.
 
-    adapter     folder of the adapter; None: the base model
+    adapter     folder or file of the adapter, as `find_adapter` gives it; None: the base model
     cases       number of samples, spread over the list; None: all (critters: 512)
     images      per sample, each with its own seed
     metrics     in addition to the rewards of `config` and its `evaluation.metrics`
@@ -117,9 +118,11 @@ def _reference_paths(sample: Sample) -> list[str]:
 
 
 def _adapter_digest(adapter: Path) -> str:
-    """Digest of the weights: the folder may hold a different adapter tomorrow. Raises UsageError."""
+    """Digest of the weights and their scale: the path may hold another adapter tomorrow. Raises UsageError."""
     weights = hashlib.sha256()
-    for file in sorted(adapter.glob("*.safetensors")):
+    files = sorted(adapter.glob("*.safetensors")) if adapter.is_dir() else [adapter]
+    config = folder_of(adapter) / PEFT_CONFIG
+    for file in [*files, *([config] if config.is_file() else [])]:
         try:
             weights.update(file.read_bytes())
         except OSError as error:
@@ -147,7 +150,7 @@ def make_request(
         adapter = Path(target)
     if adapter is not None:
         adapter = find_adapter(adapter)
-    trained_with = None if adapter is None else SamplingSettings.read(adapter)
+    trained_with = None if adapter is None else SamplingSettings.read(folder_of(adapter))
     config = load_config(target, [*(_as_overrides(trained_with) if trained_with else []), *overrides])
     protocol = config.data.source == dreambench.SOURCE
     held_out = is_folder and not any(key_of(override) == "data.source" for override in overrides)
@@ -187,13 +190,14 @@ def _warn_if_trained_on(request: EvaluationRequest, adapter: Path) -> None:
     if config.data.source == BUILT_IN:
         return
     remedy = "to measure it on samples that it was not trained on, name its run: customized-grpo evaluate RUN"
-    own = OwnSamples.read(adapter)
+    folder = folder_of(adapter)
+    own = OwnSamples.read(folder)
     if own is not None:
         if seen := own.trained_on(request.digests):
             message = f"the adapter was trained on {seen} of these {len(request.samples)} samples; {remedy}"
             warnings.warn(message, stacklevel=3)
-    elif (adapter / CONFIG).is_file():
-        trained = load_config(str(adapter)).data
+    elif (folder / CONFIG).is_file():
+        trained = load_config(str(folder)).data
         if (trained.source, trained.root) == (config.data.source, config.data.root):
             message = f"the adapter was trained on samples of this data ({config.data.source}); {remedy}"
             warnings.warn(message, stacklevel=3)

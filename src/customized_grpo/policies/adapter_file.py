@@ -2,22 +2,51 @@
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from customized_grpo.errors import UsageError
+from customized_grpo.files.durable import reason_of
+from customized_grpo.files.paths import is_file
 from customized_grpo.files.pretrained import ModelError
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
+PEFT_CONFIG = "adapter_config.json"  # beside the adapters that peft writes: their alpha, among other things
+DIFFUSERS_CONFIG = "lora_adapter_metadata"  # the same, in the head of the files that diffusers writes
 TRANSFORMER = "transformer."  # prefix of its layers' names in a pipeline's adapter
+OTHER_MODEL = "name the model that it was trained on"
 OTHER_TARGETS = "name linear layers such as to_q, or set null for the usual ones"
-_SIDE = re.compile(r"transformer\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter's file: its tensors on the CPU, and what it says about them, as fields of peft's LoraConfig.
+
+    configs  by where they stand: in the file's head, or in a file beside it
+    """
+
+    file: Path
+    tensors: dict[str, Tensor]
+    configs: dict[str, dict[str, Any]]
+
+    @property
+    def place(self) -> Path:
+        """The folder of a file with the usual name, or the file: as a user names it."""
+        return self.file.parent if self.file.name == ADAPTER_FILE else self.file
+
+    def unusable(self, problem: str) -> ModelError:
+        return ModelError(f"the adapter in {self.place} cannot be used: {problem}; save it again as a plain LoRA")
+
+    def misfit(self, problem: str) -> ModelError:
+        return ModelError(f"the adapter in {self.place} does not fit this model: {problem}; {OTHER_MODEL}")
 
 
 def check_targets(targets: Sequence[str], module: nn.Module) -> None:
@@ -36,25 +65,58 @@ def check_targets(targets: Sequence[str], module: nn.Module) -> None:
             raise UsageError(f"adapter.targets: {target!r} {problem}; {OTHER_TARGETS}")
 
 
-def read_adapter(directory: Path) -> dict[str, Tensor]:
-    """The tensors in the file of an adapter's folder, on the CPU.
+def weights_file(adapter: Path) -> Path:
+    """The file of an adapter: the path itself, or `ADAPTER_FILE` in the folder."""
+    return Path(adapter) if is_file(Path(adapter)) else Path(adapter) / ADAPTER_FILE
+
+
+def read_adapter(path: Path) -> Adapter:
+    """The adapter in a file, or in a folder's `ADAPTER_FILE`.
 
     Raises ModelError if the file is missing, unreadable or incomplete, or holds numbers that are not finite.
     """
-    file = Path(directory) / ADAPTER_FILE
-    if not file.is_file():
-        raise ModelError(f"no adapter in {directory}: {ADAPTER_FILE} is missing; name the folder that holds it")
+    file = weights_file(path)
+    if not is_file(file):
+        raise ModelError(f"no adapter in {path}: {ADAPTER_FILE} is missing; name the folder that holds it")
     try:
         tensors = load_file(file)
+        with safe_open(file, "pt") as opened:
+            head = opened.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{file} cannot be read ({error}); copy it again, or use an older checkpoint") from None
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.float().isfinite().all():  # float8 has no isfinite
             raise ModelError(f"{file}: {name} holds NaN or infinities; use an adapter saved before that happened")
-    return tensors
+    return Adapter(file, tensors, dict(_configs(file, head)))
 
 
-def check_same(directory: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def _configs(file: Path, head: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    if DIFFUSERS_CONFIG in head:
+        stored = _read_config(f"{file}: {DIFFUSERS_CONFIG}", head[DIFFUSERS_CONFIG])
+        yield (
+            "its metadata",
+            {name.removeprefix(TRANSFORMER): value for name, value in stored.items() if name.startswith(TRANSFORMER)},
+        )
+    beside = file.parent / PEFT_CONFIG
+    if is_file(beside):
+        try:
+            content = beside.read_bytes()
+        except OSError as error:
+            raise ModelError(f"{beside} cannot be read ({reason_of(error)}); check its permissions") from None
+        yield PEFT_CONFIG, _read_config(str(beside), content)
+
+
+def _read_config(where: str, content: str | bytes) -> dict[str, Any]:
+    try:
+        config: Any = json.loads(content)
+    except (ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        raise ModelError(f"{where} does not hold keys and values in JSON; copy the adapter again")
+    return config
+
+
+def check_same(adapter: Adapter, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Raises ModelError unless `tensors` have the names and shapes of the adapter that they are loaded into."""
     problems = [f"{name} is missing" for name in sorted(expected.keys() - tensors.keys())]
     problems += [f"{name} is not part of this adapter" for name in sorted(tensors.keys() - expected.keys())]
@@ -63,51 +125,22 @@ def check_same(directory: Path, tensors: Mapping[str, Tensor], expected: Mapping
         for name in sorted(expected.keys() & tensors.keys())
         if tensors[name].shape != expected[name].shape
     ]
-    _refuse(directory, problems, "set adapter.rank, adapter.targets and model as they were when it was trained")
-
-
-def check_fits(directory: Path, tensors: Mapping[str, Tensor], module: nn.Module) -> None:
-    """Raises ModelError unless the tensors, named as in diffusers' adapters, belong to layers of `module`."""
-    _refuse(directory, list(_misfits(tensors, module)), "name the model that it was trained on")
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ModelError(
+            f"the adapter in {adapter.place} does not fit this model: {problems[0]}{more}; set adapter.rank, "
+            "adapter.targets and model as they were when it was trained"
+        )
 
 
 @contextmanager
-def translating(directory: Path) -> Iterator[None]:
+def translating(adapter: Adapter) -> Iterator[None]:
     """Turns what diffusers raises for an adapter in a format that it does not know into ModelError."""
     try:
         yield
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
+    except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        message = " ".join(str(error).split())
         raise ModelError(
-            f"diffusers cannot read the adapter in {directory} ({type(error).__name__}: {error}); save it again "
-            "in diffusers' format"
+            f"diffusers cannot read the adapter in {adapter.place} ({type(error).__name__}: {message}); save it "
+            "again in diffusers' format"
         ) from error
-
-
-def _refuse(directory: Path, problems: Sequence[str], remedy: str) -> None:
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise ModelError(f"the adapter in {directory} does not fit this model: {problems[0]}{more}; {remedy}")
-
-
-def _misfits(tensors: Mapping[str, Tensor], module: nn.Module) -> Iterator[str]:
-    # Weights for text encoders, and the alphas of older adapters, are left to diffusers.
-    pairs: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if match := _SIDE.fullmatch(name):
-            pairs.setdefault(match["layer"], {})[match["side"]] = tensor
-    if not pairs:
-        first = f"only weights such as {next(iter(tensors))}" if tensors else "nothing"
-        yield f"it holds {first}, and none for the transformer"
-    layers = dict(module.named_modules())
-    for name, pair in pairs.items():
-        layer = layers.get(name)
-        if not isinstance(layer, nn.Linear):
-            yield f"{name} is not a linear layer of it"
-            continue
-        if pair.keys() != {"A", "B"}:
-            yield f"{name} has lora_{next(iter(pair))} only; lora_A and lora_B go together"
-            continue
-        down, up = (list(pair[side].shape) for side in "AB")
-        rank = down[0] if down else 0
-        if (down, up) != ([rank, layer.in_features], [layer.out_features, rank]):
-            yield f"{name} is {layer.in_features} -> {layer.out_features}, but lora_A is {down} and lora_B {up}"

@@ -125,9 +125,11 @@ class Policy(Protocol):
         """
         ...
 
-    def load_adapter(self, directory: Path) -> None:
+    def load_adapter(self, path: Path) -> None:
         """Load what `save_adapter` wrote into the adapter; if there is none yet, create it, trainable.
 
-        Raises ModelError if the file is missing, damaged, or does not fit.
+        path  a folder with `ADAPTER_FILE`, or a file of another name, perhaps from another program
+
+        Raises ModelError if the file is missing, damaged, or does not fit. Every tensor of it is honoured, or refused.
         """
         ...

@@ -68,12 +68,6 @@ class FluxEncoder:
             if self.offload and self._text_on_device:  # once per batch, and only if something was encoded
                 self._move_text_encoders(to_device=False)
 
-    def forget(self) -> None:
-        """Call this after the encoders' weights have changed: drops entries in memory and the model's identity."""
-        self._remembered.cache_clear()
-        for name in ("_text_identity", "_picture_identity"):
-            self.__dict__.pop(name, None)
-
     def position_ids(self, image: int) -> Tensor:
         """Positions (image, row, column) [R, 3] of a picture's tokens, in the weights' dtype, as in diffusers."""
         patch = 2 * self.pipe.vae_scale_factor

@@ -36,12 +36,13 @@ from customized_grpo.files.pretrained import load_part, loading
 from customized_grpo.policies.adapter_file import (
     ADAPTER_FILE,
     TRANSFORMER,
-    check_fits,
+    Adapter,
     check_same,
     check_targets,
     read_adapter,
     translating,
 )
+from customized_grpo.policies.adapter_layers import layers_of
 from customized_grpo.policies.condition_cache import ConditionCache
 from customized_grpo.policies.flux_condition import Bucket, FluxCondition
 from customized_grpo.policies.flux_encoder import TEXT_ENCODERS, FluxEncoder
@@ -191,30 +192,43 @@ class FluxKontextPolicy:
     def save_adapter(self, directory: Path) -> None:
         self.pipe.save_lora_weights(
             directory,
-            transformer_lora_layers=get_peft_model_state_dict(self.module, adapter_name=ADAPTER),
+            weight_name=ADAPTER_FILE,
+            transformer_lora_layers=self._adapter_state(),
             **_collate_lora_metadata({"transformer": self.module}),  # holds alpha, which would be lost otherwise
         )
 
-    def load_adapter(self, directory: Path) -> None:
-        tensors = read_adapter(directory)
+    def load_adapter(self, path: Path) -> None:
+        adapter = read_adapter(path)
         if not getattr(self.module, "peft_config", None):
-            self._create_adapter(directory, tensors)
+            self._create_adapter(adapter)
             return
-        state = {name.removeprefix(TRANSFORMER): weight for name, weight in tensors.items()}
-        check_same(directory, state, get_peft_model_state_dict(self.module, adapter_name=ADAPTER))
+        state = {name.removeprefix(TRANSFORMER): weight for name, weight in adapter.tensors.items()}
+        check_same(adapter, state, self._adapter_state())
         set_peft_model_state_dict(self.module, state, adapter_name=ADAPTER)
 
-    def _create_adapter(self, directory: Path, tensors: dict[str, Tensor]) -> None:
-        """A new adapter from a file, whose names may be those of other programs: diffusers translates them."""
-        with loading(directory), translating(directory):
-            named, _ = self.pipe.lora_state_dict(dict(tensors), return_alphas=True)
-        check_fits(directory, named, self.module)
-        with loading(directory), translating(directory):
-            self.pipe.load_lora_weights(
-                str(directory), weight_name=ADAPTER_FILE, use_safetensors=True, adapter_name=ADAPTER
+    def _create_adapter(self, adapter: Adapter) -> None:
+        """A new adapter from a file, whose names may be those of other programs."""
+
+        def translate(pair: dict[str, Tensor]) -> dict[str, Tensor]:
+            with translating(adapter):
+                return self.pipe.lora_state_dict(pair)
+
+        state, config = layers_of(adapter, self.module, translate)
+        with loading(adapter.file):
+            self.module.load_lora_adapter(
+                state,
+                adapter_name=ADAPTER,
+                metadata={f"{TRANSFORMER}{name}": value for name, value in config.items()},
+                low_cpu_mem_usage=True,  # keeps the file's precision
             )
+        # What was left out on the way, or left as it was made, would change pictures in silence.
+        expected = {name.removeprefix(TRANSFORMER): weight for name, weight in state.items()}
+        check_same(adapter, expected, self._adapter_state())
         self._share_inputs()
-        self.encoder.forget()  # the file may also hold weights for a text encoder
+
+    def _adapter_state(self) -> dict[str, Tensor]:
+        """The adapter's tensors, named as in its file but for `TRANSFORMER`."""
+        return get_peft_model_state_dict(self.module, adapter_name=ADAPTER)
 
     # --- grid, conditions and noise ----------------------------------------------------------------------------------
 

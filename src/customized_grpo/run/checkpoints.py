@@ -129,23 +129,42 @@ def mark_damaged(checkpoint: Path) -> Path:
     return checkpoint.replace(renamed)
 
 
-def find_adapter(folder: Path) -> Path:
-    """The folder that holds the adapter's file: a run's final adapter, or else `folder` itself.
+def find_adapter(path: Path) -> Path:
+    """Where an adapter is: the folder that holds `ADAPTER_FILE`, or a safetensors file of another name.
 
-    Raises ModelError if there is none. For an unfinished run the message names a checkpoint to use.
+    path  the folder of a run, of a checkpoint or of an adapter, or a file; in a folder without `ADAPTER_FILE` the only
+          safetensors file is taken
+
+    Raises ModelError if there is none, or several. For an unfinished run the message names a checkpoint to use.
     """
-    folder = Path(folder)
+    path = Path(path)
     try:
-        for candidate in (folder / FINAL, folder):
+        for candidate in (path / FINAL, path):
             if (candidate / ADAPTER_FILE).is_file():
                 return candidate
-        pickles = [path.name for path in sorted(folder.glob("*")) if path.suffix in PICKLES]
-        saved = checkpoints_of(folder)
+        files = [path] if path.is_file() else [each for each in sorted(path.glob("*")) if each.is_file()]
+        saved = checkpoints_of(path)
     except OSError as error:
-        raise ModelError(f"no adapter in {folder}: {reason_of(error)}; name the folder that holds it") from None
+        raise ModelError(f"no adapter in {path}: {reason_of(error)}; name the folder that holds it") from None
+    others = [each for each in files if each.suffix == ".safetensors" and each.name != TENSORS]
+    if len(others) == 1:
+        return others[0]
+    if others:
+        names = ", ".join(each.name for each in others[:5]) + (", ..." if len(others) > 5 else "")
+        raise ModelError(f"{path} holds {len(others)} safetensors files ({names}); name the file of the adapter")
+    pickles = [each.name for each in files if each.suffix in PICKLES]
     pickle = f"; {pickles[0]} is a pickle, which is never read: it could run any program" if pickles else ""
-    remedy = f"the run is not finished; name a checkpoint, {saved[-1]}" if saved else "name the folder that holds it"
-    raise ModelError(f"no adapter in {folder}: {ADAPTER_FILE} is missing{pickle}; {remedy}")
+    remedy = "name the folder that holds it"
+    if pickles or path.is_file():
+        remedy = "save the adapter as .safetensors"
+    if saved:
+        remedy = f"the run is not finished; name a checkpoint, {saved[-1]}"
+    raise ModelError(f"no adapter in {path}: {ADAPTER_FILE} is missing{pickle}; {remedy}")
+
+
+def folder_of(adapter: Path) -> Path:
+    """The folder in which an adapter from `find_adapter` lies, perhaps with its configuration and sampling.json."""
+    return adapter if adapter.is_dir() else adapter.parent
 
 
 # --- what a run resumes from, in addition to its adapter -------------------------------------------------------------
