@@ -79,6 +79,6 @@ class ToyPolicy:
         directory.mkdir(parents=True, exist_ok=True)
         save_file({"shift": self.shift.detach()}, directory / "pytorch_lora_weights.safetensors")
 
-    def load_adapter(self, directory: Path) -> None:
+    def load_adapter(self, path: Path) -> None:
         self.add_adapter(1, 1.0)
         self.shift.data.copy_(load_file(directory / "pytorch_lora_weights.safetensors")["shift"])

@@ -80,7 +80,7 @@ class Linear:
     def save_adapter(self, directory: Path) -> None:
         raise NotImplementedError
 
-    def load_adapter(self, directory: Path) -> None:
+    def load_adapter(self, path: Path) -> None:
         raise NotImplementedError
 
 
