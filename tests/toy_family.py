@@ -81,4 +81,4 @@ class ToyPolicy:
 
     def load_adapter(self, path: Path) -> None:
         self.add_adapter(1, 1.0)
-        self.shift.data.copy_(load_file(directory / "pytorch_lora_weights.safetensors")["shift"])
+        self.shift.data.copy_(load_file(path / "pytorch_lora_weights.safetensors")["shift"])
