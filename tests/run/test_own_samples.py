@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from customized_grpo.compare.arm import _check_same_cases
 from customized_grpo.config import ConfigError, load_config
 from customized_grpo.data import Sample
 from customized_grpo.data.digests import digests
 from customized_grpo.errors import UsageError
 from customized_grpo.files.json_text import JsonError
 from customized_grpo.measure.evaluate import evaluate, write_evaluation
-from customized_grpo.measure.request import make_request
+from customized_grpo.measure.request import EvaluationRequest, make_request
 from customized_grpo.run.own_samples import OWN_SAMPLES, DataChangedError, OwnSamples
 from customized_grpo.training.assemble import assemble
 from customized_grpo.training.trainer import Trainer
@@ -191,6 +192,17 @@ def test_an_evaluation_does_not_go_on_with_other_pictures(folder: Path):
     edit(folder, another_prompt)
     with pytest.raises(ConfigError, match=r"not what it is now: sample \d+ has another prompt"):
         write_evaluation(request(), folder / "tuned", folder / "ev")
+
+
+def test_the_arms_of_a_comparison_are_tested_on_the_same_cases(folder: Path):
+    """The second arm, or the base, is tested when the data has changed since the first one."""
+    request = EvaluationRequest(load_config("run"), held_out=True, cases=2)
+    _check_same_cases(request, folder / "run")
+    _check_same_cases(request, folder / "not started")
+    edit(folder, another_picture)
+    request = EvaluationRequest(load_config("run"), held_out=True, cases=2)
+    with pytest.raises(DataChangedError, match=r"of 2 samples 2 with other pictures .*that run is run; put the data"):
+        _check_same_cases(request, folder / "run")
 
 
 # --- the record ------------------------------------------------------------------------------------------------------
