@@ -123,6 +123,35 @@ def test_a_key_of_the_environment_is_sent_only_if_it_is_named(
 
 # --- the answer ------------------------------------------------------------------------------------------------------
 
+VERDICT = '{"reason": "the same {dog}", "grade": 3}'
+THOUGHTS = 'The markings {brown, white} agree. {"grade": 2}? No, better.'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"<think>{THOUGHTS}</think>\n{VERDICT}",
+        f"{THOUGHTS}</think>\n{VERDICT}",  # the server swallows the first tag
+        f"<thinking>\n{THOUGHTS}\n</thinking>\n\n```json\n{VERDICT}\n```",
+        f"[THINK]{THOUGHTS}[/THINK]{VERDICT}",
+        f"<think>{THOUGHTS}\n{VERDICT}\n",  # never closed, but the answer stands at the end
+        f"{THOUGHTS} So: {VERDICT} (on the scale {{0, ..., 4}})",
+        f"```json\n{VERDICT}\n```",
+        f"<answer>{VERDICT}</answer>",
+        f'{{"verdict": {VERDICT}, "sure": true}}',
+        f"[{VERDICT}]",
+        '{"grade": 3}',
+        '{"grade": 3, "reason": "two\nlines"}',
+        *(
+            json.dumps({"reason": "it is", "grade": text})
+            for text in ("3", " 3 ", "3.0", "3/4", "3 / 4", "3 out of 4")
+        ),
+        '{"reason": "it is", "grade": 3.0}',
+    ],
+)
+def test_a_grade_is_read_from_what_judges_write_around_it(serve: Serve, text: str):
+    assert JUDGE.make(serve(completion(text)), retries=0)(GREY[:1], SAMPLES[:1]).tolist() == [0.75]
+
 
 @pytest.mark.parametrize(
     ("reply", "message"),
@@ -130,11 +159,18 @@ def test_a_key_of_the_environment_is_sent_only_if_it_is_named(
         (status(200, b"<html>", Content_Type="text/html"), "the reply is not a chat completion: <html>"),
         (status(200, {"choices": []}), 'the reply is not a chat completion: {"choices": []}'),
         (status(200, {"choices": None}), 'the reply is not a chat completion: {"choices": null}'),
-        (completion(None), "no reason and grade from 0 to 4 in ''"),
+        (completion(None), "no grade from 0 to 4 in ''"),
         (completion('{"reason": "it'), """from 0 to 4 in '{"reason": "it'"""),
         (completion("I would say 3 of 4"), "from 0 to 4 in 'I would say 3 of 4'"),
-        (completion('{"reason": "same"}'), "no reason and grade"),
-        *((grade(number), "no reason and grade from 0 to 4") for number in (5, -1, 2.5, "3", True, None)),
+        (completion('{"reason": "same"}'), "no grade from 0 to 4"),
+        (completion(f"[{VERDICT}, {VERDICT}]"), "no grade from 0 to 4"),  # of two references, perhaps
+        (completion(f'{VERDICT} Or rather {{"grade": 7}}'), "no grade from 0 to 4"),
+        (completion(f"<think>{VERDICT}</think>I cannot say."), "no grade from 0 to 4 in 'I cannot say.'"),
+        (completion(f"<think>{VERDICT}</think>"), "no grade from 0 to 4 in '<think>{"),
+        (completion(f"<think>Perhaps {VERDICT}? No, because"), "no grade from 0 to 4 in '<think>Perhaps"),
+        (completion('{"grade":' * 2_000), "no grade from 0 to 4"),
+        *((grade(number), "no grade from 0 to 4") for number in (5, -1, 2.5, True, None, [3], {"of": 3})),
+        *((grade(text), "no grade from 0 to 4") for text in ("5", "-3", "2.5", "3/5", "3/10", "three", "", "34")),
     ],
 )
 def test_an_answer_without_a_grade_is_tried_again(serve: Serve, reply: Reply, message: str):

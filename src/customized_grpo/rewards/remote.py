@@ -19,13 +19,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
-from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import httpx2
 from PIL import Image
 
 from customized_grpo.errors import UsageError
 from customized_grpo.rewards import Cause
+from customized_grpo.rewards.proxies import describe_proxy, is_this_machine, without_secrets
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between tries; the longest also limits what a server may ask for
 LARGEST_REPLY = 4 * 2**20  # bytes; scores and one short sentence need far fewer
@@ -70,9 +71,11 @@ class RemoteReward:
     remote = True
 
     def __init__(self, connection: Connection):
-        self._shown_url, self._secret = shown_url(connection.url), connection.key
-        self._timeout, self._retries = connection.timeout, connection.retries
-        self._http = make_client(connection.timeout, connection.in_flight)
+        self._secret, self._timeout, self._retries = connection.key, connection.timeout, connection.retries
+        self._http = make_client(connection.url, connection.timeout, connection.in_flight)
+        self._shown_url = without_secrets(connection.url)
+        if uses_proxy(self._http, connection.url):
+            self._shown_url += f" ({describe_proxy(connection.url)})"
         # Its size is the limit of requests.
         self._pool = ThreadPoolExecutor(connection.in_flight, thread_name_prefix="ask")
         self._lock = threading.Lock()
@@ -157,11 +160,12 @@ class RemoteReward:
 # --- HTTP ------------------------------------------------------------------------------------------------------------
 
 
-def make_client(timeout: float, in_flight: int) -> httpx2.Client:
+def make_client(url: str, timeout: float, in_flight: int) -> httpx2.Client:
     """A client for one server. A reply must be complete `timeout` seconds after its request started.
 
-    Redirects are not followed: the key is meant only for the server that was named. Raises UsageError if the
-    environment names a proxy or certificates that cannot be used.
+    The environment's proxies are used, except for servers on this machine, which no proxy reaches. Redirects are not
+    followed: the key is meant only for the server that was named. Raises UsageError if the environment names a proxy
+    or certificates that cannot be used.
     """
 
     def set_deadline(request: httpx2.Request) -> None:
@@ -171,17 +175,26 @@ def make_client(timeout: float, in_flight: int) -> httpx2.Client:
         assert isinstance(response.stream, httpx2.SyncByteStream)
         response.stream = _LimitedBody(response.stream, response.request.extensions["complete_by"])
 
+    limits = httpx2.Limits(max_connections=in_flight, max_keepalive_connections=in_flight)
     try:
         return httpx2.Client(
             timeout=timeout,
-            limits=httpx2.Limits(max_connections=in_flight, max_keepalive_connections=in_flight),
+            limits=limits,
+            transport=httpx2.HTTPTransport(limits=limits) if is_this_machine(url) else None,  # one without proxies
             event_hooks={"request": [set_deadline], "response": [limit_body]},
         )
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, httpx2.InvalidURL) as error:
+        # A proxy's URL may hold a password, and an error may quote any part of it.
+        reason = type(error).__name__ if any("@" in value for value in getproxies().values()) else _reason(error)
         raise UsageError(
-            f"the environment does not allow HTTP requests: {_reason(error)}; check SSL_CERT_FILE and the proxies in "
+            f"the environment does not allow HTTP requests: {reason}; check SSL_CERT_FILE and the proxies in "
             "HTTP_PROXY, HTTPS_PROXY and ALL_PROXY"
         ) from error
+
+
+def uses_proxy(client: httpx2.Client, url: str) -> bool:
+    """Whether a client asks a proxy for this URL, by the environment's rules as the client reads them."""
+    return client._transport_for_url(httpx2.URL(url)) is not client._transport
 
 
 class _LimitedBody(httpx2.SyncByteStream):
@@ -230,12 +243,6 @@ def retry_after(header: str) -> float:
         return max(parsedate_to_datetime(header).timestamp() - time.time(), 0.0)
     except (ValueError, OverflowError):
         return 0.0
-
-
-def shown_url(url: str) -> str:
-    """A URL for messages, without user, password and query: any of them may hold a secret."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def read_key(variable: str | None, reward: str) -> str | None:
