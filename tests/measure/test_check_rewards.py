@@ -14,6 +14,7 @@ from customized_grpo.data import Sample
 from customized_grpo.measure.check_rewards import Check
 from customized_grpo.measure.known_pictures import ROWS, Cases
 from customized_grpo.measure.scored_pictures import Candidate, Judged, judge
+from customized_grpo.rewards.remote_settings import HttpSettings
 
 NAN = math.nan
 
@@ -226,6 +227,12 @@ def test_unscored_pictures_are_counted_by_row(critters: Cases):
     assert sentence == (
         "sprite: 6 of 120 pictures could not be scored (right prompt 3, wrong prompt 3): an image with NaN is "
         "dropped from its group; find out why, or leave this reward out"
+    )
+    server = HttpSettings(url="http://localhost:1/score", retries=0).make(torch.device("cpu"))
+    (sentence,) = check(critters, Candidate("far", server, "quality")).findings
+    assert sentence == (
+        "far: 120 of 120 pictures could not be scored: http://localhost:1/score: no answer: [Errno 111] Connection "
+        "refused"
     )
     found = check(critters, Candidate("blind", nothing, "both", "prompt"))
     assert found.findings[0].startswith("blind: 120 of 120 pictures could not be scored: an image with NaN")

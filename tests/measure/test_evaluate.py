@@ -104,6 +104,20 @@ def test_unscored_images_are_counted(write_list: Callable[..., Path], tmp_path: 
     assert "oracle_prompt     could not be scored   2 unscored" in table(summary)
 
 
+def test_why_a_metric_gave_no_score_is_said_once(write_list: Callable[..., Path], tmp_path: Path):
+    """Nothing listens at this address; the oracle cannot read photographs, and gives no reason."""
+    settings = [f"data.source={write_list()}", "groups.rollout_batch=1"]
+    request = make_request(TINY, settings, metrics=["http url=http://localhost:1/score retries=0"], cases=2)
+    with pytest.warns(UserWarning, match="could not score some images") as warned:
+        evaluate(request, tmp_path / "out")
+    said = [str(each.message).split(" could not score some images: ") for each in warned]
+    reasons = dict(each for each in said if len(each) == 2)
+    assert len([each for each in said if each[0] in reasons]) == len(reasons)
+    http = "http://localhost:1/score: no answer: [Errno 111] Connection refused"
+    assert reasons["http retries=0 url=http://localhost:1/score"] == http
+    assert reasons["oracle_prompt"] == "it gives no reason; check-rewards shows what it can score"
+
+
 @pytest.mark.parametrize(("subjects", "over"), [(1, "images"), (2, "subjects")])
 def test_the_table_states_what_is_resampled(subjects: int, over: str, write_list: Callable[..., Path], tmp_path: Path):
     request = make_request(TINY, [f"data.source={write_list(subjects)}", "evaluation.metrics=[]"])

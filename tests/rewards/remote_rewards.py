@@ -113,9 +113,9 @@ def decoded_part(part: dict[str, Any]) -> np.ndarray:
     return decoded(png)
 
 
-def completion(text: str | None, *, finish: str = "stop", refusal: str | None = None) -> Reply:
-    """A chat completion with this text."""
-    message = {"role": "assistant", "content": text, "refusal": refusal}
+def completion(content: Any, *, finish: str = "stop", refusal: str | None = None, **further: str) -> Reply:
+    """A chat completion with this content and further fields of its message."""
+    message = {"role": "assistant", "content": content, "refusal": refusal, **further}
     choice = {"index": 0, "message": message, "finish_reason": finish}
     reply = {"id": "c", "object": "chat.completion", "created": 0, "model": "vlm", "choices": [choice]}
     return status(200, reply, Content_Type="application/json")

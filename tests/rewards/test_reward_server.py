@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from math import nan
 from pathlib import Path
@@ -21,9 +22,8 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "reward_server.py"
 
 
 @pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def example() -> Iterator[str]:
     """The URL of the example server in a process of its own; `-S` hides all installed packages."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     process = subprocess.Popen(
         [sys.executable, "-S", str(EXAMPLE), "0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -53,12 +53,17 @@ def test_a_server_that_is_down_stops_a_run_with_its_address(example: str, monkey
         RewardError, match=rf"rewards.detail could not score 100% .*: {address}/score: no answer: .*refused"
     ):
         scorer.check(scores, 0.5)
+    several = {"detail": torch.cat([scores["detail"], torch.rand(2)])}
+    with pytest.warns(UserWarning, match=rf"^rewards.detail could not score some images: {address}/score: no answer"):
+        scorer.check(several, 0.5)
+    with warnings.catch_warnings(action="error"):
+        scorer.check(several, 0.5)  # once is enough
 
 
 def test_images_that_some_reward_could_not_score_count_together():
     """Each reward is within the limit, but only a third of the images has both scores and is trained on."""
     scores = {"prompt": torch.tensor([[0.1, 0.2, 0.3, 0.4, nan, nan]]), "identity": torch.rand(1, 6)}
-    scorer = Scorer({})
+    scorer = Scorer(dict.fromkeys(scores, lambda images, samples: images[:, 0, 0, 0] * len(samples)))
     scorer.check(scores, 0.5)
     scores["identity"][0, :2] = nan
     with pytest.raises(RewardError, match=r"^67% of the images lack the score of at least one reward \(prompt, "):

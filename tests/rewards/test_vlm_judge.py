@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -128,7 +129,7 @@ THOUGHTS = 'The markings {brown, white} agree. {"grade": 2}? No, better.'
 
 
 @pytest.mark.parametrize(
-    "text",
+    "content",
     [
         f"<think>{THOUGHTS}</think>\n{VERDICT}",
         f"{THOUGHTS}</think>\n{VERDICT}",  # the server swallows the first tag
@@ -147,10 +148,11 @@ THOUGHTS = 'The markings {brown, white} agree. {"grade": 2}? No, better.'
             for text in ("3", " 3 ", "3.0", "3/4", "3 / 4", "3 out of 4")
         ),
         '{"reason": "it is", "grade": 3.0}',
+        [{"type": "thinking", "thinking": "{}"}, {"type": "text", "text": VERDICT}],
     ],
 )
-def test_a_grade_is_read_from_what_judges_write_around_it(serve: Serve, text: str):
-    assert JUDGE.make(serve(completion(text)), retries=0)(GREY[:1], SAMPLES[:1]).tolist() == [0.75]
+def test_a_grade_is_read_from_what_judges_write_around_it(serve: Serve, content: Any):
+    assert JUDGE.make(serve(completion(content)), retries=0)(GREY[:1], SAMPLES[:1]).tolist() == [0.75]
 
 
 @pytest.mark.parametrize(
@@ -169,6 +171,8 @@ def test_a_grade_is_read_from_what_judges_write_around_it(serve: Serve, text: st
         (completion(f"<think>{VERDICT}</think>"), "no grade from 0 to 4 in '<think>{"),
         (completion(f"<think>Perhaps {VERDICT}? No, because"), "no grade from 0 to 4 in '<think>Perhaps"),
         (completion('{"grade":' * 2_000), "no grade from 0 to 4"),
+        (completion(None, reasoning_content=VERDICT), "the answer is empty, all that came is reasoning: '{"),
+        (completion("", reasoning=VERDICT), "the answer is empty, all that came is reasoning: '{"),
         *((grade(number), "no grade from 0 to 4") for number in (5, -1, 2.5, True, None, [3], {"of": 3})),
         *((grade(text), "no grade from 0 to 4") for text in ("5", "-3", "2.5", "3/5", "3/10", "three", "", "34")),
     ],

@@ -1,8 +1,10 @@
 """Held-out cases: generated as a user would generate them, at the updates that the configuration names."""
 
 import json
+import warnings
 from collections.abc import Callable
 
+import pytest
 import torch
 
 from customized_grpo.training.rollout import derive_seed, generate
@@ -37,3 +39,15 @@ def test_evaluations_run_at_the_start_and_every_second_update(make_trainer: Make
         *("reference-00.png", "reference-01.png", "reference-02.png"),
     ]
     assert rows[0]["prompt_reward"] != rows[1]["prompt_reward"]
+
+
+def test_why_held_out_cases_have_no_score_is_said_once(make_trainer: MakeTrainer):
+    metrics = "evaluation.metrics=[http url=http://localhost:1/score retries=0]"
+    trainer = make_trainer("data.held_out_samples=1", metrics)
+    sigmas = trainer.sampler.sigmas
+    with pytest.warns(
+        UserWarning, match=r"^http .* could not score some images: http://localhost:1/score: no answer: "
+    ):
+        trainer.held_out.evaluate(trainer.policy, sigmas)
+    with warnings.catch_warnings(action="error"):
+        assert trainer.held_out.evaluate(trainer.policy, sigmas).scores.popitem()[1].isnan().all()

@@ -66,6 +66,8 @@ def _unscored(judged: Judged) -> Iterator[str]:
     by_row = "" if count == total else f" ({by_row})"
     viewless = len(cases.samples) - cases.shown("other_view")
     remedy = "an image with NaN is dropped from its group; find out why, or leave this reward out"
+    if error := getattr(candidate.reward, "last_error", None):
+        remedy = error
     if candidate.measures == "copying":
         remedy = "it needs another view that differs from the reference; list some under other_views"
     if viewless and (candidate.against == "other_view" or candidate.measures == "copying"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from customized_grpo.measure.rows import (
 from customized_grpo.policies import load_policy
 from customized_grpo.policies.base import Policy
 from customized_grpo.rewards import Reward
-from customized_grpo.rewards.scoring import score
+from customized_grpo.rewards.scoring import Reasons, score
 from customized_grpo.run.cases import keep_reference
 from customized_grpo.runtime.device import usable_device
 from customized_grpo.training.evaluation import Case, generate_cases
@@ -78,9 +79,14 @@ def evaluate(request: EvaluationRequest, output: Path, *, keep_pictures: bool = 
     write_text(output / ROWS, "".join(row.as_line() for row in finished.values()))  # drops a line that was cut short
     if loaded is not None:
         policy, metrics = loaded
-        for row in score_cases(request.config, policy, metrics, pending, output if keep_pictures else None):
+        rows = score_cases(request.config, policy, metrics, pending, output if keep_pictures else None)
+        settings, reasons = request.all_metrics(), Reasons()
+        for (_, (sample, _)), row in zip(pending, rows, strict=True):
             append_text(output / ROWS, row.as_line())
             finished[row.key] = row
+            for name, metric in metrics.items():
+                if math.isnan(row.scores[name]) and not settings[name].lacking(sample):  # those are known already
+                    reasons.tell(name, metric, "it gives no reason; check-rewards shows what it can score")
     return [finished[sample.id, index] for sample, index in cases]
 
 

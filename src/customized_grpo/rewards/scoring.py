@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -21,6 +22,20 @@ class RewardError(RunError, RuntimeError):
     """A reward failed or broke its contract. The message names the reward and what it returned or raised."""
 
 
+class Reasons:
+    """Warns once per reward why it could not score some images."""
+
+    def __init__(self):
+        self._told: set[str] = set()
+
+    def tell(self, name: str, reward: Reward, otherwise: str | None = None) -> None:
+        """Warn that `reward` gave NaN, with its latest failure or else `otherwise`; silent if there is neither."""
+        reason = getattr(reward, "last_error", None) or otherwise
+        if reason is not None and name not in self._told:
+            self._told.add(name)
+            warnings.warn(f"{name} could not score some images: {reason}", stacklevel=2)
+
+
 class Scorer:
     """Scores images by every reward: local rewards all images at once, remote ones each batch as soon as it exists."""
 
@@ -30,6 +45,7 @@ class Scorer:
         self._pool = ThreadPoolExecutor(thread_name_prefix="reward") if self.remote else None
         self._pending: dict[str, list[Future[Tensor]]] = {}
         self._before = self._counts()  # when the update began
+        self._reasons = Reasons()
         self._discarded: dict[str, Counter[str]] = {name: Counter() for name in self.remote}
 
     def start(self) -> None:
@@ -96,7 +112,8 @@ class Scorer:
         """Refuse to train on what remains when too many images [..., N] could not be scored.
 
         An image is left out of training if any reward could not score it. Raises RewardError, with the reward's latest
-        failure, if the share of NaN exceeds `limit` in one reward or in all of them together.
+        failure, if the share of NaN exceeds `limit` in one reward or in all of them together. Below it, warns once per
+        reward that says why.
         """
         for name, values in scores.items():
             share = values.isnan().double().mean().item()
@@ -106,6 +123,8 @@ class Scorer:
                     f"rewards.{name} could not score {share:.0%} of {values.numel()} images, and max_unscored is "
                     f"{limit:g}: {reason}"
                 )
+            if share:
+                self._reasons.tell(f"rewards.{name}", self.rewards[name])
         lost = torch.stack(list(scores.values())).isnan().any(dim=0).double().mean().item()
         if lost > limit:  # each reward alone may be within the limit
             raise RewardError(

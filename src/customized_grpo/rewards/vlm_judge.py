@@ -11,12 +11,12 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from openai import APIConnectionError, APIStatusError, OpenAI, omit
 from PIL import Image
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
 from torch import Tensor
 
 from customized_grpo.data import Sample
@@ -77,9 +77,18 @@ class Verdict(BaseModel):
     grade: Literal[0, 1, 2, 3, 4]
 
 
+def _joined(content: Any) -> Any:
+    """The text of a list of parts, which some servers send; thoughts are parts of another type."""
+    if not isinstance(content, list):
+        return content
+    return "".join(str(part.get("text")) for part in content if isinstance(part, dict) and part.get("type") == "text")
+
+
 class _Message(BaseModel):
-    content: str | None = None
+    content: Annotated[str | None, BeforeValidator(_joined)] = None
     refusal: str | None = None
+    reasoning_content: Any = None  # both: thoughts that the server separates from the answer
+    reasoning: Any = None
 
 
 class _Choice(BaseModel):
@@ -180,13 +189,16 @@ def _read(body: bytes) -> int:
         reply = body.decode(errors="replace")
         raise AskError("bad_reply", f"the reply is not a chat completion: {reply}", retry=True) from error
     message, text = choice.message, choice.message.content or ""
+    thoughts = str(message.reasoning_content or message.reasoning or "")
     # Another try would most likely end in the same way.
     if message.refusal or choice.finish_reason == "content_filter":
         raise AskError("null", f"the judge declined: {message.refusal or choice.finish_reason}")
     if choice.finish_reason == "length":
-        raise AskError("bad_reply", f"the judge's answer was cut off at its token limit: {text}")
+        raise AskError("bad_reply", f"the judge's answer was cut off at its token limit: {text or thoughts}")
     answer = text[max((thoughts.end() for thoughts in _END.finditer(text)), default=0) :].strip()
     grade = _last_grade(answer)
+    if grade is None and thoughts and not text:
+        raise AskError("bad_reply", f"the answer is empty, all that came is reasoning: {thoughts!r}", retry=True)
     if grade is None:
         raise AskError("bad_reply", f"no grade from 0 to 4 in {answer or text!r}", retry=True)
     return grade

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from customized_grpo.data.images import to_pictures
 from customized_grpo.files.pictures import Shown
 from customized_grpo.policies.base import Policy
 from customized_grpo.rewards import Reward
-from customized_grpo.rewards.scoring import score
+from customized_grpo.rewards.scoring import Reasons, score
 from customized_grpo.runtime.distributed import Processes
 from customized_grpo.runtime.memory import MemoryExhaustedError, first_line
 from customized_grpo.training.record import spread
@@ -62,6 +62,7 @@ class HeldOut:
     metrics: Mapping[str, Reward]  # rewards as "<key>_reward", and the metrics of `evaluation.metrics` by name
     batch: int  # images per forward pass
     processes: Processes
+    _reasons: Reasons = field(default_factory=Reasons, init=False, repr=False, compare=False)
 
     def evaluate(
         self, policy: Policy, sigmas: Tensor, label: str | None = None, *, shown: int | None = None
@@ -80,6 +81,9 @@ class HeldOut:
         starts = tqdm(range(0, len(cases), self.batch), desc=label, disable=label is None, leave=False)
         images = torch.cat([self._generate(policy, sigmas, cases[start : start + self.batch]) for start in starts])
         scores = {name: score(name, metric, images, samples) for name, metric in self.metrics.items()}
+        for name, values in scores.items():
+            if values.isnan().any():
+                self._reasons.tell(name, self.metrics[name])
         gathered = {name: self.processes.gather(values[:count], total) for name, values in scores.items()}
         return Scored(self.processes.first(images, total, total if shown is None else shown), gathered)
 
