@@ -9,7 +9,6 @@ import torch
 
 from customized_grpo.critters.samples import TEST_CRITTERS, draw_samples
 from customized_grpo.rewards.own import OwnCodeError, load_function
-from customized_grpo.rewards.scoring import RewardError
 
 SAMPLES = draw_samples(2, TEST_CRITTERS, 5)
 IMAGES = torch.zeros(2, 3, 8, 8)
@@ -120,9 +119,24 @@ def test_a_fault_in_the_file_beside_is_one_line_with_its_place(helper: str, mess
     assert not re.search("customized_grpo_own_", str(error.value))
 
 
-def test_a_package_that_is_missing_only_when_the_function_runs_is_one_line(tmp_path: Path):
-    write(tmp_path, score="def score(images, samples):\n    import no_such_library\n")
-    with pytest.raises(
-        RewardError, match=r"ModuleNotFoundError: No module named 'no_such_library' \(\S*score\.py, line 2"
-    ):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "no_library",
+            r"No module named 'no_library' \(\S*score\.py, line 2\); install no_library or correct the code",
+        ),
+        ("helper", r"SyntaxError: invalid syntax \(\S*helper\.py, line 1\); correct the code"),
+    ],
+)
+def test_an_import_that_fails_only_when_the_function_runs_is_the_same_error(name: str, message: str, tmp_path: Path):
+    write(tmp_path, score=f"def score(images, samples):\n    import {name}\n", helper="def f(:\n")
+    with pytest.raises(OwnCodeError, match=message) as error:
         value(tmp_path / "score.py")
+    assert "\n" not in str(error.value)
+
+
+def test_a_link_finds_what_lies_beside_the_file_that_is_meant(tmp_path: Path):
+    write(tmp_path / "real", score="from helper import V" + returning("V"), helper="V = 5\n")
+    (tmp_path / "link.py").symlink_to(tmp_path / "real" / "score.py")
+    assert value(tmp_path / "link.py") == 5

@@ -32,7 +32,7 @@ _MACHINERY = (str(PACKAGE), importlib.__file__, "<frozen ")  # what calls the us
 
 
 class OwnCodeError(InputError, RuntimeError):
-    """The user's own code raised an exception while it was imported or while its class was made."""
+    """The user's own code cannot be imported, or raised an exception while its class was made."""
 
 
 class TimeLimited:
@@ -40,8 +40,8 @@ class TimeLimited:
 
     It gets copies of images and samples, which it may change: other rewards and the saved pictures have the same ones.
     It runs in a thread that does not keep the program alive, because a hanging function cannot be stopped. Raises
-    RewardError if time runs out or if the reward raises an exception. All other attributes (`remote`, `last_error`,
-    ...) are the reward's.
+    RewardError if time runs out or if the reward raises an exception, and OwnCodeError if an import fails. All other
+    attributes (`remote`, `last_error`, ...) are the reward's.
     """
 
     def __init__(self, name: str, reward: Reward, timeout: float, device: torch.device):
@@ -71,6 +71,8 @@ class TimeLimited:
             ) from None
         if isinstance(answer, torch.OutOfMemoryError | RewardError):
             raise answer  # out of memory is answered with smaller batches, a RewardError explains itself
+        if isinstance(answer, ImportError | SyntaxError):
+            raise OwnCodeError(f"reward {self.name!r} raised {_described(answer)}; {_remedy(answer)}") from answer
         if isinstance(answer, BaseException):
             raise RewardError(f"reward {self.name!r} raised {_described(answer)}") from answer
         return answer
@@ -153,9 +155,12 @@ def _user_code(failure: str) -> Iterator[None]:
     except (InputError, RunError, torch.OutOfMemoryError):
         raise
     except (Exception, SystemExit) as error:
-        missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
-        remedy = f"install {missing} or correct the code" if missing not in {"", *sys.modules} else "correct the code"
-        raise OwnCodeError(f"{failure}: {_described(error)}; {remedy}") from error
+        raise OwnCodeError(f"{failure}: {_described(error)}; {_remedy(error)}") from error
+
+
+def _remedy(error: BaseException) -> str:
+    missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    return f"install {missing} or correct the code" if missing not in {"", *sys.modules} else "correct the code"
 
 
 def _described(error: BaseException) -> str:

@@ -35,7 +35,8 @@ def import_file(file: Path) -> ModuleType:
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
     folder = ModuleType(package)
-    folder.__path__ = [str(file.parent)]
+    # Beside the file as it is named and, if it is a link, beside the file that is meant.
+    folder.__path__ = list(dict.fromkeys(str(each.parent) for each in (file, file.resolve())))
     sys.modules[package] = folder
     name = f"{package}.{file.stem.replace('.', '_')}"
     spec = importlib.util.spec_from_file_location(name, file, loader=_Loader(name, str(file)))
