@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -309,3 +310,15 @@ def test_a_configuration_that_is_no_json_is_refused(content: str, tmp_path: Path
     (tmp_path / PEFT_CONFIG).write_text(content)
     with pytest.raises(ModelError, match=r"adapter_config.json does not hold keys and values in JSON"):
         loaded(make_policy, tmp_path, PAIR)
+
+
+def test_equal_adapters_are_equal_files(make_policy: MakePolicy, tmp_path: Path):
+    """safetensors writes its metadata in another order each time; tensors and metadata stay as they were."""
+    policy = make_policy(rank=2)
+    for number in range(8):
+        policy.save_adapter(tmp_path / str(number))
+    files = [tmp_path / str(number) / ADAPTER_FILE for number in range(8)]
+    assert len({file.read_bytes() for file in files}) == 1
+    with safe_open(files[0], "pt") as opened:
+        assert opened.metadata().keys() == {"format", "lora_adapter_metadata"}
+    make_policy(rank=2).load_adapter(tmp_path / "0")

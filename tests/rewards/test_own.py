@@ -366,6 +366,16 @@ def test_what_a_function_changes_is_its_own_copy(function: str, tmp_path: Path):
     assert [sample.extra for sample in samples] == [sample.extra for sample in SAMPLES]
 
 
+def test_scores_stay_when_a_reward_writes_the_next_ones_into_the_same_tensor():
+    buffer = torch.zeros(3)
+
+    def reused(images: torch.Tensor, samples: Any) -> torch.Tensor:  # noqa: ARG001 (the interface)
+        return buffer.copy_(images.mean((1, 2, 3)))
+
+    first, second = (score("reused", reused, images, SAMPLES) for images in (IMAGES, 1 - IMAGES))
+    torch.testing.assert_close(first, 1 - second)
+
+
 def test_a_reward_that_runs_out_of_memory_gets_halves():
     sizes = []
 

@@ -116,6 +116,19 @@ def _read_config(where: str, content: str | bytes) -> dict[str, Any]:
     return config
 
 
+def sort_metadata(file: Path) -> None:
+    """Sort the metadata in the head of a file: safetensors writes them in random order, and equal adapters are to be
+    equal files."""
+    with file.open("r+b") as content:
+        length = int.from_bytes(content.read(8), "little")
+        head: dict[str, Any] = json.loads(content.read(length))
+        in_order = {"__metadata__": dict(sorted(head.pop("__metadata__", {}).items())), **head}
+        text = json.dumps(in_order, ensure_ascii=False, separators=(",", ":")).encode().ljust(length)
+        if len(text) == length:  # the tensors' offsets stay
+            content.seek(8)
+            content.write(text)
+
+
 def check_same(adapter: Adapter, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Raises ModelError unless `tensors` have the names and shapes of the adapter that they are loaded into."""
     problems = [f"{name} is missing" for name in sorted(expected.keys() - tensors.keys())]

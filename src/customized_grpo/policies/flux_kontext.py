@@ -40,6 +40,7 @@ from customized_grpo.policies.adapter_file import (
     check_same,
     check_targets,
     read_adapter,
+    sort_metadata,
     translating,
 )
 from customized_grpo.policies.adapter_layers import layers_of
@@ -196,6 +197,7 @@ class FluxKontextPolicy:
             transformer_lora_layers=self._adapter_state(),
             **_collate_lora_metadata({"transformer": self.module}),  # holds alpha, which would be lost otherwise
         )
+        sort_metadata(directory / ADAPTER_FILE)
 
     def load_adapter(self, path: Path) -> None:
         adapter = read_adapter(path)

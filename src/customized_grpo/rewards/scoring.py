@@ -159,4 +159,4 @@ def score(name: str, reward: Reward, images: Tensor, samples: Sequence[Sample]) 
         scores = scores.to(torch.float32)
     if scores.isinf().any():
         raise RewardError(f"reward {name!r} returned an infinity; return NaN for an image that could not be scored")
-    return scores.detach().cpu()
+    return scores.detach().cpu().clone()  # a reward may write its next scores into the same tensor
