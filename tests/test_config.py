@@ -236,3 +236,16 @@ def test_a_mistake_in_a_metric_does_not_repeat_a_key():
     with pytest.raises(ConfigError, match="may not hold a user or password") as caught:
         parse_metric("http url=http://user:secret-key@host/score")
     assert "secret-key" not in str(caught.value)
+
+
+def test_a_reward_that_is_written_as_a_line_takes_further_settings(tmp_path: Path):
+    """In a file, or in an earlier override, and also with settings in the line."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text("data: {train_samples: 8}\nrewards: {identity: dino region=centre}\n")
+    identity = load_config(str(file), ["rewards.identity.against=other_view"]).rewards["identity"]
+    assert str(identity.model_copy(update={"role": None})) == "dino against=other_view region=centre"
+    further = ["rewards.taste=clip_t batch=3", "rewards.taste.role=quality", "rewards.taste.weight=0.1"]
+    taste = load_config(str(file), further).rewards["taste"]
+    assert (taste.role, taste.weight, taste.model_dump()["batch"]) == ("quality", 0.1, 3)
+    with pytest.raises(ConfigError, match=r"rewards\.taste\.batch: .* has a quotation mark that is not closed"):
+        load_config(str(file), ["rewards.taste='clip_t", "rewards.taste.batch=3"])

@@ -19,7 +19,7 @@ from customized_grpo.errors import InputError
 from customized_grpo.fields import BUILT_IN, Count, Index, PathText, Section, Seed, Share
 from customized_grpo.files.kinds import at_keys
 from customized_grpo.files.yaml_text import YamlError, parse_value, read_yaml
-from customized_grpo.rewards.by_name import AnyReward, parse_reward
+from customized_grpo.rewards.by_name import AnyReward, from_line, parse_reward
 from customized_grpo.rewards.settings import RewardSettings, Role
 from customized_grpo.sections import (
     Adapter,
@@ -241,13 +241,24 @@ def _apply(override: Override, values: dict[str, Any]) -> None:
     else:
         key, value = override[0], copy.deepcopy(override[1])  # further overrides may change what is in it
     *sections, last = key.split(".")
+    rewards = values.get("rewards")
     for section in sections:
-        values = values.setdefault(section, {})
+        parent, values = values, values.setdefault(section, {})
+        if parent is rewards and isinstance(values, str):
+            values = parent[section] = _as_section(key, values)
         if not isinstance(values, dict):
             raise ConfigError(
                 f"{override if isinstance(override, str) else key}: {section} is a value, not a section of keys"
             )
     values[last] = value
+
+
+def _as_section(key: str, line: str) -> dict[str, Any]:
+    """The settings of a reward that is written as a line, so that one of them can be set. Raises ConfigError."""
+    try:
+        return from_line(line)
+    except ValueError as error:
+        raise ConfigError(f"{key}: {error}") from None
 
 
 def key_of(override: Override) -> str:

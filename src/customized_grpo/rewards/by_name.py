@@ -59,11 +59,14 @@ class _ByName:
         classes = [*REWARDS.items(), (_OWN, OwnFunctionSettings)]
         choices: dict[Any, CoreSchema] = {name: handler.generate_schema(kind) for name, kind in classes}
         union = core_schema.tagged_union_schema(choices, discriminator=_class_key)
-        return core_schema.no_info_before_validator_function(_from_line, union)
+        return core_schema.no_info_before_validator_function(from_line, union)
 
 
-def _from_line(value: Any) -> Any:
-    """ "dino against=other_view" -> {"name": "dino", "against": "other_view"}; other types pass unchanged."""
+def from_line(value: Any) -> Any:
+    """ "dino against=other_view" -> {"name": "dino", "against": "other_view"}; other types pass unchanged.
+
+    Raises ValueError for a quotation mark that is not closed.
+    """
     if not isinstance(value, str):
         return value
     try:
