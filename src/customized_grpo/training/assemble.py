@@ -18,9 +18,10 @@ from customized_grpo.policies import find_family, load_policy
 from customized_grpo.rewards import Reward
 from customized_grpo.rewards.settings import INSTEAD, IdentitySettings
 from customized_grpo.run.access import check_access
+from customized_grpo.run.checkpoints import checkpoints_of
 from customized_grpo.run.directory import RunDirectory
 from customized_grpo.run.follower import FollowedDirectory
-from customized_grpo.run.own_samples import RESTORE, OwnSamples
+from customized_grpo.run.own_samples import OWN_SAMPLES, RESTORE, OwnSamples
 from customized_grpo.run.trackers import Trackers
 from customized_grpo.runtime.device import usable_device
 from customized_grpo.runtime.distributed import Processes
@@ -82,6 +83,12 @@ def own_samples(
     if known is None:
         train, held_out = _divide(data, config.seed)
         known = OwnSamples.of(train, held_out) if check else None
+        if known is not None and resume and checkpoints_of(Path(config.output)):
+            warnings.warn(
+                f"the run has no {OWN_SAMPLES}, as older versions left it: whether its data is what it was cannot be "
+                "checked, and is recorded from now on",
+                stacklevel=2,
+            )
     else:
         found = [sample for part in read_data(data, data.held_out_share, config.seed) for sample in part]
         train, held_out = known.pick(found)
