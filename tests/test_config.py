@@ -249,3 +249,9 @@ def test_a_reward_that_is_written_as_a_line_takes_further_settings(tmp_path: Pat
     assert (taste.role, taste.weight, taste.model_dump()["batch"]) == ("quality", 0.1, 3)
     with pytest.raises(ConfigError, match=r"rewards\.taste\.batch: .* has a quotation mark that is not closed"):
         load_config(str(file), ["rewards.taste='clip_t", "rewards.taste.batch=3"])
+
+
+def test_a_folder_whose_name_is_not_utf8_is_refused_before_anything_is_made():
+    """A run could be trained there, but its files not be opened again."""
+    with pytest.raises(ConfigError, match=r"output: the name 'stra\\udce1e' is not UTF-8; give the folder another"):
+        load_config("critters", [("output", Path("stra\udce1e"))])

@@ -18,6 +18,8 @@ from customized_grpo.data.sources import contradictions
 from customized_grpo.errors import InputError
 from customized_grpo.fields import BUILT_IN, Count, Index, PathText, Section, Seed, Share
 from customized_grpo.files.kinds import at_keys
+from customized_grpo.files.paths import display
+from customized_grpo.files.text import is_utf8
 from customized_grpo.files.yaml_text import YamlError, parse_value, read_yaml
 from customized_grpo.rewards.by_name import AnyReward, from_line, parse_reward
 from customized_grpo.rewards.settings import RewardSettings, Role
@@ -113,6 +115,8 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         problems = list(self._window_problems())
+        if not is_utf8(self.output):
+            problems.append(f"output: the name {display(self.output)} is not UTF-8; give the folder another one")
         if self.shaping.rule == "gdpo" and self.weighting.kind == "tdw":
             problems.append('shaping.rule: "gdpo" needs static weights; add weighting.kind=constant')
         if self.weighting.kind == "tdw" and self.weighting.prompt != Weighting().prompt:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from customized_grpo.data import DataError, Sample, load_data, load_list
+from customized_grpo.data.lists import load_imagefolder
 
 Entries = Mapping[str, list[str]]  # other views by the reference
 
@@ -96,3 +97,11 @@ def test_a_sample_with_references_of_two_subjects_makes_them_no_single_one(draw:
     (root / "list.json").write_text(json.dumps(entries))
     samples: list[Sample] = load_list(root / "list.json")
     assert [sample.subject for sample in samples] == ["can", "mug"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_picture_beside_the_folders_of_others_is_a_subject_of_its_own(draw: Callable[..., Path]):
+    root = draw("a.png", "sub/b.png")
+    rows = [{"file_name": name, "text": "a thing"} for name in ("a.png", "sub/b.png")]
+    (root / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [sample.subject for sample in load_imagefolder(root)] == [root.name, "sub"]

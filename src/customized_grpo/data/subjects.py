@@ -80,7 +80,7 @@ def _names(groups: Iterable[frozenset[Path]]) -> dict[frozenset[Path], str]:
     names = {}
     for group in groups:
         common = Path(os.path.commonpath(group))
-        if below[common] == len(group):
+        if len(group) == 1 or below[common] == len(group):
             names[group] = name_of(common)
             continue
         names[group] = "+".join(sorted(map(name_of, group)))
