@@ -15,9 +15,9 @@ def gradients_of(trainer: Trainer) -> Iterator[list[Tensor]]:
     gradients: list[Tensor] = []
 
     def keep(*_: object) -> None:
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in trainer.parameters]
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in trainer.learner.parameters]
         gradients.append(torch.cat([grad.flatten() for grad in grads]))
 
-    hook = trainer.optimizer.register_step_pre_hook(keep)
+    hook = trainer.learner.optimizer.register_step_pre_hook(keep)
     yield gradients
     hook.remove()

@@ -218,7 +218,7 @@ def test_a_half_precision_base_trains_a_float32_adapter(
     before = adapter_of(trainer.policy)
     weights = trainer.policy.trainable_parameters()
     gradients: set[torch.dtype] = set()
-    trainer.optimizer.register_step_pre_hook(
+    trainer.learner.optimizer.register_step_pre_hook(
         lambda *_: gradients.update(w.grad.dtype for w in weights.values() if w.grad is not None)
     )
     row = trainer.step()
@@ -227,7 +227,9 @@ def test_a_half_precision_base_trains_a_float32_adapter(
     assert {w.dtype for w in weights.values()} == {torch.float32}
     assert {w.dtype for w in frozen} == {torch.bfloat16}
     assert gradients == {torch.float32}
-    moments = [m for state in trainer.optimizer.state.values() for m in (state["exp_avg"], state["exp_avg_sq"])]
+    moments = [
+        m for state in trainer.learner.optimizer.state.values() for m in (state["exp_avg"], state["exp_avg_sq"])
+    ]
     assert {m.dtype for m in moments} == {torch.float32}
     (rollout,) = rollouts
     for point in rollout.trajectory:

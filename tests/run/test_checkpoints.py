@@ -234,7 +234,7 @@ def test_a_stopped_run_leaves_the_checkpoints_of_an_uninterrupted_one(make_train
     kept = []
     for update in range(1, 7):
         if update in (1, 2, 3, 4, 6):
-            trainer.directory.checkpoint((update, update), trainer.policy, trainer.optimizer)
+            trainer.directory.checkpoint((update, update), trainer.policy, trainer.learner.optimizer)
         kept.append([int(path.name[-1]) for path in checkpoints_of(trainer.directory.path)])
     assert kept == [[1], [2], [2, 3], [2, 4], [2, 4], [4, 6]]
 

@@ -32,7 +32,7 @@ MakeTrainer = Callable[..., Trainer]
 
 def optimizer_of(trainer: Trainer) -> list[Tensor]:
     """All moments of AdamW."""
-    states = trainer.optimizer.state_dict()["state"].values()
+    states = trainer.learner.optimizer.state_dict()["state"].values()
     return [value for state in states for value in state.values()]
 
 

@@ -42,11 +42,11 @@ def two_updates(trainer: Trainer) -> dict[str, Any]:
 
     The gradient of the second update differs by more: rewards see 8-bit pictures, and a pixel may round differently.
     """
-    trainer.optimizer = torch.optim.SGD(trainer.parameters, lr=1.0)  # pyright: ignore[reportAttributeAccessIssue]
-    start = torch.cat([p.detach().flatten() for p in trainer.parameters])
+    trainer.learner.optimizer = torch.optim.SGD(trainer.learner.parameters, lr=1.0)  # pyright: ignore[reportAttributeAccessIssue]
+    start = torch.cat([p.detach().flatten() for p in trainer.learner.parameters])
     with gradients_of(trainer) as gradients:
         rows = [trainer.step() for _ in range(2)]
-    adapter = torch.cat([p.detach().flatten() for p in trainer.parameters])
+    adapter = torch.cat([p.detach().flatten() for p in trainer.learner.parameters])
     return {"start": start, "rows": rows, "gradient": gradients[0], "adapter": adapter}
 
 

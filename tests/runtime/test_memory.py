@@ -45,7 +45,7 @@ def test_the_update_equals_that_of_the_smaller_batch(
         row = trainer.step()
     assert torch.equal(adapter_of(trainer.policy), adapter_of(expected.policy))
     assert (row["out_of_memory"], row["rollout_batch"], row["update_batch"]) == (2, 2, 2)
-    assert (trainer.update, trainer.optimizer_steps) == (1, 1)
+    assert (trainer.update, trainer.learner.steps) == (1, 1)
     figures = {"reward_identity", "reward_prompt", "gradient_norm", "ratio_mean"}
     assert {name: row[name] for name in figures} == {name: expected_row[name] for name in figures}
     assert row["ratio_mean"] == 1.0
@@ -95,7 +95,7 @@ def test_after_an_optimiser_step_the_update_is_not_repeated(make_trainer: MakeTr
     replay, calls = trainer.sampler.replay, []
 
     def failing(*args: Any) -> Any:
-        if trainer.optimizer_steps == 1:
+        if trainer.learner.steps == 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         calls.append(args)
         return replay(*args)
@@ -103,22 +103,22 @@ def test_after_an_optimiser_step_the_update_is_not_repeated(make_trainer: MakeTr
     object.__setattr__(trainer.sampler, "replay", failing)
     with pytest.raises(MemoryExhaustedError, match=r"cannot be repeated; resume with --resume and groups\.rollout"):
         trainer.step()
-    assert trainer.optimizer_steps == 1
+    assert trainer.learner.steps == 1
 
 
 def test_half_an_optimiser_step_is_not_repeated(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch):
     """Its moments and counts may have changed before its last temporary did not fit."""
     trainer = make_trainer(*SMALL)
-    step = trainer.optimizer.step
+    step = trainer.learner.optimizer.step
 
     def half() -> None:
         step()
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trainer.optimizer, "step", half)
+    monkeypatch.setattr(trainer.learner.optimizer, "step", half)
     with pytest.raises(MemoryExhaustedError, match=r"cannot be repeated; resume with --resume"):
         trainer.step()
-    assert {state["step"].item() for state in trainer.optimizer.state.values()} == {1.0}
+    assert {state["step"].item() for state in trainer.learner.optimizer.state.values()} == {1.0}
 
 
 def test_an_evaluation_that_does_not_fit_is_done_in_halves(

@@ -50,7 +50,7 @@ def sharded(trainer: Trainer) -> Any:
 
 def gradient(trainer: Trainer, rollout: Rollout, advantages: Tensor) -> Tensor:
     with gradients_of(trainer) as found:
-        trainer.optimise(rollout, advantages, trainer.plan.batch(0))
+        trainer.learner.optimise(1, rollout, advantages, trainer.plan.batch(0))
     (gradient,) = found
     return gradient
 
@@ -86,7 +86,7 @@ def test_accumulation_drops_nothing(size: int, trainer: Trainer):
         return replay(policy, rollout, point, images)
 
     sampler = SimpleNamespace(replay=counted)
-    trainer.sampler, trainer.batches.update = cast("Any", sampler), size
+    trainer.learner.sampler, trainer.batches.update = cast("Any", sampler), size
     assert_same(gradient(trainer, rollout, advantages), whole)
     assert passes == 2 * ([1] * 12 if size == 1 else [5, 5, 2])  # two steps
 
@@ -128,8 +128,8 @@ def test_the_gradient_is_clipped_and_its_norm_reported_before_clipping(
     rollout, advantages = rolled(trainer), drawn_advantages()
     free = gradient(trainer, rollout, advantages)
     limit = free.norm().item() / 10
-    trainer.config = make_config("groups.size=6", "optimizer.lr=1e-30", f"optimizer.max_grad_norm={limit}")
-    figures = trainer.optimise(rollout, advantages, trainer.plan.batch(0))
+    trainer.learner.config = make_config("groups.size=6", "optimizer.lr=1e-30", f"optimizer.max_grad_norm={limit}")
+    figures = trainer.learner.optimise(1, rollout, advantages, trainer.plan.batch(0))
     assert figures["gradient_norm"] == pytest.approx(free.norm().item(), rel=1e-4)
     clipped = gradient(trainer, rollout, advantages)
     assert clipped.norm().item() == pytest.approx(limit, rel=1e-3)
@@ -141,7 +141,7 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(trainer: Trainer, adapt
     weight.register_hook(lambda gradient: gradient * math.inf)
     before = adapter_of(trainer.policy)
     with pytest.raises(TrainingError, match=r"the gradient is not finite at update 1; lower optimizer\.lr"):
-        trainer.optimise(rolled(trainer), drawn_advantages(), trainer.plan.batch(0))
+        trainer.learner.optimise(1, rolled(trainer), drawn_advantages(), trainer.plan.batch(0))
     assert torch.equal(adapter_of(trainer.policy), before)
 
 
@@ -149,16 +149,16 @@ def test_no_gradient_outlives_its_step(trainer: Trainer, monkeypatch: pytest.Mon
     """It would need memory during the next rollout, and a repeated attempt would add to it."""
     rollout, advantages = rolled(trainer), drawn_advantages()
     assert gradient(trainer, rollout, advantages).abs().max() > 0
-    assert all(weight.grad is None for weight in trainer.parameters)
+    assert all(weight.grad is None for weight in trainer.learner.parameters)
 
     def exhausted() -> None:
-        assert any(weight.grad is not None for weight in trainer.parameters)
+        assert any(weight.grad is not None for weight in trainer.learner.parameters)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trainer.optimizer, "step", exhausted)
+    monkeypatch.setattr(trainer.learner.optimizer, "step", exhausted)
     with pytest.raises(torch.OutOfMemoryError):
-        trainer.optimise(rollout, advantages, trainer.plan.batch(0))
-    assert all(weight.grad is None for weight in trainer.parameters)
+        trainer.learner.optimise(1, rollout, advantages, trainer.plan.batch(0))
+    assert all(weight.grad is None for weight in trainer.learner.parameters)
 
 
 def test_figures_of_an_update_are_means_over_scored_images(trainer: Trainer, monkeypatch: pytest.MonkeyPatch):
@@ -167,10 +167,10 @@ def test_figures_of_an_update_are_means_over_scored_images(trainer: Trainer, mon
     advantages[3] = math.nan
     for point in rollout.trajectory:
         point.log_prob.sub_(torch.arange(12) * 1e-3)  # a different ratio for each image
-    want = trainer.optimise(rollout, advantages, trainer.plan.batch(0))
+    want = trainer.learner.optimise(1, rollout, advantages, trainer.plan.batch(0))
     monkeypatch.setattr(trainer, "config", trainer.config.model_copy(update={"model": sharded(trainer)}))
     trainer.batches.update = 5
-    assert trainer.optimise(rollout, advantages, trainer.plan.batch(0)) == pytest.approx(want, rel=1e-4)
+    assert trainer.learner.optimise(1, rollout, advantages, trainer.plan.batch(0)) == pytest.approx(want, rel=1e-4)
 
 
 # --- ratio and clipping ----------------------------------------------------------------------------------------------
@@ -182,13 +182,13 @@ def test_one_update_per_rollout_keeps_the_ratio_at_one(make_trainer: MakeTrainer
         row = trainer.step()
         assert row["ratio_mean"] == pytest.approx(1, abs=1e-5)
         assert row["clip_fraction"] == 0
-    assert trainer.optimizer_steps == 2
+    assert trainer.learner.steps == 2
 
 
 def test_clipping_acts_from_the_second_optimiser_step_on(make_trainer: MakeTrainer):
     trainer = make_trainer("optimizer.lr=1e-2", "objective.updates_per_rollout=4")
     row = trainer.step()
-    assert trainer.optimizer_steps == 4
+    assert trainer.learner.steps == 4
     assert 0 < row["clip_fraction"] <= 0.75  # never in the first of the four
     assert row["ratio_mean"] != pytest.approx(1, abs=1e-5)
     assert row["approx_kl"] > 0
@@ -203,7 +203,7 @@ def test_a_clipped_image_has_no_gradient(trainer: Trainer):
     good, bad = torch.ones(12, 2), -torch.ones(12, 2)
     assert gradient(trainer, rollout, good).abs().max() == 0
     assert gradient(trainer, rollout, bad).abs().max() > 0
-    assert trainer.optimise(rollout, good, trainer.plan.batch(0))["clip_fraction"] == 1
+    assert trainer.learner.optimise(1, rollout, good, trainer.plan.batch(0))["clip_fraction"] == 1
 
 
 # --- KL to the base policy -------------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def test_kl_is_half_the_squared_distance_of_the_means_and_has_a_gradient(
         total = total + ((mean - base) ** 2).flatten(1).mean(1).sum() / (2 * std**2) / 12
     expected = torch.autograd.grad(0.5 * total, list(trainer.policy.trainable_parameters().values()))
     assert_same(found, torch.cat([g.flatten() for g in expected]))
-    figures = trainer.optimise(rollout, nothing, trainer.plan.batch(0))
+    figures = trainer.learner.optimise(1, rollout, nothing, trainer.plan.batch(0))
     assert figures["kl"] == pytest.approx(total.item(), rel=1e-4)
     assert figures["kl"] > 1e-3
 
@@ -233,7 +233,7 @@ def test_kl_alone_leads_back_to_the_base_policy(make_trainer: MakeTrainer, excit
     trainer = make_trainer("objective.kl=1", "optimizer.lr=3e-3", "optimizer.weight_decay=0")
     excite(trainer.policy)
     rollout, nothing, samples = rolled(trainer), torch.zeros(6, 2), trainer.plan.batch(0)
-    distances = [trainer.optimise(rollout, nothing, samples)["kl"] for _ in range(8)]
+    distances = [trainer.learner.optimise(1, rollout, nothing, samples)["kl"] for _ in range(8)]
     assert distances[-1] < 0.5 * distances[0]
 
 

@@ -95,7 +95,7 @@ def test_the_ratio_is_checked_again_when_the_adapter_has_learned(
     checks, check = [], Trainer.check_ratio
 
     def counting(self: Trainer, rollout: Rollout) -> None:
-        checks.append(self.optimizer_steps)
+        checks.append(self.learner.steps)
         check(self, rollout)
 
     monkeypatch.setattr(Trainer, "check_ratio", counting)

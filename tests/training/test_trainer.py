@@ -44,13 +44,13 @@ def scoring(values: list[list[float]]) -> Reward:
 
 def optimised(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Rollout, Tensor, list[Sample], int]]:
     """The arguments of every call of `optimise`, which still runs."""
-    calls, optimise = [], trainer.optimise
+    calls, optimise = [], trainer.learner.optimise
 
-    def recording(*args):
+    def recording(update: int, *args):
         calls.append(args)
-        return optimise(*args)
+        return optimise(update, *args)
 
-    monkeypatch.setattr(trainer, "optimise", recording)
+    monkeypatch.setattr(trainer.learner, "optimise", recording)
     return calls
 
 
@@ -248,7 +248,7 @@ def test_a_run_stops_with_the_last_error_if_too_few_images_can_be_scored(make_tr
     message = r"rewards.identity could not score 67% of 6 images.*0\.6: 503 from http://judge: out of memory"
     with pytest.raises(RewardError, match=message):
         trainer.step()
-    assert trainer.optimizer_steps == 0
+    assert trainer.learner.steps == 0
 
 
 # --- images without score or signal ----------------------------------------------------------------------------------
@@ -282,7 +282,7 @@ def test_unscored_images_are_skipped_and_the_rest_trains(
     assert (row["unscored"], row["flat_groups"]) == (unscored, flat_groups)
     assert torch.isfinite(after).all()
     assert torch.equal(after, before) is not trains
-    assert trainer.optimizer_steps == int(trains)
+    assert trainer.learner.steps == int(trains)
 
 
 def test_flat_groups_change_no_weight(make_trainer: MakeTrainer, adapter_of: AdapterOf):

@@ -19,17 +19,14 @@ What differs from the authors' release, and why:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from customized_grpo.algorithm import clipped_objective, kl_to_base, log_prob
 from customized_grpo.config import RunConfig
 from customized_grpo.data import Sample
 from customized_grpo.policies.base import Policy
@@ -40,10 +37,11 @@ from customized_grpo.runtime.distributed import Processes
 from customized_grpo.runtime.memory import MicroBatches
 from customized_grpo.runtime.stopping import StopRequest
 from customized_grpo.training.evaluation import HeldOut
+from customized_grpo.training.learner import Learner
 from customized_grpo.training.plan import Plan
-from customized_grpo.training.record import Means, clock, reward_figures, spread
-from customized_grpo.training.rollout import Point, Rollout, Sampler
-from customized_grpo.training.watch import Watch, not_finite, refuse_ratio
+from customized_grpo.training.record import clock, reward_figures, spread
+from customized_grpo.training.rollout import Rollout, Sampler
+from customized_grpo.training.watch import Watch, refuse_ratio
 
 RATIO_CHECKS = 2  # per process: a new adapter changes nothing before the first update, so the second is checked, too
 
@@ -62,16 +60,12 @@ class Trainer:
 
     def __post_init__(self) -> None:
         config = self.config
-        self.parameters = list(self.policy.trainable_parameters().values())
-        lr, decay = config.optimizer.lr, config.optimizer.weight_decay
-        fused = self.policy.device.type == "cuda" or None  # the default kernel makes temporary copies of all weights
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=decay, fused=fused)
         sigmas = self.policy.sigmas(config.sampling.num_steps, config.sampling.shift)
         self.sampler = Sampler(sigmas, config.noise.dynamics, config.noise.level, config.groups.rollout_batch)
         self.plan = Plan(config, self.samples, sigmas)
-        self.update = self.optimizer_steps = 0
-        self.ratio_checks = 0
+        self.update = self.ratio_checks = 0
         self.batches = MicroBatches(config.groups.rollout_batch, config.groups.update_batch)
+        self.learner = Learner(config, self.policy, self.sampler, self.plan, self.batches, self.processes)
         self.scorer = Scorer(self.rewards)
         measures = {str(metric): metric.measures for metric in config.evaluation.metrics}
         self.watch = Watch({key: f"{key}_reward" for key in self.rewards}, self.plan.roles, measures)
@@ -80,12 +74,12 @@ class Trainer:
 
     def train(self) -> None:
         """Train from the last checkpoint to the last update; save and exit on SIGTERM or SIGINT. Raises RunError."""
-        config, directory, every = self.config, self.directory, self.config.evaluation.every
+        config, directory, learner, every = self.config, self.directory, self.learner, self.config.evaluation.every
         with closing(directory), self.scorer.abort_remote_on_error(), StopRequest() as stop:
             with self.processes.main_first():
-                self.update, self.optimizer_steps = directory.restore(self.policy, self.optimizer)
+                self.update, learner.steps = directory.restore(self.policy, learner.optimizer)
                 self.watch.replay(*directory.logs())
-            self.processes.check_position(self.update, self.optimizer_steps)
+            self.processes.check_position(self.update, learner.steps)
             if every and self.update == 0:
                 self._evaluate()
             stopping = self.processes.any(stop.requested)
@@ -99,7 +93,7 @@ class Trainer:
                     directory.log(self.watch.annotate(row))
                     stopping = self.processes.any(stop.requested)  # asked once: every process acts on one answer
                     if stopping or self.update % config.save_every == 0 or self.update == config.updates:
-                        directory.checkpoint((self.update, self.optimizer_steps), self.policy, self.optimizer)
+                        directory.checkpoint((self.update, learner.steps), self.policy, learner.optimizer)
             if self.update < config.updates:
                 with self.processes.main_first():  # an exiting rank makes the launcher kill the rest: 0 saves first
                     message = directory.pause(self.update)
@@ -108,10 +102,10 @@ class Trainer:
 
     def step(self) -> dict[str, Any]:
         """One update; returns its row of metrics. If memory runs out, it is repeated in smaller batches."""
-        steps = self.optimizer_steps
+        steps = self.learner.steps
 
         def can_repeat() -> bool:
-            return self.processes.count == 1 and self.optimizer_steps == steps
+            return self.processes.count == 1 and self.learner.steps == steps
 
         return self.batches.run(self._step, self.scorer.discard, can_repeat=can_repeat)
 
@@ -143,7 +137,7 @@ class Trainer:
         with clock(seconds, "update"):
             if self.ratio_checks < RATIO_CHECKS:
                 self.check_ratio(rollout)
-            diagnostics = self.optimise(rollout, advantages, samples, own.start * size)
+            diagnostics = self.learner.optimise(self.update + 1, rollout, advantages, samples, own.start * size)
         self.update += 1
         return {
             "update": self.update,
@@ -152,7 +146,7 @@ class Trainer:
             **self.scorer.unscored_by_remote(self.processes),
             "steps": self.plan.step_rows(steps),
             **diagnostics,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.learner.optimizer.param_groups[0]["lr"],
             "seconds": seconds,
         }
 
@@ -161,82 +155,6 @@ class Trainer:
         worst = self.sampler.worst_change(self.policy, rollout, torch.arange(self.batches.update))
         refuse_ratio(worst, self.config.model.dtype, self.config.objective.clip_range, self.update + 1)
         self.ratio_checks += 1
-
-    def optimise(
-        self, rollout: Rollout, advantages: Tensor, samples: Sequence[Sample], first: int = 0
-    ) -> dict[str, float]:
-        """`updates_per_rollout` optimiser steps on all trained transitions of a rollout.
-
-        advantages [B, T] are those of all processes; this rollout's start at row `first`. Images whose advantages are
-        all zero (a flat group) or NaN have no gradient and are skipped; the loss is still divided by the number of all
-        scored entries, so skipping does not change the result.
-        """
-        config, scored = self.config.objective, int((~advantages.isnan()).sum())
-        signal = torch.full((len(advantages),), config.kl > 0) | (advantages.nan_to_num() != 0).any(dim=1)
-        signal &= ~advantages.isnan().all(dim=1)
-        if not signal.any():
-            return {"gradient_norm": 0.0}
-        signal |= self.config.model.shard  # sharded processes must all run the same number of passes
-        own = slice(first, first + len(rollout.images))
-        active, advantages = signal[own].nonzero().flatten(), advantages[own]
-        figures = Means("ratio_mean", "clip_fraction", "approx_kl", *(("kl",) if config.kl > 0 else ()))
-        norms = []
-        for _ in range(config.updates_per_rollout):
-            try:
-                for diagnostics in self._accumulate(rollout, advantages, active, scored, samples):
-                    figures.add(diagnostics)
-                norms.append(self._apply())
-            finally:  # frees memory for the next rollout; if this attempt failed, the next one must not add to it
-                self.optimizer.zero_grad(set_to_none=True)
-        return {**figures.over(self.processes), "gradient_norm": sum(norm / len(norms) for norm in norms)}
-
-    def _accumulate(
-        self, rollout: Rollout, advantages: Tensor, active: Tensor, scored: int, samples: Sequence[Sample]
-    ) -> list[dict[str, Tensor]]:
-        """Accumulate the gradient over `active` images, by step and micro-batch; returns their diagnostics."""
-        results = []
-        scales = self.plan.scales([point.step for point in rollout.trajectory]).tolist()
-        for point, advantage, scale in zip(rollout.trajectory, advantages.unbind(dim=1), scales, strict=True):
-            for images in active.split(self.batches.update) if len(active) else ():
-                loss, diagnostics = self._loss(rollout, point, images, advantage[images], scale, scored)
-                if not torch.isfinite(loss):
-                    names = sorted({samples[image // self.config.groups.size].id for image in images.tolist()})
-                    where = f", denoising step {point.step}, samples {', '.join(names)}"
-                    raise not_finite("loss", self.update + 1, where)
-                loss.backward()
-                results.append(diagnostics)
-        return results
-
-    def _loss(
-        self, rollout: Rollout, point: Point, images: Tensor, advantage: Tensor, scale: float, scored: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The objective of one micro-batch of images at one step, and its diagnostics."""
-        config = self.config.objective
-        mean, std = self.sampler.replay(self.policy, rollout, point, images)
-        new = log_prob(point.next_latents[images], mean, std)
-        old = point.log_prob[images]
-        loss, diagnostics = clipped_objective(
-            new, old, advantage.to(new), config.clip_range, weight=scale, normaliser=scored
-        )
-        if config.kl > 0:
-            with self.policy.base_policy(), torch.no_grad():
-                base_mean, _ = self.sampler.replay(self.policy, rollout, point, images)
-            kl = kl_to_base(mean, base_mean, std)[~advantage.isnan().to(mean.device)]
-            loss = loss + config.kl * kl.sum() / scored
-            diagnostics["kl"] = kl.detach().mean()
-        return loss, diagnostics
-
-    def _apply(self) -> float:
-        """One optimiser step with the gradients of all processes; returns their norm before clipping."""
-        self.processes.sum_gradients(self.parameters)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.plan.lr(self.optimizer_steps)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.max_grad_norm))
-        if not math.isfinite(norm):  # the step would make every weight NaN
-            raise not_finite("gradient", self.update + 1)
-        self.optimizer_steps += 1  # before step(): an update that ran out of memory inside it must not be repeated
-        self.optimizer.step()
-        return norm
 
     # --- evaluation --------------------------------------------------------------------------------------------------
 
