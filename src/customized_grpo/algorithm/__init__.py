@@ -12,10 +12,13 @@ Choices where the paper is silent or its release differs: weights belong to the 
 steps; an image that one reward could not score is masked for all; groups without spread give zeros; every rule works.
 """
 
-from .groups import group_advantages, mask_unscored, weighted_sum
+from .balance import Balance, dual_level, proportional_shift, shifted
+from .calibration import Calibration
+from .groups import group_advantages, group_spread, mask_unscored, weighted_sum
 from .objective import clipped_objective, kl_to_base
 from .rules import SHAPING_RULES, Rule, ScoredGroups
 from .rules.sars import synergy_bonus
+from .running import RunningFigures
 from .schedule import (
     ProgressReading,
     WindowStrategy,
@@ -26,16 +29,28 @@ from .schedule import (
     stochastic_steps,
 )
 from .sde import Dynamics, StepScaleMode, log_prob, step_distribution, step_gradient_factor, step_scales
-from .shaping import combine_advantages, conflict_diagnostics, reward_advantages, role_advantages, step_advantages
+from .shaping import (
+    OWN,
+    combine_advantages,
+    conflict_diagnostics,
+    own_quantity,
+    reward_advantages,
+    role_advantages,
+    step_advantages,
+)
 from .weighting import WEIGHTINGS, ConstantWeights, TimeAwareWeights
 
 __all__ = [
+    "OWN",
     "SHAPING_RULES",
     "WEIGHTINGS",
+    "Balance",
+    "Calibration",
     "ConstantWeights",
     "Dynamics",
     "ProgressReading",
     "Rule",
+    "RunningFigures",
     "ScoredGroups",
     "StepScaleMode",
     "TimeAwareWeights",
@@ -43,14 +58,19 @@ __all__ = [
     "clipped_objective",
     "combine_advantages",
     "conflict_diagnostics",
+    "dual_level",
     "group_advantages",
+    "group_spread",
     "kl_to_base",
     "log_prob",
     "mask_unscored",
+    "own_quantity",
     "progress",
     "progress_from_sigma",
+    "proportional_shift",
     "reward_advantages",
     "role_advantages",
+    "shifted",
     "sigma_schedule",
     "step_advantages",
     "step_distribution",

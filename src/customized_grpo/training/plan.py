@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,6 @@ from customized_grpo.algorithm import (
     SHAPING_RULES,
     ConstantWeights,
     TimeAwareWeights,
-    step_advantages,
     step_gradient_factor,
     step_progress,
     step_scales,
@@ -22,6 +21,11 @@ from customized_grpo.data import Sample
 from customized_grpo.fields import BUILT_IN
 from customized_grpo.sections import Shaping, Weighting
 from customized_grpo.training.rollout import derive_seed
+
+
+def needs_calibration(config: RunConfig) -> bool:
+    """Whether a run has to know what its rewards give to bad and to good pictures."""
+    return SHAPING_RULES[config.shaping.rule].uses_calibration or config.weighting.balance == "proportional"
 
 
 class Plan:
@@ -35,7 +39,7 @@ class Plan:
         self.weights = (
             ConstantWeights(weighting.prompt)
             if weighting.kind == "constant"
-            else TimeAwareWeights(**weighting.model_dump(exclude={"kind", "prompt", "progress"}))
+            else TimeAwareWeights(**weighting.model_dump(exclude={"kind", "prompt", "progress", "balance"}))
         )
 
     @property
@@ -76,24 +80,8 @@ class Plan:
         progress = step_progress(steps, self.sigmas, self.config.weighting.progress)
         return self.weights.prompt_weight(progress)
 
-    def advantages(self, scores: Mapping[str, Tensor], prompt_weight: Tensor) -> Tensor:
-        """Shaped advantages [P, G, T] from rewards [P, G] by key, at steps with these prompt weights [T]."""
-        shaping, rewards = self.config.shaping, self.config.rewards
-        quality = {key: reward.weight for key, reward in rewards.items() if reward.weight is not None}
-        return step_advantages(
-            shaping.rule,
-            scores,
-            prompt_weight,
-            roles=self.roles,
-            quality_weights=quality,
-            gamma=shaping.gamma,
-            recentre=shaping.recentre,
-            scale=shaping.scale,
-            clip=shaping.clip,
-        )
-
     @property
-    def _reachable(self) -> range:
+    def reachable(self) -> range:
         """All steps that some window of the run can contain."""
         window = self.config.window
         if window.start is not None and window.size is not None:
@@ -103,7 +91,7 @@ class Plan:
     def scales(self, steps: Sequence[int]) -> Tensor:
         """The factor `step_scale` on each step's loss [len(steps)], comparable between windows."""
         noise, kind = self.config.noise, self.config.objective.step_scale
-        return step_scales(kind, noise.dynamics, self.sigmas, steps, noise.level, over=self._reachable)
+        return step_scales(kind, noise.dynamics, self.sigmas, steps, noise.level, over=self.reachable)
 
     def pull(self, steps: Sequence[int]) -> Tensor:
         """How strongly each step's loss pulls on the velocity: `step_scale` times |d mean / d velocity| / std."""
@@ -113,11 +101,10 @@ class Plan:
             noise.dynamics, sigma, sigma_next, noise.level, self.sigmas[1]
         )
 
-    def step_rows(self, steps: Sequence[int]) -> list[dict[str, float]]:
+    def step_rows(self, steps: Sequence[int], prompt_weight: Tensor) -> list[dict[str, float]]:
         """For metrics.jsonl, one row per trained step: its pull, and how the weights divide it if the rule has any."""
         rows = []
-        weights, pulls = self.prompt_weight(steps).tolist(), self.pull(steps).tolist()
-        for step, weight, pull in zip(steps, weights, pulls, strict=True):
+        for step, weight, pull in zip(steps, prompt_weight.tolist(), self.pull(steps).tolist(), strict=True):
             parts = {"prompt_weight": weight, "prompt_pull": weight * pull, "identity_pull": (1 - weight) * pull}
             rows.append({"step": step, "pull": pull, **(parts if self._weighted else {})})
         return rows
@@ -140,12 +127,12 @@ class Plan:
         """What a user should know before the run starts, one sentence each."""
         notices = list(self._unused_settings())
         if self._weighted and isinstance(self.weights, TimeAwareWeights):
-            progress = step_progress(self._reachable, self.sigmas, self.config.weighting.progress)
+            progress = step_progress(self.reachable, self.sigmas, self.config.weighting.progress)
             if not self.weights.in_final_phase(progress).any():
                 notices.append(
                     f"with {self.config.sampling.num_steps} steps no trained step reaches the final phase of the "
                     f"time-aware weights (progress {self.weights.end} and later): the last is step "
-                    f"{self._reachable[-1]}. Our experiments do without it; to reach it, use more steps or lower "
+                    f"{self.reachable[-1]}. Our experiments do without it; to reach it, use more steps or lower "
                     "weighting.end"
                 )
         if self.config.model.path == BUILT_IN != self.config.data.source:
@@ -165,6 +152,13 @@ class Plan:
         for name in ("gamma", "recentre"):
             if not SHAPING_RULES[shaping.rule].uses_bonus and getattr(shaping, name) != getattr(default, name):
                 yield f'the rule "{shaping.rule}" has no bonus: shaping.{name} has no effect'
+        for name, reader in (("joint_share", "joint"), ("threshold", "gated")):
+            if shaping.rule != reader and getattr(shaping, name) != getattr(default, name):
+                yield f'only the rule "{reader}" reads shaping.{name}: it has no effect'
+        if shaping.normalise == "group" and shaping.kappa != default.kappa:
+            yield "shaping.kappa has no effect without shaping.normalise=pooled"
+        if shaping.calibration is not None and not needs_calibration(self.config):
+            yield f'the rule "{shaping.rule}" needs no calibration: shaping.calibration has no effect'
 
     def _generator(self, *parts: object) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(self.config.seed, *parts))
