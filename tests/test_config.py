@@ -163,6 +163,29 @@ def test_a_mistake_is_one_line_that_names_key_and_value(override: str, line: str
         (["window.size=null"], 'window: strategy "random" needs a size; set for instance window.size=2'),
         (["window.strategy=fixed"], 'window: strategy "fixed" needs a start; set for instance window.start=0'),
         (["window.start=1"], 'window: start is only for the strategy "fixed", not "random"; set window.start=null'),
+        (
+            ["window.per=update"],
+            'window: per is only for the strategy "scattered": with "random" all images of an update train the same '
+            "steps; set window.per=image",
+        ),
+        (["window.strategy=scattered", "window.size=9"], "window.size: must be at most 8 within steps 0 to 7, not 9"),
+        (
+            ["objective.minibatches=9"],
+            "objective.minibatches: must be at most 8, the images of a group (groups.size), not 9",
+        ),
+        (
+            ["objective.trust=guard"],
+            'objective.step_scale: "guard" scales the ratio of each step by its own noise, and two scales would undo '
+            "each other; set objective.step_scale=none, or objective.trust=clip",
+        ),
+        *(
+            (
+                ["weighting.progress=position", *more],
+                'weighting.progress: "position" is the order in which each image draws its steps; add '
+                "window.strategy=scattered window.per=image",
+            )
+            for more in ([], ["window.strategy=scattered", "window.per=update"])
+        ),
         (["shaping.rule=gdpo"], 'shaping.rule: "gdpo" needs static weights; add weighting.kind=constant'),
         (
             ["weighting.prompt=.6"],
