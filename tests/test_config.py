@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 import yaml
 
-from customized_grpo.algorithm import SHAPING_RULES
+from customized_grpo.algorithm import SHAPING_RULES, TRUST_REGIONS
 from customized_grpo.algorithm.schedule import ProgressReading, WindowStrategy
 from customized_grpo.algorithm.sde import Dynamics, StepScaleMode
 from customized_grpo.algorithm.weighting import WEIGHTINGS
@@ -84,7 +84,8 @@ def test_the_resolved_config_reads_back_to_itself(name: str, tmp_path: Path):
         (Window, "strategy", get_args(WindowStrategy)),
         (Noise, "dynamics", set(get_args(Dynamics)) - {"ode"}),  # "ode" has no noise to train with
         (Weighting, "kind", WEIGHTINGS),
-        (Weighting, "progress", get_args(ProgressReading)),
+        (Weighting, "progress", {*get_args(ProgressReading), "position"}),  # "position" is no property of a step
+        (Objective, "trust", TRUST_REGIONS),
         (Objective, "step_scale", get_args(StepScaleMode)),
     ],
 )

@@ -13,7 +13,15 @@ steps; an image that one reward could not score is masked for all; groups withou
 """
 
 from .groups import group_advantages, mask_unscored, weighted_sum
-from .objective import clipped_objective, kl_to_base
+from .objectives import (
+    NEED_OLD_MEAN,
+    TRUST_REGIONS,
+    TrustRegion,
+    clipped_objective,
+    divergence_objective,
+    guarded_objective,
+    kl_to_base,
+)
 from .rules import SHAPING_RULES, Rule, ScoredGroups
 from .rules.sars import synergy_bonus
 from .schedule import (
@@ -21,6 +29,7 @@ from .schedule import (
     WindowStrategy,
     progress,
     progress_from_sigma,
+    scattered_steps,
     sigma_schedule,
     step_progress,
     stochastic_steps,
@@ -30,7 +39,9 @@ from .shaping import combine_advantages, conflict_diagnostics, reward_advantages
 from .weighting import WEIGHTINGS, ConstantWeights, TimeAwareWeights
 
 __all__ = [
+    "NEED_OLD_MEAN",
     "SHAPING_RULES",
+    "TRUST_REGIONS",
     "WEIGHTINGS",
     "ConstantWeights",
     "Dynamics",
@@ -39,11 +50,14 @@ __all__ = [
     "ScoredGroups",
     "StepScaleMode",
     "TimeAwareWeights",
+    "TrustRegion",
     "WindowStrategy",
     "clipped_objective",
     "combine_advantages",
     "conflict_diagnostics",
+    "divergence_objective",
     "group_advantages",
+    "guarded_objective",
     "kl_to_base",
     "log_prob",
     "mask_unscored",
@@ -51,6 +65,7 @@ __all__ = [
     "progress_from_sigma",
     "reward_advantages",
     "role_advantages",
+    "scattered_steps",
     "sigma_schedule",
     "step_advantages",
     "step_distribution",
