@@ -168,7 +168,8 @@ def test_figures_of_an_update_are_means_over_scored_images(trainer: Trainer, mon
     for point in rollout.trajectory:
         point.log_prob.sub_(torch.arange(12) * 1e-3)  # a different ratio for each image
     want = trainer.learner.optimise(1, rollout, advantages, trainer.plan.batch(0))
-    monkeypatch.setattr(trainer, "config", trainer.config.model_copy(update={"model": sharded(trainer)}))
+    learner = trainer.learner
+    monkeypatch.setattr(learner, "config", learner.config.model_copy(update={"model": sharded(trainer)}))
     trainer.batches.update = 5
     assert trainer.learner.optimise(1, rollout, advantages, trainer.plan.batch(0)) == pytest.approx(want, rel=1e-4)
 
