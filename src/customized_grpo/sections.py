@@ -150,7 +150,9 @@ class Window(Section):
 class Shaping(Section):
     """How the advantages of the rewards become one advantage."""
 
-    rule: Literal["sars", "linear", "raw_sum", "min", "max", "harmonic", "geometric", "gdpo"] = "sars"
+    rule: Literal["sars", "linear", "raw_sum", "min", "max", "harmonic", "geometric", "gdpo", "joint", "gated"] = (
+        "sars"
+    )
     """Shaping rule; `linear` is naive GRPO. The files of `algorithm/rules/` have the formulas."""
     gamma: NonNegative = 0.4
     """Size of the synergy bonus of `sars`; other rules ignore it."""
@@ -160,6 +162,16 @@ class Shaping(Section):
     """Factor on the rule's advantage, applied before the bonus, to compare rules at equal spread."""
     clip: Positive = 5.0
     """Bound on the absolute value of the final advantage."""
+    joint_share: Share = 0.5
+    """Share of the calibrated joint reward in the rule `joint`; the weighted advantages have the rest."""
+    threshold: Share = 0.5
+    """Identity that is enough for the rule `gated`: 0 is that of another subject, 1 of another view of the subject."""
+    calibration: PathText | None = None
+    """File with what each reward gives to bad and good pictures. `null`: measured if a rule needs it."""
+    normalise: Literal["group", "pooled"] = "group"
+    """What advantages are divided by: the group's spread, or at least `kappa` times the mean spread of all groups."""
+    kappa: Positive = 0.3
+    """Share of the mean spread that `pooled` divides by at least."""
 
 
 class Weighting(Section):
@@ -187,6 +199,8 @@ class Weighting(Section):
     """Progress at which the last phase begins."""
     rate: Positive = 20.0
     """Steepness of the fall, the slope of the sigmoid over progress."""
+    balance: Literal["off", "dual", "proportional"] = "off"
+    """How the weights follow training: not at all, towards what falls, or towards what has gained less so far."""
 
 
 class Objective(Section):

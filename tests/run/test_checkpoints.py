@@ -17,6 +17,7 @@ from customized_grpo.files import durable
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.run.checkpoints import (
     CheckpointError,
+    Position,
     checkpoints_of,
     find_damage,
     mark_damaged,
@@ -48,7 +49,7 @@ def save(run: Path, update: int, keep_last: int | None = None) -> None:
     def write(folder: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "weights.bin").write_bytes(bytes([update]) * 1000)
-        write_state(folder, (update, 2 * update), stepped(update))
+        write_state(folder, Position(update, 2 * update), stepped(update))
 
     save_checkpoint(run, update, write, keep_last)
 
@@ -68,10 +69,10 @@ def run(tmp_path: Path) -> Path:
 def test_optimiser_random_state_and_position_are_restored_bit_for_bit(tmp_path: Path):
     saved = stepped(3)
     drawn = torch.get_rng_state()
-    write_state(tmp_path, (7, 21), saved)
+    write_state(tmp_path, Position(7, 21), saved)
     restored = stepped(0)
     torch.manual_seed(99)
-    assert read_state(tmp_path, restored) == (7, 21)
+    assert read_state(tmp_path, restored) == Position(7, 21)
     assert torch.equal(torch.get_rng_state(), drawn)
     before, after = saved.state_dict(), restored.state_dict()
     assert after["param_groups"] == before["param_groups"]
@@ -83,9 +84,9 @@ def test_optimiser_random_state_and_position_are_restored_bit_for_bit(tmp_path: 
 @pytest.mark.parametrize(("before", "now"), [(True, None), (None, True)])
 def test_step_kernels_follow_the_device_that_resumes(before: bool | None, now: bool | None, tmp_path: Path):
     """A run from a GPU, where steps are fused, resumes on a CPU like one that started there."""
-    write_state(tmp_path, (1, 1), stepped(3, fused=before))
+    write_state(tmp_path, Position(1, 1), stepped(3, fused=before))
     (same := tmp_path / "same").mkdir()
-    write_state(same, (1, 1), stepped(3, fused=now))
+    write_state(same, Position(1, 1), stepped(3, fused=now))
     moved, stayed = stepped(0, fused=now), stepped(0, fused=now)
     read_state(tmp_path, moved)
     read_state(same, stayed)
@@ -98,13 +99,13 @@ def test_step_kernels_follow_the_device_that_resumes(before: bool | None, now: b
 def test_optimiser_state_other_than_tensors_is_restored(tmp_path: Path):
     saved, restored = stepped(1), stepped(0)
     saved.state[saved.param_groups[0]["params"][0]]["scale"] = 0.1
-    write_state(tmp_path, (1, 1), saved)
+    write_state(tmp_path, Position(1, 1), saved)
     read_state(tmp_path, restored)
     assert restored.state_dict()["state"][0]["scale"] == 0.1
 
 
 def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path):
-    write_state(tmp_path, (1, 1), stepped(1))
+    write_state(tmp_path, Position(1, 1), stepped(1))
     state = json.loads((tmp_path / "state.json").read_text())
     del state["groups"]
     (tmp_path / "state.json").write_text(json.dumps(state))
@@ -115,7 +116,7 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path):
 
 
 def test_the_state_of_another_optimiser_is_refused(tmp_path: Path):
-    write_state(tmp_path, (1, 1), stepped(1))
+    write_state(tmp_path, Position(1, 1), stepped(1))
     with pytest.raises(ValueError, match="group"):
         read_state(tmp_path, torch.optim.AdamW([nn.Parameter(torch.zeros(1))]))
 
@@ -234,7 +235,7 @@ def test_a_stopped_run_leaves_the_checkpoints_of_an_uninterrupted_one(make_train
     kept = []
     for update in range(1, 7):
         if update in (1, 2, 3, 4, 6):
-            trainer.directory.checkpoint((update, update), trainer.policy, trainer.learner.optimizer)
+            trainer.directory.checkpoint(Position(update, update), trainer.policy, trainer.learner.optimizer)
         kept.append([int(path.name[-1]) for path in checkpoints_of(trainer.directory.path)])
     assert kept == [[1], [2], [2, 3], [2, 4], [2, 4], [4, 6]]
 

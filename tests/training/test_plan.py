@@ -193,7 +193,7 @@ def test_warm_up_counts_updates(per_rollout: int, expected: list[float], plan_of
 
 def test_rows_of_a_rule_without_weights_have_no_weight(plan_of: Callable[..., Plan]):
     plan = plan_of("shaping.rule=min")
-    (row,) = plan.step_rows([1])
+    (row,) = plan.step_rows([1], plan.prompt_weight([1]))
     assert row == {"step": 1, "pull": pytest.approx(plan.pull([1]).item())}
 
 

@@ -12,7 +12,9 @@ Choices where the paper is silent or its release differs: weights belong to the 
 steps; an image that one reward could not score is masked for all; groups without spread give zeros; every rule works.
 """
 
-from .groups import group_advantages, mask_unscored, weighted_sum
+from .balance import Balance, dual_level, proportional_shift, shifted
+from .calibration import Calibration
+from .groups import group_advantages, group_spread, mask_unscored, weighted_sum
 from .objectives import (
     NEED_OLD_MEAN,
     TRUST_REGIONS,
@@ -24,6 +26,7 @@ from .objectives import (
 )
 from .rules import SHAPING_RULES, Rule, ScoredGroups
 from .rules.sars import synergy_bonus
+from .running import RunningFigures
 from .schedule import (
     ProgressReading,
     WindowStrategy,
@@ -35,18 +38,30 @@ from .schedule import (
     stochastic_steps,
 )
 from .sde import Dynamics, StepScaleMode, log_prob, step_distribution, step_gradient_factor, step_scales
-from .shaping import combine_advantages, conflict_diagnostics, reward_advantages, role_advantages, step_advantages
+from .shaping import (
+    OWN,
+    combine_advantages,
+    conflict_diagnostics,
+    own_quantity,
+    reward_advantages,
+    role_advantages,
+    step_advantages,
+)
 from .weighting import WEIGHTINGS, ConstantWeights, TimeAwareWeights
 
 __all__ = [
     "NEED_OLD_MEAN",
+    "OWN",
     "SHAPING_RULES",
     "TRUST_REGIONS",
     "WEIGHTINGS",
+    "Balance",
+    "Calibration",
     "ConstantWeights",
     "Dynamics",
     "ProgressReading",
     "Rule",
+    "RunningFigures",
     "ScoredGroups",
     "StepScaleMode",
     "TimeAwareWeights",
@@ -56,16 +71,21 @@ __all__ = [
     "combine_advantages",
     "conflict_diagnostics",
     "divergence_objective",
+    "dual_level",
     "group_advantages",
+    "group_spread",
     "guarded_objective",
     "kl_to_base",
     "log_prob",
     "mask_unscored",
+    "own_quantity",
     "progress",
     "progress_from_sigma",
+    "proportional_shift",
     "reward_advantages",
     "role_advantages",
     "scattered_steps",
+    "shifted",
     "sigma_schedule",
     "step_advantages",
     "step_distribution",

@@ -25,24 +25,40 @@ def mask_unscored(rewards: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: _floating(values).masked_fill(unscored, math.nan) for name, values in rewards.items()}
 
 
-def group_advantages(rewards: Tensor) -> Tensor:
-    """Group-relative advantage A = (r - mean) / std, std with ddof = 1; GRPO, arXiv 2402.03300.
+def group_advantages(rewards: Tensor, *, least_spread: float = 0.0) -> Tensor:
+    """Group-relative advantage A = (r - mean) / max(std, least_spread), std with ddof = 1; GRPO, arXiv 2402.03300.
 
     rewards [..., G], the group last; same shape out, in float32 or better (float64 inside). NaN (unscored)
     stays NaN and enters no statistic. Groups with fewer than two scored images, or with a std below
     1e-6 max(1, |mean|), give zeros, so the denominator needs no epsilon. Raises ValueError for infinities.
+
+    least_spread   0 is GRPO; above 0, groups whose members hardly differ pull less than others (`normalise: pooled`)
     """
     rewards = _floating(rewards)
     if rewards.isinf().any():
         raise ValueError("rewards hold an infinity; return NaN for an image that could not be scored")
     values = rewards.double()
+    mean, std = _statistics(values)
+    flat = std < _FLAT * mean.abs().clamp(min=1)  # a single scored image has std 0
+    scaled = (values - mean) / std.clamp(min=least_spread)
+    return torch.where(flat, 0.0, scaled).masked_fill(values.isnan(), math.nan).to(rewards.dtype)
+
+
+def group_spread(values: Tensor) -> float:
+    """Mean over groups of the standard deviation inside a group, ddof = 1; NaN without a group of two scored images.
+
+    values [..., G], the group last; NaN (unscored) enters no statistic.
+    """
+    values = values.double()
+    several = (~values.isnan()).sum(dim=-1) > 1
+    return _statistics(values)[1].squeeze(-1)[several].mean().item()
+
+
+def _statistics(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [..., 1] of the scored values [..., G]; the deviation of one value is 0."""
     count = (~values.isnan()).sum(dim=-1, keepdim=True)
     mean = values.nanmean(dim=-1, keepdim=True)
-    centred = values - mean
-    std = (centred.square().nansum(dim=-1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
-    flat = std < _FLAT * mean.abs().clamp(min=1)  # a single scored image has std 0
-    advantages = torch.where(flat, 0.0, centred / std).masked_fill(values.isnan(), math.nan)
-    return advantages.to(rewards.dtype)
+    return mean, ((values - mean).square().nansum(dim=-1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
 
 
 def weighted_sum(values_by_role: Mapping[str, Tensor], weights: Mapping[str, float | Tensor]) -> Tensor:

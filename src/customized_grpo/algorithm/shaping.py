@@ -9,13 +9,17 @@ all identity-prompt pairs. Quality rewards are added outside of rule and time we
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from .calibration import Calibration
 from .groups import group_advantages, mask_unscored, weighted_sum
 from .rules import SHAPING_RULES, ScoredGroups
 from .rules.sars import synergy_bonus
+
+OWN = "the rule's own quantity"  # beside the names of rewards, which are identifiers
 
 
 def reward_advantages(rewards: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -73,6 +77,10 @@ def step_advantages(
     clip: float = 5.0,
     quality_weights: Mapping[str, float] | None = None,
     scale: float = 1.0,
+    calibrations: Mapping[str, Calibration] | None = None,
+    joint_share: float = 0.5,
+    threshold: float = 0.5,
+    least_spreads: Mapping[str, float] | None = None,
 ) -> Tensor:
     """Advantage of every image at every trained step [P, G, T], by any rule.
 
@@ -84,31 +92,81 @@ def step_advantages(
     clip             bound on the absolute value of the final advantage
     quality_weights  constant weight of each quality reward's advantage, by name
     scale            factor on the rule's advantage, before bonus and clip; can give two rules the same spread
-    NaN for an unscored image. Raises ValueError for an unknown rule, unknown or missing roles, wrong shapes, or
-    weights that change with the step if the rule needs static ones.
+    calibrations     of the identity and prompt rewards, for rules that use them
+    joint_share      share of the joint reward in `joint`, in [0, 1]
+    threshold        of `gated`: the identity that is enough, 0 for bad and 1 for good pictures
+    least_spreads    least divisor of each reward's advantages, and of the rule's own quantity under OWN; default 0
+    NaN for an unscored image. Raises ValueError for an unknown rule, unknown or missing roles, wrong shapes, missing
+    calibrations, or weights that change with the step if the rule needs static ones.
     """
     members = _members(rewards, roles)
-    quality = dict(quality_weights or {})
+    quality, least = dict(quality_weights or {}), least_spreads or {}
     _check_request(rule, rewards, members, prompt_weight, quality)
     rewards = mask_unscored(rewards)
-    advantages = {name: group_advantages(values) for name, values in rewards.items()}
-    weight = prompt_weight.to(next(iter(advantages.values())))[:, None, None]
-    shares = {
-        name: of_role / len(members[role])
-        for role, of_role in (("prompt", weight), ("identity", 1 - weight))
-        for name in members[role]
+    advantages = {
+        name: group_advantages(values, least_spread=least.get(name, 0.0)) for name, values in rewards.items()
     }
-    groups = ScoredGroups({n: rewards[n] for n in shares}, {n: advantages[n] for n in shares}, shares)
-    terms = {"shaped": SHAPING_RULES[rule].combine(groups)} | {name: advantages[name] for name in quality}
+    groups = _scored_groups(rewards, advantages, members, prompt_weight)
+    groups = replace(groups, joint_share=joint_share, threshold=threshold, least_spread=least.get(OWN, 0.0))
+    groups = _calibrated(rule, groups, calibrations or {})
+    terms = {OWN: SHAPING_RULES[rule].combine(groups)} | {name: advantages[name] for name in quality}
     bonus: float | Tensor = 0.0
     if SHAPING_RULES[rule].uses_bonus:
         pairs = [(advantages[p], advantages[i]) for p in members["prompt"] for i in members["identity"]]
         bonus = _mean([synergy_bonus(prompt, identity, gamma) for prompt, identity in pairs])
         if recentre:
             bonus = bonus - bonus.nanmean(dim=-1, keepdim=True)
-    combined = combine_advantages(terms, {"shaped": scale, **quality}, bonus, clip)
+    combined = combine_advantages(terms, {OWN: scale, **quality}, bonus, clip)
     shape = (len(prompt_weight), *next(iter(advantages.values())).shape)
     return combined.expand(shape).movedim(0, -1).contiguous()
+
+
+def own_quantity(
+    rule: str,
+    rewards: Mapping[str, Tensor],
+    prompt_weight: Tensor,
+    *,
+    roles: Mapping[str, str] | None = None,
+    calibrations: Mapping[str, Calibration] | None = None,
+    threshold: float = 0.5,
+    least_spreads: Mapping[str, float] | None = None,
+) -> Tensor | None:
+    """What a rule z-scores in addition to the rewards, [P, G] or [T, P, G]; None if it does not.
+
+    Its running spread is needed for pooled normalisation. Arguments and errors as in `step_advantages`.
+    """
+    quantity, least = SHAPING_RULES[rule].quantity, least_spreads or {}
+    if quantity is None:
+        return None
+    rewards = mask_unscored(rewards)
+    advantages = {
+        name: group_advantages(values, least_spread=least.get(name, 0.0)) for name, values in rewards.items()
+    }
+    groups = _scored_groups(rewards, advantages, _members(rewards, roles), prompt_weight)
+    return quantity(_calibrated(rule, replace(groups, threshold=threshold), calibrations or {}))
+
+
+def _scored_groups(
+    rewards: Mapping[str, Tensor],
+    advantages: Mapping[str, Tensor],
+    members: Mapping[str, Sequence[str]],
+    prompt_weight: Tensor,
+) -> ScoredGroups:
+    """The rule's input: identity and prompt rewards, each with its share of its role's weight."""
+    weight = prompt_weight.to(next(iter(advantages.values())))[:, None, None]
+    of_role = {"prompt": weight, "identity": 1 - weight}
+    roles = {name: role for role in of_role for name in members[role]}
+    shares = {name: of_role[role] / len(members[role]) for name, role in roles.items()}
+    return ScoredGroups({n: rewards[n] for n in roles}, {n: advantages[n] for n in roles}, shares, roles)
+
+
+def _calibrated(rule: str, groups: ScoredGroups, calibrations: Mapping[str, Calibration]) -> ScoredGroups:
+    """The groups with the calibrations that the rule uses. Raises ValueError if one is missing."""
+    if not SHAPING_RULES[rule].uses_calibration:
+        return groups
+    if missing := groups.roles.keys() - calibrations.keys():
+        raise ValueError(f"{rule} needs calibrations of all rewards; {', '.join(sorted(missing))} has none")
+    return replace(groups, calibrations={name: calibrations[name] for name in groups.roles})
 
 
 def _check_request(

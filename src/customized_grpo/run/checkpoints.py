@@ -14,10 +14,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -36,7 +37,13 @@ RANDOM = "random"  # name of torch's random state among the tensors
 STEP_KERNELS = ("foreach", "fused")  # how a step is computed: depends on the device, which may change on resuming
 STATE_KEYS = ("update", "optimizer_steps", "groups", "others")
 
-Position = tuple[int, int]  # updates, optimiser steps
+
+class Position(NamedTuple):
+    """Where training is: what is saved with a checkpoint beside adapter, optimiser and random state."""
+
+    update: int = 0
+    optimizer_steps: int = 0
+    running: Mapping[str, Any] = MappingProxyType({})  # what the shaping remembers of earlier updates, as JSON
 
 
 class CheckpointError(InputError, ValueError):
@@ -180,8 +187,8 @@ def write_state(folder: Path, position: Position, optimizer: torch.optim.Optimiz
         others[str(index)] = {name: None if isinstance(v, Tensor) else v for name, v in values.items()}
         tensors |= {f"{index}.{name}": v.contiguous() for name, v in values.items() if isinstance(v, Tensor)}
     save_file(tensors, folder / TENSORS)
-    update, optimizer_steps = position
-    about = {"update": update, "optimizer_steps": optimizer_steps, "groups": state["param_groups"], "others": others}
+    where = {**position._asdict(), "running": dict(position.running)}
+    about = {**where, "groups": state["param_groups"], "others": others}
     (folder / STATE).write_text(json.dumps(about) + "\n", encoding="utf-8")
 
 
@@ -213,4 +220,4 @@ def read_state(checkpoint: Path, optimizer: torch.optim.Optimizer) -> Position:
         for group, own in zip(about["groups"], optimizer.param_groups, strict=True)
     ]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-    return about["update"], about["optimizer_steps"]
+    return Position(about["update"], about["optimizer_steps"], about.get("running", {}))  # older versions had none

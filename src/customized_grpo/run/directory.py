@@ -135,12 +135,12 @@ class RunDirectory:
     # --- saving and resuming -----------------------------------------------------------------------------------------
 
     def checkpoint(self, position: Position, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
-        """Save adapter, optimiser, random state and position (updates, optimiser steps); keep `keep_last` checkpoints.
+        """Save adapter, optimiser, random state and position; keep `keep_last` checkpoints.
 
         A checkpoint between two multiples of `save_every` is removed once the next one is saved, so a stopped run
         leaves the same checkpoints as an uninterrupted one. Raises SavingError; the older checkpoints are then kept.
         """
-        interim = position[0] % self.config.save_every != 0
+        interim = position.update % self.config.save_every != 0
 
         def write(folder: Path) -> None:
             self._save_adapter(policy, folder)
@@ -148,17 +148,17 @@ class RunDirectory:
             if interim:
                 (folder / INTERIM).touch()
 
-        with self._writing(f"the checkpoint of update {position[0]}"):
+        with self._writing(f"the checkpoint of update {position.update}"):
             for log in LOGS:  # a run cannot resume from a checkpoint without the rows before it
                 if (self.path / log).exists():
                     sync(self.path / log)
-            save_checkpoint(self.path, position[0], write, self.config.keep_last)
+            save_checkpoint(self.path, position.update, write, self.config.keep_last)
 
     def restore(self, policy: Policy, optimizer: torch.optim.Optimizer) -> Position:
         """Load the newest intact checkpoint into policy, optimiser and torch's random state; returns its position.
 
-        Without checkpoints: (0, 0), and the random state follows from the run's seed. Also removes everything written
-        after that checkpoint, because those updates run again, and whatever a crash left behind. Raises
+        Without checkpoints: the first one, and the random state follows from the run's seed. Also removes everything
+        written after that checkpoint, because those updates run again, and whatever a crash left behind. Raises
         RunDirectoryError if there are checkpoints but all of them are damaged.
         """
         with self._writing("the run's state"):
@@ -251,10 +251,10 @@ def restore_checkpoint(
 ) -> Position:
     """Load a checkpoint into policy, optimiser and torch's random state; returns its position.
 
-    Without one the position is (0, 0), and the random state follows from `seed`.
+    Without one it is the first position, and the random state follows from `seed`.
     """
     if checkpoint is None:
         torch.manual_seed(seed)  # nothing in this package draws from it, but a user's own reward may
-        return 0, 0
+        return Position()
     policy.load_adapter(checkpoint)
     return read_state(checkpoint, optimizer)

@@ -23,7 +23,7 @@ class RunFiles(Protocol):
     notices: list[str]  # settings that changed since the last start, one line each
 
     def restore(self, policy: Policy, optimizer: torch.optim.Optimizer) -> Position:
-        """Load the newest intact checkpoint; returns its position, (0, 0) if there is none."""
+        """Load the newest intact checkpoint; returns its position, the first one if there is none."""
         ...
 
     def logs(self) -> tuple[list[LogRow], list[LogRow]]:

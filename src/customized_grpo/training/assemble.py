@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from customized_grpo.calibration.file import RewardCalibration, check_calibration, read_calibration
 from customized_grpo.config import ConfigError, RunConfig
 from customized_grpo.critters import samples as critters
 from customized_grpo.data import Sample, load_data
@@ -27,6 +28,7 @@ from customized_grpo.runtime.device import usable_device
 from customized_grpo.runtime.distributed import Processes
 from customized_grpo.sections import Data
 from customized_grpo.training.evaluation import HeldOut
+from customized_grpo.training.plan import needs_calibration
 from customized_grpo.training.trainer import Trainer
 
 
@@ -105,6 +107,16 @@ def load_rewards(config: RunConfig) -> dict[str, Reward]:
     """The trained rewards by their keys."""
     device = torch.device(config.device)
     return {key: reward.make(device) for key, reward in config.trained().items()}
+
+
+def load_calibrations(config: RunConfig) -> dict[str, RewardCalibration]:
+    """What the rewards give to bad and good pictures, from the file that the recipe names. Raises CalibrationError."""
+    file = config.shaping.calibration
+    if file is None:
+        raise ConfigError("shaping.calibration: is missing; write the file with check-rewards")
+    calibrations = read_calibration(Path(file))
+    check_calibration(calibrations, config, file)
+    return calibrations
 
 
 def load_metrics(config: RunConfig, rewards: dict[str, Reward]) -> dict[str, Reward]:
@@ -193,8 +205,10 @@ def assemble(config: RunConfig, *, resume: bool = False) -> Trainer:
     policy.add_adapter(config.adapter.rank, config.adapter.alpha, config.adapter.targets, seed=config.seed)
     if config.model.shard:
         policy.shard()
+    calibrations = load_calibrations(config) if needs_calibration(config) else {}
     rewards = load_rewards(local)
     metrics = load_metrics(local, rewards)
     directory = RunDirectory(config, resume=resume, own_samples=known) if processes.main else FollowedDirectory(config)
     evaluation = HeldOut(held_out, metrics, config.groups.rollout_batch, processes)
-    return Trainer(config, policy, rewards, train, evaluation, directory, processes)
+    scales = {key: calibration.scale() for key, calibration in calibrations.items()}
+    return Trainer(config, policy, rewards, train, evaluation, directory, processes, scales)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from customized_grpo.algorithm import (
     TimeAwareWeights,
     progress,
     scattered_steps,
-    step_advantages,
     step_distribution,
     step_gradient_factor,
     step_progress,
@@ -28,6 +27,11 @@ from customized_grpo.training.rollout import derive_seed
 from customized_grpo.training.windows import DrawnSteps
 
 
+def needs_calibration(config: RunConfig) -> bool:
+    """Whether a run has to know what its rewards give to bad and to good pictures."""
+    return SHAPING_RULES[config.shaping.rule].uses_calibration or config.weighting.balance == "proportional"
+
+
 class Plan:
     """The plan of a run on the grid `sigmas` [T + 1]. It depends on nothing that training has done so far."""
 
@@ -39,7 +43,7 @@ class Plan:
         self.weights = (
             ConstantWeights(weighting.prompt)
             if weighting.kind == "constant"
-            else TimeAwareWeights(**weighting.model_dump(exclude={"kind", "prompt", "progress"}))
+            else TimeAwareWeights(**weighting.model_dump(exclude={"kind", "prompt", "progress", "balance"}))
         )
 
     @property
@@ -122,11 +126,14 @@ class Plan:
         positions = torch.arange(self.config.window.size or 1)
         return self.weights.prompt_weight(progress(positions, self.config.sampling.num_steps))
 
-    def column_weight(self, update: int) -> Tensor:
-        """Weight of the prompt rewards in each column of the advantages that `at_trained_steps` takes, [C]."""
+    def column_weight(self, window: Sequence[int]) -> Tensor:
+        """Weight of the prompt rewards in each column of the advantages that `at_trained_steps` takes, [C].
+
+        Columns are the steps of the window, or with `position` the places in the order of drawing.
+        """
         if self.config.weighting.progress == "position":
             return self._weights_by_position()
-        return self.prompt_weight(self.window(update))
+        return self.prompt_weight(window)
 
     def at_trained_steps(self, update: int, advantages: Tensor) -> Tensor:
         """Advantages [P G, T] at the steps of the window; NaN for an image that does not train the step.
@@ -140,24 +147,8 @@ class Plan:
             return drawn.by_step(advantages)
         return advantages.masked_fill(~drawn.trained.to(advantages.device), torch.nan)
 
-    def advantages(self, scores: Mapping[str, Tensor], prompt_weight: Tensor) -> Tensor:
-        """Shaped advantages [P, G, T] from rewards [P, G] by key, at steps with these prompt weights [T]."""
-        shaping, rewards = self.config.shaping, self.config.rewards
-        quality = {key: reward.weight for key, reward in rewards.items() if reward.weight is not None}
-        return step_advantages(
-            shaping.rule,
-            scores,
-            prompt_weight,
-            roles=self.roles,
-            quality_weights=quality,
-            gamma=shaping.gamma,
-            recentre=shaping.recentre,
-            scale=shaping.scale,
-            clip=shaping.clip,
-        )
-
     @property
-    def _reachable(self) -> range:
+    def reachable(self) -> range:
         """All steps that some window of the run can contain."""
         window = self.config.window
         if window.start is not None and window.size is not None:
@@ -167,7 +158,7 @@ class Plan:
     def scales(self, steps: Sequence[int]) -> Tensor:
         """The factor `step_scale` on each step's log-ratio [len(steps)], comparable between windows."""
         noise, kind = self.config.noise, self.config.objective.step_scale
-        return step_scales(kind, noise.dynamics, self.sigmas, steps, noise.level, over=self._reachable)
+        return step_scales(kind, noise.dynamics, self.sigmas, steps, noise.level, over=self.reachable)
 
     def pull(self, steps: Sequence[int]) -> Tensor:
         """How strongly each step's loss pulls on the velocity: the ratio's scale times |d mean / d velocity| / std."""
@@ -193,11 +184,10 @@ class Plan:
             return torch.full((len(steps),), torch.inf, dtype=torch.float64)
         return self.config.objective.clip_range / 2 / self.ratio_scales(steps)
 
-    def step_rows(self, steps: Sequence[int]) -> list[dict[str, float]]:
+    def step_rows(self, steps: Sequence[int], prompt_weight: Tensor) -> list[dict[str, float]]:
         """For metrics.jsonl, one row per trained step: its pull, and how the weights divide it if the rule has any."""
         rows = []
-        weights, pulls = self.prompt_weight(steps).tolist(), self.pull(steps).tolist()
-        for step, weight, pull in zip(steps, weights, pulls, strict=True):
+        for step, weight, pull in zip(steps, prompt_weight.tolist(), self.pull(steps).tolist(), strict=True):
             parts = {"prompt_weight": weight, "prompt_pull": weight * pull, "identity_pull": (1 - weight) * pull}
             rows.append({"step": step, "pull": pull, **(parts if self._weighted else {})})
         return rows
@@ -245,11 +235,11 @@ class Plan:
                 f"with the step. It is {weights.mean():.2f} on average at every step, and between "
                 f"{weights.min():.2f} and {weights.max():.2f} at random"
             )
-        elif not self.weights.in_final_phase(step_progress(self._reachable, self.sigmas, reading)).any():
+        elif not self.weights.in_final_phase(step_progress(self.reachable, self.sigmas, reading)).any():
             yield (
                 f"with {self.config.sampling.num_steps} steps no trained step reaches the final phase of the "
                 f"time-aware weights (progress {self.weights.end} and later): the last is step "
-                f"{self._reachable[-1]}. Our experiments do without it; to reach it, use more steps or lower "
+                f"{self.reachable[-1]}. Our experiments do without it; to reach it, use more steps or lower "
                 "weighting.end"
             )
 
@@ -261,6 +251,13 @@ class Plan:
         for name in ("gamma", "recentre"):
             if not SHAPING_RULES[shaping.rule].uses_bonus and getattr(shaping, name) != getattr(default, name):
                 yield f'the rule "{shaping.rule}" has no bonus: shaping.{name} has no effect'
+        for name, reader in (("joint_share", "joint"), ("threshold", "gated")):
+            if shaping.rule != reader and getattr(shaping, name) != getattr(default, name):
+                yield f'only the rule "{reader}" reads shaping.{name}: it has no effect'
+        if shaping.normalise == "group" and shaping.kappa != default.kappa:
+            yield "shaping.kappa has no effect without shaping.normalise=pooled"
+        if shaping.calibration is not None and not needs_calibration(self.config):
+            yield f'the rule "{shaping.rule}" needs no calibration: shaping.calibration has no effect'
         yield from self._unused_trust()
 
     def _unused_trust(self) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,6 +33,14 @@ def reward_figures(scores: Mapping[str, Tensor], roles: Mapping[str, str]) -> di
     if figures["unscored"]:
         figures["unscored_by"] = {key: int(values.isnan().sum()) for key, values in scores.items()}
     return figures
+
+
+def progress_line(row: Mapping[str, Any], rewards: Iterable[str]) -> str:
+    """What the progress bar shows of an update: the rewards, and the level of the weights if they are balanced."""
+    figures = {key: row[f"reward_{key}"] for key in rewards}
+    if "level" in row:
+        figures["prompt weight"] = row["level"]
+    return ", ".join(f"{name}={value:.3f}" for name, value in figures.items())
 
 
 def spread(values: Tensor) -> float:

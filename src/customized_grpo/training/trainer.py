@@ -20,20 +20,21 @@ What differs from the authors' release, and why:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from customized_grpo.algorithm import NEED_OLD_MEAN
+from customized_grpo.algorithm import NEED_OLD_MEAN, Calibration, RunningFigures
 from customized_grpo.config import RunConfig
 from customized_grpo.data import Sample
 from customized_grpo.policies.base import Policy
 from customized_grpo.rewards import Reward
 from customized_grpo.rewards.scoring import Scorer
+from customized_grpo.run.checkpoints import Position
 from customized_grpo.run.follower import RunFiles
 from customized_grpo.runtime.distributed import Processes
 from customized_grpo.runtime.memory import MicroBatches
@@ -41,8 +42,9 @@ from customized_grpo.runtime.stopping import StopRequest
 from customized_grpo.training.evaluation import HeldOut
 from customized_grpo.training.learner import Learner
 from customized_grpo.training.plan import Plan
-from customized_grpo.training.record import clock, reward_figures, spread
+from customized_grpo.training.record import clock, progress_line, reward_figures, spread
 from customized_grpo.training.rollout import Rollout, Sampler
+from customized_grpo.training.shaper import Shaper
 from customized_grpo.training.watch import Watch, refuse_ratio
 
 RATIO_CHECKS = 2  # per process: a new adapter changes nothing before the first update, so the second is checked, too
@@ -59,6 +61,7 @@ class Trainer:
     held_out: HeldOut
     directory: RunFiles
     processes: Processes
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)  # of the rewards, if the run needs them
 
     def __post_init__(self) -> None:
         config = self.config
@@ -72,6 +75,7 @@ class Trainer:
             keep_means=config.objective.trust in NEED_OLD_MEAN,
         )
         self.plan = Plan(config, self.samples, sigmas)
+        self.shaper = Shaper(config, self.plan, self.calibrations)
         self.update = self.ratio_checks = 0
         self.batches = MicroBatches(config.groups.rollout_batch, config.groups.update_batch)
         self.learner = Learner(config, self.policy, self.sampler, self.plan, self.batches, self.processes)
@@ -86,7 +90,8 @@ class Trainer:
         config, directory, learner, every = self.config, self.directory, self.learner, self.config.evaluation.every
         with closing(directory), self.scorer.abort_remote_on_error(), StopRequest() as stop:
             with self.processes.main_first():
-                self.update, learner.steps = directory.restore(self.policy, learner.optimizer)
+                self.update, learner.steps, running = directory.restore(self.policy, learner.optimizer)
+                self.shaper.running = RunningFigures(**running)
                 self.watch.replay(*directory.logs())
             self.processes.check_position(self.update, learner.steps)
             if every and self.update == 0:
@@ -96,13 +101,14 @@ class Trainer:
                 while self.update < config.updates and not stopping:
                     row = self.step()
                     bar.update()
-                    bar.set_postfix({key: f"{row[f'reward_{key}']:.3f}" for key in self.rewards})
+                    bar.set_postfix_str(progress_line(row, self.rewards))
                     if every and self.update % every == 0:
                         self._evaluate()
                     directory.log(self.watch.annotate(row))
                     stopping = self.processes.any(stop.requested)  # asked once: every process acts on one answer
                     if stopping or self.update % config.save_every == 0 or self.update == config.updates:
-                        directory.checkpoint((self.update, learner.steps), self.policy, learner.optimizer)
+                        position = Position(self.update, learner.steps, self.shaper.running.as_dict())
+                        directory.checkpoint(position, self.policy, learner.optimizer)
             if self.update < config.updates:
                 with self.processes.main_first():  # an exiting rank makes the launcher kill the rest: 0 saves first
                     message = directory.pause(self.update)
@@ -144,19 +150,22 @@ class Trainer:
                 for key, values in own_scores.items()
             }
             self.scorer.check(scores, config.max_unscored)
-        advantages = self.plan.advantages(scores, self.plan.column_weight(self.update))
+        running = self.shaper.observe(scores, steps)
+        advantages = self.shaper.advantages(scores, self.shaper.column_weight(steps, running), running)
         advantages = self.plan.at_trained_steps(self.update, advantages)  # [P G, T]
         with clock(seconds, "update"):
             if self.ratio_checks < RATIO_CHECKS:
                 self.check_ratio(rollout)
             diagnostics = self.learner.optimise(self.update + 1, rollout, advantages, samples, own.start * size)
         self.update += 1
+        self.shaper.running = running
         return {
             "update": self.update,
             **reward_figures(scores, self.plan.roles),
             "advantage_std": spread(advantages),
+            **self.shaper.figures(running),
             **self.scorer.unscored_by_remote(self.processes),
-            "steps": self.plan.step_rows(steps),
+            "steps": self.plan.step_rows(steps, self.shaper.prompt_weight(steps, running)),
             **diagnostics,
             "lr": self.learner.optimizer.param_groups[0]["lr"],
             "seconds": seconds,

@@ -3,8 +3,11 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..groups import group_advantages
 from .base import Rule, ScoredGroups
+
+
+def quantity(groups: ScoredGroups) -> Tensor:
+    return F.softplus(groups.stacked()).log().mean(dim=0).exp()
 
 
 def combine(groups: ScoredGroups) -> Tensor:
@@ -12,7 +15,7 @@ def combine(groups: ScoredGroups) -> Tensor:
 
     Advantages have both signs, and the root needs positive numbers; softplus makes them so.
     """
-    return group_advantages(F.softplus(groups.stacked()).log().mean(dim=0).exp())
+    return groups.z(quantity(groups))
 
 
-RULE = Rule(combine)
+RULE = Rule(combine, quantity)

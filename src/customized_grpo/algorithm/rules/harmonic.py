@@ -3,8 +3,11 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..groups import group_advantages
 from .base import Rule, ScoredGroups
+
+
+def quantity(groups: ScoredGroups) -> Tensor:
+    return 1 / (1 / F.softplus(groups.stacked())).mean(dim=0)
 
 
 def combine(groups: ScoredGroups) -> Tensor:
@@ -12,7 +15,7 @@ def combine(groups: ScoredGroups) -> Tensor:
 
     Of the advantages themselves the mean would have a pole at A_p = -A_i; softplus makes them positive.
     """
-    return group_advantages(1 / (1 / F.softplus(groups.stacked())).mean(dim=0))
+    return groups.z(quantity(groups))
 
 
-RULE = Rule(combine)
+RULE = Rule(combine, quantity)

@@ -2,13 +2,17 @@
 
 from torch import Tensor
 
-from ..groups import group_advantages, weighted_sum
+from ..groups import weighted_sum
 from .base import Rule, ScoredGroups
+
+
+def quantity(groups: ScoredGroups) -> Tensor:
+    return weighted_sum(groups.rewards, groups.weights)
 
 
 def combine(groups: ScoredGroups) -> Tensor:
     """A = z(w_p r_p + w_i r_i), with the weights of each step: [T, P, G]. The reward with more spread dominates."""
-    return group_advantages(weighted_sum(groups.rewards, groups.weights))
+    return groups.z(quantity(groups))
 
 
-RULE = Rule(combine, uses_weights=True)
+RULE = Rule(combine, quantity, uses_weights=True)
