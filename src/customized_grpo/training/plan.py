@@ -131,11 +131,14 @@ class Plan:
         positions = torch.arange(self.config.window.size or 1)
         return self.weights.prompt_weight(progress(positions, self.config.sampling.num_steps))
 
-    def column_weight(self, update: int) -> Tensor:
-        """Weight of the prompt rewards in each column of the advantages that `at_trained_steps` takes, [C]."""
+    def column_weight(self, window: Sequence[int]) -> Tensor:
+        """Weight of the prompt rewards in each column of the advantages that `at_trained_steps` takes, [C].
+
+        Columns are the steps of the window, or with `position` the places in the order of drawing.
+        """
         if self.config.weighting.progress == "position":
             return self._weights_by_position()
-        return self.prompt_weight(self.window(update))
+        return self.prompt_weight(window)
 
     def at_trained_steps(self, update: int, advantages: Tensor) -> Tensor:
         """Advantages [P G, T] at the steps of the window; NaN for an image that does not train the step.
