@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from customized_grpo.calibration.known_pictures import Cases, load_cases
 from customized_grpo.config import load_config
 from customized_grpo.critters.samples import DEVELOPMENT_CRITTERS, draw_samples
 from customized_grpo.data.dreambench import REFERENCES
-from customized_grpo.measure.known_pictures import Cases, load_cases
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.sections import Data
 from customized_grpo.training.assemble import assemble

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from customized_grpo.measure.known_pictures import ROWS, Cases
+from customized_grpo.calibration.known_pictures import ROWS, Cases
 from customized_grpo.rewards.by_name import REWARDS
 from customized_grpo.rewards.settings import OracleSettings
 from program import Answer, start

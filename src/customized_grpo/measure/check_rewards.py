@@ -16,12 +16,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from customized_grpo.algorithm import group_advantages
-from customized_grpo.config import RunConfig, parse_metric
-from customized_grpo.fields import BUILT_IN
-from customized_grpo.files.durable import make_folder, write_text
-from customized_grpo.measure.intervals import Estimate, estimate
-from customized_grpo.measure.known_pictures import ROWS, Cases, load_cases
-from customized_grpo.measure.scored_pictures import (
+from customized_grpo.calibration.intervals import Estimate, estimate
+from customized_grpo.calibration.known_pictures import ROWS, Cases, load_cases
+from customized_grpo.calibration.scored_pictures import (
     Judged,
     RowStatistics,
     correlation,
@@ -29,6 +26,9 @@ from customized_grpo.measure.scored_pictures import (
     load_candidates,
     row_statistics,
 )
+from customized_grpo.config import RunConfig, parse_metric
+from customized_grpo.fields import BUILT_IN
+from customized_grpo.files.durable import make_folder, write_text
 
 # Thresholds. The whole 95 % interval of a share must lie beyond its threshold, so that chance does not cross it.
 COPY_WINS = 2 / 3  # of pairs (copy, honest picture) in which the copy scores higher; 1/2 if both are worth the same

@@ -12,12 +12,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from customized_grpo.calibration.intervals import Estimate
 from customized_grpo.config import CONFIG, ConfigError, RunConfig, dump_config
 from customized_grpo.data.images import to_pictures
 from customized_grpo.files.durable import append_text, check_folder, make_folder, write_text
 from customized_grpo.files.pictures import save_png
 from customized_grpo.measure import dreambench
-from customized_grpo.measure.intervals import Estimate
 from customized_grpo.measure.request import CONTENT, EvaluationRequest
 from customized_grpo.measure.rows import (
     EvaluationRow,

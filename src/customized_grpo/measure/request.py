@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from customized_grpo.calibration.named_metrics import named_metrics, trained_names
 from customized_grpo.config import CONFIG, Override, RunConfig, key_of, load_config, parse_metric, recipes
 from customized_grpo.critters import samples as critters
 from customized_grpo.data import Sample
@@ -19,14 +20,12 @@ from customized_grpo.data.subsets import subset
 from customized_grpo.errors import UsageError
 from customized_grpo.fields import BUILT_IN
 from customized_grpo.measure import dreambench
-from customized_grpo.measure.named_metrics import named_metrics, trained_names
 from customized_grpo.policies.adapter_file import PEFT_CONFIG
 from customized_grpo.rewards.settings import RewardSettings
 from customized_grpo.run.checkpoints import FOLDER as CHECKPOINTS
 from customized_grpo.run.checkpoints import checkpoints_of, find_adapter, folder_of
-from customized_grpo.run.own_samples import RESTORE, OwnSamples
+from customized_grpo.run.own_samples import RESTORE, OwnSamples, read_data
 from customized_grpo.run.sampling_settings import SamplingSettings
-from customized_grpo.training.assemble import read_data
 
 CRITTERS_CASES = 512
 CONTENT = "content"  # the setting that tells whether texts and pictures of the samples are the same

@@ -8,8 +8,8 @@ from typing import Literal
 
 from markupsafe import Markup
 
+from customized_grpo.calibration.intervals import Estimate
 from customized_grpo.compare.front import better_than_base
-from customized_grpo.measure.intervals import Estimate
 from customized_grpo.report.charts import Line, Owner, Track, line_chart, plane, step_chart
 from customized_grpo.report.content import Arm, Part
 from customized_grpo.report.labels import YES_OR_NO, label

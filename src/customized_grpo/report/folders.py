@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import yaml
 
+from customized_grpo.calibration.intervals import Estimate, estimate
 from customized_grpo.config import CONFIG
-from customized_grpo.measure.intervals import Estimate, estimate
 from customized_grpo.measure.rows import EvaluationRow, read_rows
 from customized_grpo.report import formats
 from customized_grpo.report.cases import (
