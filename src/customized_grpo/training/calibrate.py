@@ -128,20 +128,16 @@ def _base_groups(config: RunConfig, policy: Policy, samples: Sequence[Sample], *
 
 def _of_base(name: str, reward: Reward, quality: str, images: Tensor, samples: Sequence[Sample]) -> Levels:
     """The levels of a reward on the base's groups [P, G, 3, H, W]."""
-    prompts = wrong_prompts(samples)
-    wrong = [
-        sample if prompt is None else with_prompt(sample, prompt)
-        for sample, prompt in zip(samples, prompts, strict=True)
-    ]
-    size = images.shape[1]
+    pairs, size = list(zip(samples, wrong_prompts(samples), strict=True)), images.shape[1]
+    wrong = [with_prompt(sample, prompt) for sample, prompt in pairs if prompt is not None]
 
     def scores(of: Sequence[Sample]) -> Tensor:
         each = [sample for sample in of for _ in range(size)]
         return score(name, reward, images.flatten(0, 1), each).unflatten(0, images.shape[:2])
 
     own = scores(samples)
-    no_wrong = quality == "identity" or None in prompts
-    mismatched = torch.full_like(own, torch.nan) if no_wrong else scores(wrong)
+    has_wrong = quality == "prompt" and len(wrong) == len(samples)  # all or none
+    mismatched = scores(wrong) if has_wrong else torch.full_like(own, torch.nan)
     return base_levels(quality, own, mismatched, [sample.subject for sample in samples])
 
 
