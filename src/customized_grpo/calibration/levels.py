@@ -16,10 +16,10 @@ from customized_grpo.rewards.settings import RewardSettings
 UPPER = 0.9  # decile of a group of the base that counts as good; 1 - UPPER: as bad
 DIGITS = 6  # significant ones in the file; the run calculates with what it writes
 
-STRANGER, OTHER_VIEW, REFERENCE = "other subjects", "other views of the subject", "the reference"
-RIGHT, WRONG = "pictures with their own prompt", "the same pictures with a wrong prompt"
+STRANGER, OTHER_VIEW, REFERENCE = "other subjects", "other views", "references"
+RIGHT, WRONG = "right prompts", "wrong prompts"
 BASE_UPPER, BASE_LOWER = "upper decile of the base's groups", "lower decile of the base's groups"
-BASE_WRONG = "the base's pictures with a wrong prompt"
+BASE_WRONG = "the base's pictures with wrong prompts"
 
 
 @dataclass(frozen=True)
