@@ -319,9 +319,7 @@ def check_rewards(
     overrides: Overrides = None,
     metric: Metric = None,
     cases: Annotated[int, typer.Option(help="Number of samples, at most.", min=2)] = 256,
-    output: Annotated[
-        Path | None, PathOption(help="Folder for figures, calibration.yaml.  [default: only print]")
-    ] = None,
+    output: Annotated[Path | None, PathOption(help="Folder for its files.  [default: only print]")] = None,
     device: RecipeDevice = None,
 ) -> None:
     """Check a recipe's rewards before training with them.

@@ -16,6 +16,7 @@ from customized_grpo.algorithm import (
     step_scales,
     stochastic_steps,
 )
+from customized_grpo.calibration.joint import JOINT
 from customized_grpo.config import RunConfig
 from customized_grpo.data import Sample
 from customized_grpo.fields import BUILT_IN
@@ -158,7 +159,7 @@ class Plan:
         if shaping.normalise == "group" and shaping.kappa != default.kappa:
             yield "shaping.kappa has no effect without shaping.normalise=pooled"
         if shaping.calibration is not None and not needs_calibration(self.config):
-            yield f'the rule "{shaping.rule}" needs no calibration: shaping.calibration has no effect'
+            yield f'the rule "{shaping.rule}" needs no calibration: it only adds the held-out figure {JOINT}'
 
     def _generator(self, *parts: object) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(self.config.seed, *parts))
