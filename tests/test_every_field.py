@@ -26,6 +26,8 @@ from customized_grpo.rewards.settings import ClipTSettings, DinoSettings, Reward
 from customized_grpo.training.assemble import assemble, load_rewards, load_samples
 from customized_grpo.training.plan import Plan
 from program import TINY
+from runs import CALIBRATED
+from structure import ROOT
 
 SMALL = (
     *("groups.prompts=1", "sampling.num_steps=3", "window.last=1", "window.size=1", "data.train_samples=6"),
@@ -187,6 +189,8 @@ class Case:
 ALL = ("window.strategy=all", "window.size=null")
 SLIDING = ("window.strategy=sliding", "sampling.num_steps=10", "window.last=8")
 LONG = ("sampling.num_steps=20", "window.last=18")
+JOINT = ("shaping.rule=joint", CALIBRATED)
+OTHER_CALIBRATION = ROOT / "docs" / "results" / "tuning2" / "calibration.yaml"
 TWICE = ("objective.updates_per_rollout=2", "optimizer.lr=1e-2")
 LIST = ("data.source={list}", "data.train_samples=null", "data.held_out_share=.4")
 
@@ -248,6 +252,11 @@ CASES: dict[str, Case] = {
     "shaping.recentre": Case("true", rows),
     "shaping.scale": Case(0.5, learnt),
     "shaping.clip": Case(0.1, rows),
+    "shaping.joint_share": Case(0.2, rows, JOINT),
+    "shaping.threshold": Case(1.0, rows, ("shaping.rule=gated", CALIBRATED)),
+    "shaping.calibration": Case(OTHER_CALIBRATION, rows, JOINT),
+    "shaping.normalise": Case("pooled", rows, ("shaping.kappa=3",)),
+    "shaping.kappa": Case(3, rows, ("shaping.normalise=pooled",)),
     "weighting.kind": Case("constant", planned),
     "weighting.prompt": Case(0.6, planned, ("weighting.kind=constant",)),
     "weighting.progress": Case("sigma", planned, ("sampling.shift=2",)),
@@ -258,6 +267,7 @@ CASES: dict[str, Case] = {
     "weighting.centre": Case(0.5, planned, LONG),
     "weighting.end": Case(0.7, planned, LONG),
     "weighting.rate": Case(10, planned, LONG),
+    "weighting.balance": Case("proportional", rows, (CALIBRATED,)),
     "objective.clip_range": Case(1e3, rows, TWICE),
     "objective.kl": Case(1, learnt, TWICE),
     "objective.step_scale": Case("none", rows),

@@ -25,7 +25,7 @@ def mask_unscored(rewards: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: _floating(values).masked_fill(unscored, math.nan) for name, values in rewards.items()}
 
 
-def group_advantages(rewards: Tensor, least_spread: float = 0.0) -> Tensor:
+def group_advantages(rewards: Tensor, *, least_spread: float = 0.0) -> Tensor:
     """Group-relative advantage A = (r - mean) / max(std, least_spread), std with ddof = 1; GRPO, arXiv 2402.03300.
 
     rewards [..., G], the group last; same shape out, in float32 or better (float64 inside). NaN (unscored)

@@ -103,7 +103,9 @@ def step_advantages(
     quality, least = dict(quality_weights or {}), least_spreads or {}
     _check_request(rule, rewards, members, prompt_weight, quality)
     rewards = mask_unscored(rewards)
-    advantages = {name: group_advantages(values, least.get(name, 0.0)) for name, values in rewards.items()}
+    advantages = {
+        name: group_advantages(values, least_spread=least.get(name, 0.0)) for name, values in rewards.items()
+    }
     groups = _scored_groups(rewards, advantages, members, prompt_weight)
     groups = replace(groups, joint_share=joint_share, threshold=threshold, least_spread=least.get(OWN, 0.0))
     groups = _calibrated(rule, groups, calibrations or {})
@@ -137,7 +139,9 @@ def own_quantity(
     if quantity is None:
         return None
     rewards = mask_unscored(rewards)
-    advantages = {name: group_advantages(values, least.get(name, 0.0)) for name, values in rewards.items()}
+    advantages = {
+        name: group_advantages(values, least_spread=least.get(name, 0.0)) for name, values in rewards.items()
+    }
     groups = _scored_groups(rewards, advantages, _members(rewards, roles), prompt_weight)
     return quantity(_calibrated(rule, replace(groups, threshold=threshold), calibrations or {}))
 

@@ -34,7 +34,7 @@ class ScoredGroups:
 
     def z(self, quantity: Tensor) -> Tensor:
         """`group_advantages` of the rule's own quantity."""
-        return group_advantages(quantity, self.least_spread)
+        return group_advantages(quantity, least_spread=self.least_spread)
 
 
 @dataclass(frozen=True)
