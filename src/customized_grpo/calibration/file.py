@@ -85,10 +85,8 @@ class RewardCalibration(MeasuredReward):
         return self
 
     def scale(self) -> Calibration:
-        """Raises ValueError if it is not known whether it is capped."""
-        if self.capped is None:
-            raise ValueError("capped is None; check_calibration knows it from the reward's role")
-        return Calibration(self.bad.mean, self.good.mean, self.capped)
+        """For the algorithm; `check_calibration` has decided whether it is capped."""
+        return Calibration(self.bad.mean, self.good.mean, capped=bool(self.capped))
 
 
 def as_calibrations(values: object, source: object) -> dict[str, RewardCalibration]:
