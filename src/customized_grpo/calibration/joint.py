@@ -9,8 +9,6 @@ from torch import Tensor
 
 from customized_grpo.algorithm import Calibration, own_quantity
 
-JOINT = "joint_calibrated"  # the figure's name in logs, tables and trackers
-
 
 def joint_quality(
     scores: Mapping[str, Tensor], roles: Mapping[str, str], calibrations: Mapping[str, Calibration]

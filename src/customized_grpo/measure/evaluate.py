@@ -14,9 +14,9 @@ from typing import Any
 from tqdm import tqdm
 
 from customized_grpo.calibration.intervals import Estimate
-from customized_grpo.calibration.joint import JOINT, joint_quality
+from customized_grpo.calibration.joint import joint_quality
 from customized_grpo.calibration.named_metrics import trained_names
-from customized_grpo.config import CONFIG, ConfigError, RunConfig, dump_config
+from customized_grpo.config import CONFIG, JOINT_CALIBRATED, ConfigError, RunConfig, dump_config
 from customized_grpo.data.images import to_pictures
 from customized_grpo.files.durable import append_text, check_folder, make_folder, write_text
 from customized_grpo.files.pictures import save_png
@@ -156,7 +156,9 @@ def with_joint_quality(request: EvaluationRequest, rows: Sequence[EvaluationRow]
     roles = {key: str(reward.role) for key, reward in request.config.rewards.items()}
     scores = {key: scores_of(rows, names[key]) for key in request.calibrations}
     joint = joint_quality(scores, roles, request.calibrations).tolist()
-    return [replace(row, scores={**row.scores, JOINT: value}) for row, value in zip(rows, joint, strict=True)]
+    return [
+        replace(row, scores={**row.scores, JOINT_CALIBRATED: value}) for row, value in zip(rows, joint, strict=True)
+    ]
 
 
 # --- folders that hold an evaluation already -------------------------------------------------------------------------
@@ -237,7 +239,7 @@ def summarise(
 ) -> dict[str, Any]:
     """All statistics as JSON: overall, per subject, per prompt, and joint dominance over the rows of the base."""
     unscored, trained_on = count_unscored(rows), request.trained_on()
-    trained_on += [JOINT] if trained_on else []  # made of them
+    trained_on += [JOINT_CALIBRATED] if trained_on else []  # made of them
     summary: dict[str, Any] = {
         "images": len(rows),
         "subjects": len({row.subject for row in rows}),

@@ -19,9 +19,17 @@ from customized_grpo.calibration.file import (
     check_calibration,
     read_calibration,
 )
-from customized_grpo.calibration.joint import JOINT
 from customized_grpo.calibration.named_metrics import named_metrics, trained_names
-from customized_grpo.config import CONFIG, Override, RunConfig, key_of, load_config, parse_metric, recipes
+from customized_grpo.config import (
+    CONFIG,
+    JOINT_CALIBRATED,
+    Override,
+    RunConfig,
+    key_of,
+    load_config,
+    parse_metric,
+    recipes,
+)
 from customized_grpo.critters import samples as critters
 from customized_grpo.data import Sample
 from customized_grpo.data.digests import SampleDigest, digests
@@ -193,7 +201,7 @@ def _calibrations(config: RunConfig, folders: Sequence[Path]) -> dict[str, Calib
     problems = list(calibration_problems(known, config))
     problems += [f"rewards.{key} is missing" for key in calibrated_rewards(config) if key not in known]
     if problems:
-        warnings.warn(f"{JOINT} is left out: {file} is of other rewards: {problems[0]}", stacklevel=3)
+        warnings.warn(f"{JOINT_CALIBRATED} is left out: {file} is of other rewards: {problems[0]}", stacklevel=3)
         return {}
     return {key: calibration.scale() for key, calibration in check_calibration(known, config, file).items()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from customized_grpo.compare.comparison import OVER_TRAINING
+from customized_grpo.config import JOINT_CALIBRATED, OF_AVERAGE
 
 LABELS = {
     "identity_reward": "identity reward",
@@ -35,7 +36,8 @@ MEANINGS = {
 
 def is_trained(metric: str) -> bool:
     """Whether a held-out figure of a run is a reward that it was trained on, or is made of them."""
-    return metric.endswith("_reward") or metric == "joint_calibrated"
+    name = metric.removesuffix(OF_AVERAGE)
+    return name.endswith("_reward") or name == JOINT_CALIBRATED
 
 
 def label(metric: str) -> str:

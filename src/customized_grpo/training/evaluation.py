@@ -11,7 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from customized_grpo.algorithm import Calibration
-from customized_grpo.calibration.joint import JOINT, joint_quality
+from customized_grpo.calibration.joint import joint_quality
+from customized_grpo.config import JOINT_CALIBRATED
 from customized_grpo.data import Sample
 from customized_grpo.data.images import to_pictures
 from customized_grpo.files.pictures import Shown
@@ -113,7 +114,7 @@ class HeldOut:
         scores = dict(scored.scores)
         if self.calibrations:
             of_rewards = {key: scores[f"{key}_reward"] for key in self.calibrations}
-            scores[JOINT] = joint_quality(of_rewards, self.roles, self.calibrations)
+            scores[JOINT_CALIBRATED] = joint_quality(of_rewards, self.roles, self.calibrations)
         row: dict[str, Any] = {name: values.nanmean().item() for name, values in scores.items()}
         row["spread"] = {name: spread(values) for name, values in scores.items()}
         row["scored"] = {name: int((~values.isnan()).sum()) for name, values in scores.items()}
