@@ -211,6 +211,7 @@ CASES: dict[str, Case] = {
     "adapter.rank": Case(3, learnt),
     "adapter.alpha": Case(8, rows),  # the gradient's norm
     "adapter.targets": Case("[to_k]", learnt),
+    "adapter.share_qkv": Case("true", learnt, ("adapter.targets=attention",)),
     "data.source": Case("{list}", samples),
     "data.root": Case("{root}", samples, ("data.source={stray}",)),
     "data.class_word": Case("cat", samples, ("data.source={photographs}", "data.class_word=dog")),

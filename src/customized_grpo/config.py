@@ -291,8 +291,8 @@ def _hidden_contradictions(values: dict[str, Any], error: ValidationError) -> It
     corrected: dict[Any, Any] = copy.deepcopy(values)
     for mistake in error.errors():
         parent, key, value = corrected, None, corrected
-        for part in mistake["loc"]:
-            if isinstance(value, dict):
+        for part in mistake["loc"]:  # which also names branches of unions
+            if isinstance(value, dict) and part in value:
                 parent, key, value = value, part, value.get(part)
         parent.pop(key, None)
     try:

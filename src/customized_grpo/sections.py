@@ -68,8 +68,10 @@ class Adapter(Section):
     """Rank of the LoRA matrices."""
     alpha: Positive = 16.0
     """LoRA scale: the adapter's output is multiplied by `alpha / rank`."""
-    targets: tuple[str, ...] | None = None
-    """Names of the layers that get an adapter. `null` means attention, feed-forward and output layers."""
+    targets: Literal["attention", "attention_and_output", "all"] | tuple[str, ...] | None = None
+    """Layers that get an adapter: a named set, or a list of names. `null` means `all`: feed-forward layers, too."""
+    share_qkv: bool = False
+    """Let the query, key and value layers share the matrix A, as a LoRA on one fused layer does: fewer parameters."""
 
 
 class Data(Section):

@@ -21,7 +21,7 @@ from customized_grpo.policies import load_policy
 from customized_grpo.policies.base import Policy
 from customized_grpo.run.checkpoints import find_adapter, folder_of
 from customized_grpo.run.sampling_settings import SamplingSettings
-from customized_grpo.training.assemble import load_metrics, load_rewards, load_samples
+from customized_grpo.training.assemble import add_adapter, load_metrics, load_rewards, load_samples
 from customized_grpo.training.rollout import Sampler
 
 REPORT, PICTURE, SCHEDULE = "probe.json", "probe.png", "weighting.yaml"
@@ -69,7 +69,7 @@ def _policy(config: RunConfig, adapter: Path | None) -> Policy:
     found = None if adapter is None else find_adapter(adapter)
     policy = load_policy(config.model, config.device)
     if found is None:
-        policy.add_adapter(config.adapter.rank, config.adapter.alpha, config.adapter.targets, seed=config.seed)
+        add_adapter(policy, config)
         return policy
     policy.load_adapter(found)
     trained = SamplingSettings.read(folder_of(found))
