@@ -272,6 +272,7 @@ CASES: dict[str, Case] = {
     "groups.rollout_batch": Case(2, forward_batches),
     "groups.update_batch": Case(2, forward_batches),
     "evaluation.every": Case(1, evaluations),
+    "evaluation.num_steps": Case(5, evaluations, ("evaluation.every=1",)),
     "evaluation.metrics": Case("[copy_paste]", evaluations, ("evaluation.every=1",)),
     "evaluation.grid": Case(1, evaluations, ("evaluation.every=1",)),
 }

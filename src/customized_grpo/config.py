@@ -168,6 +168,11 @@ class RunConfig(Section):
             if metric.role is not None or metric.weight is not None:
                 yield f"evaluation.metrics: {metric.name} is not trained on; remove its role and weight"
 
+    @property
+    def evaluation_steps(self) -> int:
+        """Number of denoising steps with which the adapter is evaluated and used."""
+        return self.evaluation.num_steps or self.sampling.num_steps
+
     # --- rewards and their models ------------------------------------------------------------------------------------
 
     def trained(self) -> dict[str, RewardSettings]:

@@ -238,6 +238,8 @@ class Evaluation(Section):
 
     every: Index = 20
     """Number of updates between evaluations. 0 means never."""
+    num_steps: Steps | None = None
+    """Number of denoising steps of evaluations and of users of the adapter. `null` means `sampling.num_steps`."""
     metrics: tuple[AnyReward, ...] = ()
     """Rewards that are measured but not trained on: names, lines such as `dino region=centre`, or mappings."""
     grid: Index = 8

@@ -72,12 +72,12 @@ def _policy(config: RunConfig, adapter: Path | None) -> Policy:
         add_adapter(policy, config)
         return policy
     policy.load_adapter(found)
-    trained = SamplingSettings.read(folder_of(found))
-    if trained is not None:
+    own = SamplingSettings.read(folder_of(found))
+    if own is not None:
         probed = asdict(SamplingSettings.of(config))
-        for name, value in asdict(trained).items():
+        for name, value in asdict(own).items():
             if value != probed[name]:
-                note = f"note: the adapter was trained with {name} {value} and is probed with {probed[name]}"
+                note = f"note: the adapter comes with {name} {value}, and this configuration has {probed[name]}"
                 print(note, file=sys.stderr)
     return policy
 

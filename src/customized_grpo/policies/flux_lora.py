@@ -35,6 +35,7 @@ def targets_of(targets: str | Sequence[str] | None, module: nn.Module) -> list[s
         "attention_and_output"  these, and the output projection of the single blocks: the layers of UNO's LoRA
         "all"                   these, the feed-forward layers, and the model's last layer
     """
+    names: list[str]
     if not isinstance(targets, str | None):
         names = list(targets)
     elif targets == "attention_and_output":
@@ -85,9 +86,9 @@ def _share(module: nn.Module) -> None:
                 f"adapter.share_qkv: {name} has an adapter on {', '.join(with_lora)} only, of {', '.join(layers)}; "
                 "name all of them in adapter.targets, or set adapter.share_qkv=false"
             )
-        first, *others = [layer.lora_A[ADAPTER] for layer in layers.values() if isinstance(layer, LoraLayer)] or [None]
-        for other in others:
-            other.weight = first.weight
+        matrices = [layer.lora_A[ADAPTER] for layer in layers.values() if isinstance(layer, LoraLayer)]
+        for other in matrices[1:]:
+            other.weight = matrices[0].weight
     if not any(shared_matrices(module)):
         raise UsageError(
             "adapter.share_qkv: no layer of adapter.targets is q, k or v; add them, or set adapter.share_qkv=false"

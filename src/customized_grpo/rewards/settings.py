@@ -119,8 +119,8 @@ class IdentitySettings(EncoderSettings):
     against: Literal["reference", "other_view"] = "reference"
     """Pictures that the image is compared with: the references, or other pictures of the subject."""
     region: Literal["frame", "centre", "mask", "mask_or_frame"] = "frame"
-    """Part that is compared: the whole picture, its middle, the subject as the first reference's mask shows it, or this
-    where there is a mask and the whole first reference elsewhere."""
+    """Part that is compared: the whole picture, its middle, the subject as the first reference's mask shows it, or the
+    subject where there is a mask and the whole first reference elsewhere."""
     over: Literal["mean", "min", "best"] = "mean"
     """How the cosines with several pictures become one score."""
 

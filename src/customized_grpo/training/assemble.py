@@ -208,7 +208,8 @@ def assemble(config: RunConfig, *, resume: bool = False) -> Trainer:
         raise ConfigError("\n".join(problems))
     local = config.model_copy(update={"device": str(processes.device)})  # this process's own GPU
     policy = load_policy(config.model, local.device, shard=config.model.shard)
-    policy.sigmas(config.sampling.num_steps, config.sampling.shift)  # refuses a schedule before the folder is made
+    for steps in (config.sampling.num_steps, config.evaluation_steps):
+        policy.sigmas(steps, config.sampling.shift)  # refuses a schedule before the folder is made
     add_adapter(policy, config)
     if config.model.shard:
         policy.shard()

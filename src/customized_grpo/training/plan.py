@@ -135,6 +135,12 @@ class Plan:
                     f"{self.reachable[-1]}. Our experiments do without it; to reach it, use more steps or lower "
                     "weighting.end"
                 )
+        steps, config = self.config.evaluation_steps, self.config
+        if steps != config.sampling.num_steps:
+            notices.append(
+                f"training samples with {config.sampling.num_steps} steps, evaluations with {steps}: the adapter is "
+                f"to be used with {steps}, as sampling.json beside it says"
+            )
         if self.config.model.path == BUILT_IN != self.config.data.source:
             notices.append(
                 "the built-in model has seen nothing but critters: with other data a run shows that everything works, "

@@ -13,7 +13,7 @@ What differs from the authors' release, and why:
  6. Noise and training can be restricted to a window of steps (MixGRPO, arXiv 2507.21802).
  7. `step_scale: equal` makes all steps pull equally on the model, so that the weight schedule alone decides.
  8. A run compares the log-probabilities of rollout and update before its first updates: their ratio must be 1.
- 9. Evaluation uses the schedule and guidance of training, and the sampler that users run.
+ 9. Evaluation uses the shift and guidance of training, and the sampler and the number of steps that users run.
 10. All randomness is derived from (seed, epoch, sample, member), so a resumed run equals an uninterrupted one.
 """
 
@@ -65,6 +65,7 @@ class Trainer:
     def __post_init__(self) -> None:
         config = self.config
         sigmas = self.policy.sigmas(config.sampling.num_steps, config.sampling.shift)
+        self.evaluation_sigmas = self.policy.sigmas(config.evaluation_steps, config.sampling.shift)
         self.sampler = Sampler(sigmas, config.noise.dynamics, config.noise.level, config.groups.rollout_batch)
         self.plan = Plan(config, self.samples, sigmas)
         self.shaper = Shaper(config, self.plan, self.calibrations)
@@ -170,7 +171,7 @@ class Trainer:
     # --- evaluation --------------------------------------------------------------------------------------------------
 
     def _evaluate(self) -> None:
-        figures, shown = self.held_out.report(self.policy, self.sampler.sigmas, grid=self.config.evaluation.grid)
+        figures, shown = self.held_out.report(self.policy, self.evaluation_sigmas, grid=self.config.evaluation.grid)
         row = {"update": self.update, **figures}
         self.directory.log_evaluation(row, shown)
         self.watch.observe_evaluation(row)
