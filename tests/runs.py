@@ -9,6 +9,12 @@ SMALL = (
     *("groups.prompts=1", "sampling.num_steps=3", "window.last=1", "window.size=1"),
     *("adapter.targets=[to_q, to_v]", "adapter.rank=2", "adapter.alpha=2", "data.held_out_samples=2"),
 )
+# Shaping that remembers earlier updates: pooled spreads of rewards and of the rule, and balanced weights.
+CALIBRATED = f"shaping.calibration={Path(__file__).parent / 'calibration.yaml'}"
+REMEMBERING = (
+    *("shaping.rule=joint", "shaping.normalise=pooled", "shaping.kappa=1", CALIBRATED),
+    *("weighting.kind=constant", "weighting.balance=proportional"),
+)
 
 
 def rows_of(run: Path, log: str = "metrics.jsonl") -> list[dict[str, Any]]:

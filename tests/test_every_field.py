@@ -26,6 +26,8 @@ from customized_grpo.rewards.settings import ClipTSettings, DinoSettings, Reward
 from customized_grpo.training.assemble import assemble, load_rewards, load_samples
 from customized_grpo.training.plan import Plan
 from program import TINY
+from runs import CALIBRATED
+from structure import ROOT
 
 SMALL = (
     *("groups.prompts=1", "sampling.num_steps=3", "window.last=1", "window.size=1", "data.train_samples=6"),
@@ -97,6 +99,11 @@ def planned(config: RunConfig) -> Any:
         [plan.seed(update, 0, 0) for update in range(4)],
         [plan.lr(step) for step in range(6)],
     )
+
+
+def notices(config: RunConfig) -> Any:
+    """What the user is told before a run; that a degraded run stops or is balanced: training/test_watch.py."""
+    return Plan(config, load_samples(config)[0], sigma_schedule(config.sampling.num_steps, 3.0)).notices()
 
 
 def samples(config: RunConfig) -> Any:
@@ -187,6 +194,9 @@ class Case:
 ALL = ("window.strategy=all", "window.size=null")
 SLIDING = ("window.strategy=sliding", "sampling.num_steps=10", "window.last=8")
 LONG = ("sampling.num_steps=20", "window.last=18")
+QUICK = ("optimizer.lr=1e-2",)
+JOINT = ("shaping.rule=joint", CALIBRATED)
+OTHER_CALIBRATION = ROOT / "docs" / "results" / "tuning2" / "calibration.yaml"
 TWICE = ("objective.updates_per_rollout=2", "optimizer.lr=1e-2")
 LIST = ("data.source={list}", "data.train_samples=null", "data.held_out_share=.4")
 
@@ -248,7 +258,16 @@ CASES: dict[str, Case] = {
     "shaping.gamma": Case(0.1, rows),
     "shaping.recentre": Case("true", rows),
     "shaping.scale": Case(0.5, learnt),
+    "adapter.ema.decay": Case(0.5, files),
+    "adapter.ema.every": Case(2, evaluations, ("adapter.ema.decay=.5", "updates=2", "evaluation.every=2", *QUICK)),
+    "keep_best": Case("joint_success", files, ("evaluation.every=1",)),
+    "on_degradation": Case("balance", notices, ("shaping.rule=min",)),
     "shaping.clip": Case(0.1, rows),
+    "shaping.joint_share": Case(0.2, rows, JOINT),
+    "shaping.threshold": Case(1.0, rows, ("shaping.rule=gated", CALIBRATED)),
+    "shaping.calibration": Case(OTHER_CALIBRATION, rows, JOINT),
+    "shaping.normalise": Case("pooled", rows, ("shaping.kappa=3",)),
+    "shaping.kappa": Case(3, rows, ("shaping.normalise=pooled",)),
     "weighting.kind": Case("constant", planned),
     "weighting.prompt": Case(0.6, planned, ("weighting.kind=constant",)),
     "weighting.progress": Case("sigma", planned, ("sampling.shift=2",)),
@@ -259,6 +278,7 @@ CASES: dict[str, Case] = {
     "weighting.centre": Case(0.5, planned, LONG),
     "weighting.end": Case(0.7, planned, LONG),
     "weighting.rate": Case(10, planned, LONG),
+    "weighting.balance": Case("proportional", rows, (CALIBRATED,)),
     "objective.clip_range": Case(1e3, rows, TWICE),
     "objective.kl": Case(1, learnt, TWICE),
     "objective.step_scale": Case("none", rows),

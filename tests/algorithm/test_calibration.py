@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ def test_running_figures_survive_json():
 def test_dual_ascent_raises_the_weight_of_what_fell():
     running = figures(prompt=(1.0, 3.0, 0.5), identity=(0.6, 0.8, 0.1))  # losses 4 and 2, in spreads
     assert dual_level(running, ROLES) == pytest.approx(0.02 * (4 - 2))
-    later = RunningFigures(**(running.as_dict() | {"level": 0.1}))
+    later = replace(running, level=0.1)
     assert dual_level(later, ROLES) == pytest.approx(0.98 * 0.1 + 0.04)
 
 

@@ -24,7 +24,7 @@ from customized_grpo.training.assemble import assemble
 from customized_grpo.training.trainer import Trainer
 from gradients import gradients_of
 from processes import in_processes
-from runs import SMALL
+from runs import REMEMBERING, SMALL
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -64,6 +64,7 @@ SETTINGS = (*SMALL, "window.size=2", "optimizer.max_grad_norm=1e9", "optimizer.l
         ("groups.prompts=2",),
         ("groups.prompts=3",),  # two groups in one process, one in the other
         ("groups.prompts=3", "shaping.rule=gdpo", "weighting.kind=constant", "objective.kl=0.1"),
+        ("groups.prompts=3", *REMEMBERING),
     ],
 )
 def test_two_processes_equal_one(more: tuple[str, ...], make_config: MakeConfig, tmp_path: Path):

@@ -16,6 +16,7 @@ from customized_grpo.rewards.scoring import RewardError, Scorer
 from customized_grpo.training.rollout import Rollout
 from customized_grpo.training.trainer import Trainer
 from customized_grpo.training.watch import TrainingError
+from runs import CALIBRATED
 
 MakeTrainer = Callable[..., Trainer]
 AdapterOf = Callable[[Policy], Tensor]
@@ -67,8 +68,9 @@ def optimised(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[tuple[R
 def test_every_rule_trains_through_the_same_code(
     rule: str, kind: str, make_trainer: MakeTrainer, adapter_of: AdapterOf, monkeypatch: pytest.MonkeyPatch
 ):
-    weight = ["weighting.prompt=.6"] if kind == "constant" else []
-    trainer = make_trainer(f"shaping.rule={rule}", f"weighting.kind={kind}", *weight)
+    more = ["weighting.prompt=.6"] if kind == "constant" else []
+    more += [CALIBRATED] if SHAPING_RULES[rule].uses_calibration else []
+    trainer = make_trainer(f"shaping.rule={rule}", f"weighting.kind={kind}", *more)
     before, calls = adapter_of(trainer.policy), optimised(trainer, monkeypatch)
     row = trainer.step()
     ((_, advantages, *_),) = calls
