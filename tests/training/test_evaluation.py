@@ -62,7 +62,10 @@ def test_evaluations_take_the_steps_that_users_take(make_trainer: MakeTrainer):
     saved = Image.open(folder / "images" / "eval-00001" / "00.png")
     assert to_pictures(six)[0].tobytes() == saved.tobytes()
     assert to_pictures(four)[0].tobytes() != saved.tobytes()
-    request = GenerationRequest([], [], [0], model=None, adapter=adapter, size=None, steps=None, device="cpu")
+    reference = folder / "images" / "reference-00.png"
+    request = GenerationRequest(
+        [reference], ["x"], [0], model=None, adapter=adapter, size=None, steps=None, device="cpu"
+    )
     assert request.settings().num_steps == 6
     assert make_request(str(folder), []).config.evaluation_steps == 6
     assert len(trainer.sampler.sigmas) == 4 + 1  # of training
