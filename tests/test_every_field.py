@@ -195,6 +195,7 @@ ALL = ("window.strategy=all", "window.size=null")
 SLIDING = ("window.strategy=sliding", "sampling.num_steps=10", "window.last=8")
 LONG = ("sampling.num_steps=20", "window.last=18")
 QUICK = ("optimizer.lr=1e-2",)
+SCATTERED = ("window.strategy=scattered", "sampling.num_steps=10", "window.last=8")
 JOINT = ("shaping.rule=joint", CALIBRATED)
 OTHER_CALIBRATION = ROOT / "docs" / "results" / "tuning2" / "calibration.yaml"
 TWICE = ("objective.updates_per_rollout=2", "optimizer.lr=1e-2")
@@ -247,6 +248,8 @@ CASES: dict[str, Case] = {
     "sampling.shift": Case(2, rows),
     "noise.dynamics": Case("dance", rows),
     "noise.level": Case(0.5, rows),
+    "noise.steps": Case("all", rows),
+    "window.per": Case("update", planned, SCATTERED),
     "window.strategy": Case("sliding", planned, SLIDING[1:]),
     "window.size": Case(2, planned),
     "window.first": Case(1, planned, ALL),
@@ -280,6 +283,9 @@ CASES: dict[str, Case] = {
     "weighting.rate": Case(10, planned, LONG),
     "weighting.balance": Case("proportional", rows, (CALIBRATED,)),
     "objective.clip_range": Case(1e3, rows, TWICE),
+    "objective.trust": Case("guard", rows, ("objective.step_scale=none",)),
+    "objective.max_divergence": Case(1e3, rows, (*TWICE, "objective.trust=dppo")),
+    "objective.minibatches": Case(2, learnt),
     "objective.kl": Case(1, learnt, TWICE),
     "objective.step_scale": Case("none", rows),
     "objective.updates_per_rollout": Case(2, learnt),

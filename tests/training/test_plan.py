@@ -149,6 +149,18 @@ def _pull(plan: Plan, step: int) -> Tensor:
     return step_gradient_factor(noise.dynamics, sigmas[step], sigmas[step + 1], noise.level, sigmas[1])
 
 
+def test_what_the_ratio_check_allows_depends_on_the_trust_region(plan_of: Callable[..., Plan]):
+    """ "guard" scales a ratio by the noise of the step, a sqrt(sigma / (1 - sigma)) sqrt(-dt); "dppo" clips none.
+
+    T = 4, shift 3: sigma 1, .9, .75, .5. Step 1: .8 sqrt(.9 / .1) sqrt(.15) = .92952; step 2: .8 sqrt(3) sqrt(.25)
+    = .69282."""
+    guard = plan_of("objective.trust=guard", "objective.step_scale=none", "objective.clip_range=2e-4")
+    assert guard.ratio_scales([1, 2]).tolist() == pytest.approx([0.92952, 0.69282], abs=1e-5)
+    assert guard.ratio_limits([1, 2]).tolist() == pytest.approx([1e-4 / 0.92952, 1e-4 / 0.69282], rel=1e-4)
+    assert guard.pull([1]).item() == pytest.approx(0.92952 * _pull(guard, 1).item(), rel=1e-4)
+    assert plan_of("objective.trust=dppo").ratio_limits([1, 2]).tolist() == [math.inf] * 2
+
+
 def test_scales_of_a_fixed_window_have_mean_one_and_without_scaling_are_one(plan_of: Callable[..., Plan]):
     fixed = plan_of("window.strategy=fixed", "window.start=1")
     assert fixed.scales([1, 2]).mean().item() == pytest.approx(1)
@@ -203,6 +215,16 @@ def test_notices(plan_of: Callable[..., Plan]):
         'the rule "min" has no bonus: shaping.recentre has no effect',
     ]
     assert plan_of("shaping.rule=linear", "weighting.kind=constant", "weighting.prompt=.6").notices() == []
+    several = ("weighting.kind=constant", "objective.minibatches=2")
+    assert plan_of(*several, "objective.trust=dppo").notices() == []
+    assert plan_of(*several, "objective.trust=dppo", "objective.clip_range=1e-3").notices() == [
+        'the trust region "dppo" does not read objective.clip_range: it has no effect'
+    ]
+    assert plan_of(*several, "objective.max_divergence=1e-3").notices() == [
+        'the trust region "clip" does not read objective.max_divergence: it has no effect'
+    ]
+    (alone,) = plan_of("weighting.kind=constant", "objective.trust=dppo").notices()
+    assert "objective.trust=dppo has no effect; it acts from the second step on" in alone
     assert "one subject" in plan_of("sampling.num_steps=17", every, count=1).notices()[0]
     (elsewhere,) = plan_of("sampling.num_steps=17", every, "data.source=list.json").notices()
     assert "the built-in model has seen nothing but critters" in elsewhere
