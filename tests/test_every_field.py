@@ -223,6 +223,7 @@ CASES: dict[str, Case] = {
     "adapter.rank": Case(3, learnt),
     "adapter.alpha": Case(8, rows),  # the gradient's norm
     "adapter.targets": Case("[to_k]", learnt),
+    "adapter.share_qkv": Case("true", learnt, ("adapter.targets=attention",)),
     "data.source": Case("{list}", samples),
     "data.root": Case("{root}", samples, ("data.source={stray}",)),
     "data.class_word": Case("cat", samples, ("data.source={photographs}", "data.class_word=dog")),
@@ -298,6 +299,7 @@ CASES: dict[str, Case] = {
     "groups.rollout_batch": Case(2, forward_batches),
     "groups.update_batch": Case(2, forward_batches),
     "evaluation.every": Case(1, evaluations),
+    "evaluation.num_steps": Case(5, evaluations, ("evaluation.every=1",)),
     "evaluation.metrics": Case("[copy_paste]", evaluations, ("evaluation.every=1",)),
     "evaluation.grid": Case(1, evaluations, ("evaluation.every=1",)),
 }

@@ -212,6 +212,11 @@ class RunConfig(Section):
             hint = nearest(figure, [*metrics, JOINT_CALIBRATED])
             yield f"keep_best: {figure!r} is not among evaluation.metrics{hint}; add it there"
 
+    @property
+    def evaluation_steps(self) -> int:
+        """Number of denoising steps with which the adapter is evaluated and used."""
+        return self.evaluation.num_steps or self.sampling.num_steps
+
     # --- rewards and their models ------------------------------------------------------------------------------------
 
     def trained(self) -> dict[str, RewardSettings]:
@@ -335,8 +340,8 @@ def _hidden_contradictions(values: dict[str, Any], error: ValidationError) -> It
     corrected: dict[Any, Any] = copy.deepcopy(values)
     for mistake in error.errors():
         parent, key, value = corrected, None, corrected
-        for part in mistake["loc"]:
-            if isinstance(value, dict):
+        for part in mistake["loc"]:  # which also names branches of unions
+            if isinstance(value, dict) and part in value:
                 parent, key, value = value, part, value.get(part)
         parent.pop(key, None)
     try:

@@ -78,8 +78,10 @@ class Adapter(Section):
     """Rank of the LoRA matrices."""
     alpha: Positive = 16.0
     """LoRA scale: the adapter's output is multiplied by `alpha / rank`."""
-    targets: tuple[str, ...] | None = None
-    """Names of the layers that get an adapter. `null` means attention, feed-forward and output layers."""
+    targets: Literal["attention", "attention_and_output", "all"] | tuple[str, ...] | None = None
+    """Layers that get an adapter: a named set, or a list of names. `null` means `all`: feed-forward layers, too."""
+    share_qkv: bool = False
+    """Let the query, key and value layers share the matrix A, as a LoRA on one fused layer does: fewer parameters."""
     ema: Ema = Ema()
 
 
@@ -264,6 +266,8 @@ class Evaluation(Section):
 
     every: Index = 20
     """Number of updates between evaluations. 0 means never."""
+    num_steps: Steps | None = None
+    """Number of denoising steps of evaluations and of users of the adapter. `null` means `sampling.num_steps`."""
     metrics: tuple[AnyReward, ...] = ()
     """Rewards that are measured but not trained on: names, lines such as `dino region=centre`, or mappings."""
     grid: Index = 8

@@ -14,7 +14,13 @@ from customized_grpo.training.plan import Plan, needs_calibration
 def notices(plan: Plan) -> list[str]:
     """What a user should know before the run starts, one sentence each."""
     notices = [*_unused_settings(plan), *_about_weights(plan)]
-    if plan.config.model.path == BUILT_IN != plan.config.data.source:
+    steps, config = plan.config.evaluation_steps, plan.config
+    if steps != config.sampling.num_steps:
+        notices.append(
+            f"training samples with {config.sampling.num_steps} steps, evaluations with {steps}: the adapter is to be "
+            f"used with {steps}, as sampling.json beside it says"
+        )
+    if config.model.path == BUILT_IN != config.data.source:
         notices.append(
             "the built-in model has seen nothing but critters: with other data a run shows that everything works, "
             "but its pictures mean nothing"

@@ -14,7 +14,7 @@ What differs from the authors' release, and why:
  7. `step_scale: equal` makes all steps pull equally on the model, also KL, and be clipped equally, so that the weight
     schedule alone decides.
  8. A run compares the log-probabilities of rollout and update before its first updates: their ratio must be 1.
- 9. Evaluation uses the schedule and guidance of training, and the sampler that users run.
+ 9. Evaluation uses the shift and guidance of training, and the sampler and the number of steps that users run.
 10. All randomness is derived from (seed, epoch, sample, member), so a resumed run equals an uninterrupted one.
 """
 
@@ -78,6 +78,7 @@ class Trainer:
     def __post_init__(self) -> None:
         config = self.config
         sigmas = self.policy.sigmas(config.sampling.num_steps, config.sampling.shift)
+        self.evaluation_sigmas = self.policy.sigmas(config.evaluation_steps, config.sampling.shift)
         self.sampler = Sampler(
             sigmas,
             config.noise.dynamics,
@@ -220,10 +221,10 @@ class Trainer:
     # --- evaluation --------------------------------------------------------------------------------------------------
 
     def _evaluate(self) -> None:
-        figures, shown = self.held_out.report(self.policy, self.sampler.sigmas, grid=self.config.evaluation.grid)
+        figures, shown = self.held_out.report(self.policy, self.evaluation_sigmas, grid=self.config.evaluation.grid)
         if EMA in self.shadows:
             with self.shadows[EMA].in_place():
-                averaged, _ = self.held_out.report(self.policy, self.sampler.sigmas, grid=0)
+                averaged, _ = self.held_out.report(self.policy, self.evaluation_sigmas, grid=0)
             figures = with_average(figures, averaged)
         row = {"update": self.update, **figures}
         self.directory.log_evaluation(row, shown)
