@@ -128,8 +128,16 @@ def _rewards() -> Iterator[str]:
 
 def _table(section: type[BaseModel], keys: Sequence[str] | Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     yield "| key | type | default | meaning |\n| --- | --- | --- | --- |"
+    yield from _lines(section, keys, prefix)
+    yield ""
+
+
+def _lines(section: type[BaseModel], keys: Sequence[str] | Mapping[str, Any], prefix: str) -> Iterator[str]:
     for key in keys:
         info = section.model_fields[key]
+        if inner := section_of(info):
+            yield from _lines(inner, inner.model_fields, f"{prefix}{key}.")
+            continue
         cells = [
             f"`{prefix}{key}`",
             type_of(info),
@@ -137,7 +145,6 @@ def _table(section: type[BaseModel], keys: Sequence[str] | Mapping[str, Any], pr
             as_markdown(description(section, key)),
         ]
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-    yield ""
 
 
 def section_of(info: FieldInfo) -> type[Section] | None:
@@ -244,6 +251,8 @@ def _range(constraints: Sequence[Any]) -> str:
         high = None
     if low is not None and high is not None:
         return f", {low:,} to {high:,}" if high < 2**53 else f", {low:,} to 2^63 - 1"
+    if low is not None and "lt" in bounds:
+        return f", {low:,} to below {bounds['lt']:,}"
     if "gt" in bounds:
         return f" above {bounds['gt']:,}"
     return "" if low is None else f", {low:,} or more"

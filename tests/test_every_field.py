@@ -101,6 +101,11 @@ def planned(config: RunConfig) -> Any:
     )
 
 
+def notices(config: RunConfig) -> Any:
+    """What the user is told before a run; that a degraded run stops or is balanced: training/test_watch.py."""
+    return Plan(config, load_samples(config)[0], sigma_schedule(config.sampling.num_steps, 3.0)).notices()
+
+
 def samples(config: RunConfig) -> Any:
     """Which samples are trained on and which are held out, and the files of their pictures."""
     return [
@@ -190,6 +195,7 @@ ALL = ("window.strategy=all", "window.size=null")
 SLIDING = ("window.strategy=sliding", "sampling.num_steps=10", "window.last=8")
 LONG = ("sampling.num_steps=20", "window.last=18")
 SCATTERED = ("window.strategy=scattered", "sampling.num_steps=10", "window.last=8")
+QUICK = ("optimizer.lr=1e-2",)
 JOINT = ("shaping.rule=joint", CALIBRATED)
 OTHER_CALIBRATION = ROOT / "docs" / "results" / "tuning2" / "calibration.yaml"
 TWICE = ("objective.updates_per_rollout=2", "optimizer.lr=1e-2")
@@ -254,6 +260,10 @@ CASES: dict[str, Case] = {
     "shaping.gamma": Case(0.1, rows),
     "shaping.recentre": Case("true", rows),
     "shaping.scale": Case(0.5, learnt),
+    "adapter.ema.decay": Case(0.5, files),
+    "adapter.ema.every": Case(2, evaluations, ("adapter.ema.decay=.5", "updates=2", "evaluation.every=2", *QUICK)),
+    "keep_best": Case("joint_success", files, ("evaluation.every=1",)),
+    "on_degradation": Case("balance", notices, ("shaping.rule=min",)),
     "shaping.clip": Case(0.1, rows),
     "shaping.joint_share": Case(0.2, rows, JOINT),
     "shaping.threshold": Case(1.0, rows, ("shaping.rule=gated", CALIBRATED)),

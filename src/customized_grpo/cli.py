@@ -90,6 +90,10 @@ def train(
     output: Annotated[Path | None, PathOption(help="Folder of the run.  [default: the recipe's]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of all randomness.  [default: the recipe's]", min=0)] = None,
     device: RecipeDevice = None,
+    on_degradation: Annotated[
+        Literal["say", "stop", "balance"] | None,
+        typer.Option(help="When a reward falls while another rises.  [default: the recipe's]"),
+    ] = None,
 ) -> None:
     """Train an adapter with the settings of a recipe.
 
@@ -97,7 +101,7 @@ def train(
     """
     from customized_grpo.config import dump_config, load_config
 
-    options = {"output": output, "seed": seed, "device": device}
+    options = {"output": output, "seed": seed, "device": device, "on_degradation": on_degradation}
     chosen = [(key, value) for key, value in options.items() if value is not None]
     moved = [("output", Path(recipe))] if resume and _is_run(recipe) else []  # the folder may have been moved
     config = load_config(recipe, [*moved, *(overrides or []), *chosen])
@@ -111,7 +115,7 @@ def train(
 
 
 def _train(trainer: Trainer) -> None:
-    from customized_grpo.run.checkpoints import FINAL
+    from customized_grpo.run.checkpoints import FINAL, describe_best
     from customized_grpo.training.record import held_out_summary
 
     main = trainer.processes.main
@@ -124,6 +128,8 @@ def _train(trainer: Trainer) -> None:
         path = trainer.directory.path
         if summary := held_out_summary(trainer.directory.logs()[1]):
             typer.echo(summary, err=True)
+        if best := describe_best(path):
+            typer.echo(best, err=True)
         typer.echo(f"as a page: customized-grpo report {as_argument(path)}", err=True)
         typer.echo(f"adapter: {path / FINAL}")
 

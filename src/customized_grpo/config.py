@@ -40,6 +40,8 @@ from customized_grpo.sections import (
 from customized_grpo.validation import METRIC, describe_mistakes, nearest, shorten
 
 CONFIG = "config.yaml"  # the file in the folder of a run or an adapter
+JOINT_CALIBRATED = "joint_calibrated"  # held-out figure of runs with calibrated rewards: mean of q_prompt q_identity
+OF_AVERAGE = "_ema"  # ending of held-out figures of the adapter's moving average
 
 
 class ConfigError(InputError, ValueError):
@@ -88,6 +90,10 @@ class RunConfig(Section):
     """Number of updates between checkpoints."""
     keep_last: Count | None = 3
     """Number of checkpoints to keep, the newest ones. `null` keeps all."""
+    keep_best: str | None = None
+    """Held-out figure, such as `joint_success`, whose best adapter is kept too. With `_ema`: the moving average's."""
+    on_degradation: Literal["say", "stop", "balance"] = "say"
+    """When a reward falls while another rises: say it, stop, or let the weights follow as with `balance: dual`."""
     model: Model = Model()
     adapter: Adapter = Adapter()
     data: Data = Data()
@@ -134,6 +140,7 @@ class RunConfig(Section):
         problems += self._objective_problems()
         problems += contradictions(self.data.source, self.data.root, self.data.class_word)
         problems += self._reward_problems()
+        problems += self._best_problems()
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -187,6 +194,23 @@ class RunConfig(Section):
         for metric in self.evaluation.metrics:
             if metric.role is not None or metric.weight is not None:
                 yield f"evaluation.metrics: {metric.name} is not trained on; remove its role and weight"
+
+    def _best_problems(self) -> Iterator[str]:
+        if self.keep_best is None:
+            return
+        figure = self.keep_best.removesuffix(OF_AVERAGE)
+        metrics = {str(metric): metric.measures for metric in self.evaluation.metrics}
+        if not self.evaluation.every:
+            yield "keep_best: needs evaluations; set evaluation.every"
+        if figure != self.keep_best and self.adapter.ema.decay is None:
+            yield f"keep_best: {self.keep_best} needs a moving average; set for instance adapter.ema.decay=0.9"
+        if figure.removesuffix("_reward") in self.rewards:
+            yield f"keep_best: {figure} is trained on, so it rises in any case; choose one of evaluation.metrics"
+        elif metrics.get(figure) == "copying":
+            yield f"keep_best: {figure} is best when it is low; choose another of evaluation.metrics"
+        elif figure not in {*metrics, JOINT_CALIBRATED}:
+            hint = nearest(figure, [*metrics, JOINT_CALIBRATED])
+            yield f"keep_best: {figure!r} is not among evaluation.metrics{hint}; add it there"
 
     # --- rewards and their models ------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ NonNegative = Annotated[float, Number, Field(ge=0, le=LARGEST_NUMBER)]
 NoiseLevel = Annotated[float, Number, Field(ge=0.001, le=100)]  # less is lost in float32 rounding
 Shift = Annotated[float, Number, Field(ge=0.01, le=100)]  # of the sigma grid; beyond, steps become equal by rounding
 Share = Annotated[float, Number, Field(ge=0, le=1)]
+Decay = Annotated[float, Number, Field(ge=0, lt=1)]  # share of a moving average that stays
 Count = Annotated[int, Number, Field(ge=1, le=LARGEST)]
 Index = Annotated[int, Number, Field(ge=0, le=LARGEST)]
 Seed = Annotated[int, Number, Field(ge=0, le=LARGEST_SEED)]

@@ -10,6 +10,7 @@ from pydantic import model_validator
 from customized_grpo.fields import (
     BUILT_IN,
     Count,
+    Decay,
     GroupSize,
     Index,
     NoiseLevel,
@@ -61,6 +62,15 @@ class Model(Section):
         return values if built_in else {**OF_OTHER_MODELS, **values}
 
 
+class Ema(Section):
+    """A moving average of the adapter's weights, saved and evaluated beside the adapter."""
+
+    decay: Decay | None = None
+    """Share of the average that stays whenever it takes in the adapter, for instance 0.9. `null` means no average."""
+    every: Count = 8
+    """Number of optimiser steps after which the average takes in the adapter."""
+
+
 class Adapter(Section):
     """The LoRA adapter, the only part that learns."""
 
@@ -70,6 +80,7 @@ class Adapter(Section):
     """LoRA scale: the adapter's output is multiplied by `alpha / rank`."""
     targets: tuple[str, ...] | None = None
     """Names of the layers that get an adapter. `null` means attention, feed-forward and output layers."""
+    ema: Ema = Ema()
 
 
 class Data(Section):

@@ -88,7 +88,7 @@ def test_a_trained_adapter_is_probed_and_different_sampling_is_noted(
     directory = RunDirectory(
         load_config(str(TINY), [f"output={tmp_path / 'run'}", "sampling.num_steps=5"]), resume=False
     )
-    directory.finish(built_in)
+    directory.finish(built_in, {})
     reports = {}
     for name, adapter in (("base", ()), ("tuned", ("--adapter", directory.path / "adapter"))):
         answer = run(*SMALL, "sampling.num_steps=3", "window.last=1", *adapter, "--output", tmp_path / name)

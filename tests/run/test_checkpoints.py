@@ -235,7 +235,7 @@ def test_a_stopped_run_leaves_the_checkpoints_of_an_uninterrupted_one(make_train
     kept = []
     for update in range(1, 7):
         if update in (1, 2, 3, 4, 6):
-            trainer.directory.checkpoint(Position(update, update), trainer.policy, trainer.learner.optimizer)
+            trainer.directory.checkpoint(Position(update, update), trainer.policy, trainer.learner.optimizer, {})
         kept.append([int(path.name[-1]) for path in checkpoints_of(trainer.directory.path)])
     assert kept == [[1], [2], [2, 3], [2, 4], [2, 4], [4, 6]]
 
@@ -296,7 +296,7 @@ def test_a_crash_while_finishing_leaves_the_old_or_the_new_adapter(
     weights = run / "adapter" / "pytorch_lora_weights.safetensors"
     album = tmp_path_factory.mktemp("album")
     with photographed(run, album / "first", monkeypatch) as copies:
-        trainer.directory.finish(policy)
+        trainer.directory.finish(policy, {})
     for copy in copies:
         assert {path.name for path in (copy / "adapter").glob("*")} in (
             set(),
@@ -305,7 +305,7 @@ def test_a_crash_while_finishing_leaves_the_old_or_the_new_adapter(
     old = weights.read_bytes()
     excite(policy)
     with photographed(run, album / "second", monkeypatch) as copies:
-        trainer.directory.finish(policy)
+        trainer.directory.finish(policy, {})
     new = weights.read_bytes()
     contents = [(copy / "adapter" / weights.name).read_bytes() for copy in copies]
     assert [content == new for content in contents] == sorted(content == new for content in contents)

@@ -15,7 +15,8 @@ from customized_grpo.rewards.by_name import parse_reward
 from customized_grpo.training import watch as watching
 from customized_grpo.training.record import saturated
 from customized_grpo.training.trainer import Trainer
-from customized_grpo.training.watch import EVALUATIONS, UPDATES, RunWarning, Watch
+from customized_grpo.training.watch import EVALUATIONS, UPDATES, RunWarning, TrainingError, Watch
+from runs import CALIBRATED, SMALL, rows_of
 
 TRAINED = {"identity": "identity_reward", "prompt": "prompt_reward"}
 MEASURES = {
@@ -211,3 +212,74 @@ def test_a_run_writes_its_warnings_into_its_rows(
     assert (warning["kind"], warning["rising"], warning["falling"]) == ("saturated groups", None, None)
     assert "warning, update 2: saturated groups: over the last 2 updates 100%" in capsys.readouterr().err
     assert [row["update"] for row in run(4, resume=True) if "warnings" in row] == [2]
+
+
+# --- what follows from it --------------------------------------------------------------------------------------------
+
+
+def falling(make_trainer: Callable[..., Trainer], *overrides: str, updates: int = 8, resume: bool = False) -> Trainer:
+    """A trainer whose held-out prompt reward falls while identity rises, from the first evaluation on."""
+    small = ("weighting.kind=constant", "evaluation.every=1", "save_every=100", f"updates={updates}")
+    trainer = make_trainer(*SMALL, *small, *overrides, resume=resume)
+    report = trainer.held_out.report
+
+    def known(*args: Any, **named: Any) -> Any:
+        row, shown = report(*args, **named)
+        change = 0.1 * trainer.update
+        series = {"identity_reward": 0.2 + change, "prompt_reward": 0.9 - change}
+        return row | series | {"spread": dict.fromkeys(row["spread"], 0.3)}, shown
+
+    object.__setattr__(trainer.held_out, "report", known)
+    return trainer
+
+
+def test_degradation_names_what_to_set(make_trainer: Callable[..., Trainer]):
+    trainer = falling(make_trainer, updates=4)
+    trainer.train()
+    (warning,) = (w for row in trainer.directory.logs()[0] for w in row.get("warnings", ()))
+    advice = "; start again with weighting.prompt=0.6 (now 0.5), or with shaping.rule=joint"
+    assert warning["message"].endswith(advice)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "roles", "advice"),
+    [
+        (
+            [],
+            ("prompt", "identity"),
+            "weighting.high=0.6 weighting.low=0.2 (now 0.7 and 0.3), or with shaping.rule=joint",
+        ),
+        (["shaping.rule=min"], ("prompt", "identity"), "start again with shaping.rule=joint"),
+        (["weighting.kind=constant", "weighting.prompt=.95"], ("identity", "prompt"), "weighting.prompt=1 (now 0.95)"),
+        (["shaping.rule=joint"], ("identity", "prompt"), "or with weighting.balance=proportional"),
+        (["shaping.rule=joint", "weighting.balance=dual"], ("identity", "prompt"), "(now 0.7 and 0.3)"),
+        ([], ("identity", "identity"), "train on one of the two"),
+        ([], ("quality", "prompt"), "give the quality reward another weight"),
+    ],
+)
+def test_advice(overrides: list[str], roles: tuple[str, str], advice: str, make_trainer: Callable[..., Trainer]):
+    found = make_trainer(*overrides, CALIBRATED).plan.advice(*roles)
+    assert advice in found
+
+
+def test_a_run_may_stop_at_degradation(make_trainer: Callable[..., Trainer], tmp_path: Path):
+    trainer = falling(make_trainer, "on_degradation=stop")
+    with pytest.raises(TrainingError, match="stopped after update 4, as on_degradation=stop says: over the last 5"):
+        trainer.train()
+    assert (tmp_path / "run/checkpoints/step-00004/interim").exists()
+    resumed = falling(make_trainer, "on_degradation=say", updates=6, resume=True)
+    resumed.train()
+    assert resumed.update == 6
+
+
+def test_weights_may_follow_from_the_first_degradation_on(make_trainer: Callable[..., Trainer], tmp_path: Path):
+    whole = falling(make_trainer, "on_degradation=balance", f"output={tmp_path / 'whole'}")
+    whole.train()
+    rows = rows_of(whole.directory.path)
+    assert ["level" in row for row in rows] == [False] * 4 + [True] * 4
+    assert {step["prompt_weight"] for row in rows[:4] for step in row["steps"]} == {0.5}
+    assert rows[7]["level"] != 0.5
+    falling(make_trainer, "on_degradation=balance", updates=6).train()
+    resumed = falling(make_trainer, "on_degradation=balance", resume=True)
+    resumed.train()
+    assert rows_of(resumed.directory.path) == rows

@@ -21,6 +21,7 @@ MAY_CHANGE: Mapping[str, str] = {
     "save_every": "",
     "keep_last": "",
     "output": "",  # the folder was moved
+    "on_degradation": "it acts on the warnings so far, too",
     "tracking": "",  # only copies what the run logs
     "max_unscored": "",  # decides when a run stops, not what it trains
     "model.gradient_checkpointing": "",

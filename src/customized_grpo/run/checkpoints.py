@@ -1,6 +1,7 @@
 """Checkpoints: one folder each, with a checksum of every file, so that damage is found before a checkpoint is used.
 
 checkpoints/step-00020/   the adapter as the policy writes it, config.yaml, sampling.json
+                          ema/                    the same with the moving average of the adapter, if there is one
                           optimizer.safetensors   tensors of the optimiser, and torch's random state
                           state.json              position, and the rest of the optimiser's state
                           interim                 only if the next checkpoint replaces this one
@@ -21,15 +22,19 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from customized_grpo.errors import InputError
 from customized_grpo.files.durable import SAVING, digest, reason_of, remove_folder, sync, sync_tree, write_text
+from customized_grpo.files.json_text import read_json
 from customized_grpo.files.pretrained import PICKLES, ModelError
 from customized_grpo.policies.adapter_file import ADAPTER_FILE
 
 FOLDER, FINAL = "checkpoints", "adapter"  # in a run's folder: what it resumes from, and its result
+BEST = "best"  # in a run's folder: the adapter of its best evaluation
+EMA = "ema"  # in a checkpoint: the moving average of the adapter; after its last update in adapter-ema/
 MANIFEST, TENSORS, STATE = "manifest.json", "optimizer.safetensors", "state.json"
 INTERIM = "interim"  # an empty file in a checkpoint that was saved only because the run was stopped, or ended
 DAMAGED = ".damaged"  # ending of checkpoints that were found damaged
@@ -54,6 +59,28 @@ def checkpoints_of(run: Path) -> list[Path]:
     """A run's checkpoints, oldest first. Each was complete when it was written; it may be damaged since."""
     folders = (path for path in (run / FOLDER).glob("step-*") if re.fullmatch(r"step-\d+", path.name))
     return sorted(folders, key=update_of)
+
+
+class Best(NamedTuple):
+    """The best evaluation so far, by the figure that `keep_best` names."""
+
+    update: int
+    figure: str
+    value: float
+
+
+def bests_of(run: Path) -> list[Path]:
+    """The folders of a run's best adapters, oldest first. Usually one; before the next checkpoint also older ones."""
+    folders = (path for path in (run / BEST).glob("step-*") if re.fullmatch(r"step-\d+", path.name))
+    return sorted(folders, key=update_of)
+
+
+def describe_best(run: Path) -> str | None:
+    """A line about the best adapter of a run; None if it keeps none. Raises JsonError for a damaged file."""
+    if not (folders := bests_of(run)):
+        return None
+    about = read_json(folders[-1] / f"{BEST}.json", TypeAdapter(Best), "remove the folder")
+    return f"best adapter: {folders[-1]} ({about['figure']} {about['value']:.3f}, update {about['update']})"
 
 
 def update_of(checkpoint: Path) -> int:
@@ -146,7 +173,8 @@ def find_adapter(path: Path) -> Path:
     """
     path = Path(path)
     try:
-        for candidate in (path / FINAL, path):
+        bests = bests_of(path.parent)[-1:] if path.name == BEST else []
+        for candidate in (path / FINAL, path, *bests):
             if (candidate / ADAPTER_FILE).is_file():
                 return candidate
         files = [path] if path.is_file() else [each for each in sorted(path.glob("*")) if each.is_file()]

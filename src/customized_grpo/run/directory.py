@@ -2,7 +2,7 @@
 
 config.yaml  samples.json  environment.json  metrics.jsonl  evaluations.jsonl  run.lock
 images/eval-00020.png          images/eval-00020/cases.json 00.png ...   images/reference-00.png ...
-checkpoints/step-00020/        adapter/
+checkpoints/step-00020/        adapter/        adapter-ema/        best/step-00020/
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from customized_grpo.files.durable import (
     SavingError,
     append_text,
     reason_of,
+    remove_folder,
     remove_leftovers,
     sync,
     sync_tree,
@@ -34,14 +35,19 @@ from customized_grpo.files.notices import print_line
 from customized_grpo.files.paths import as_argument
 from customized_grpo.files.pictures import Shown, draw_card, draw_sheet, save_png
 from customized_grpo.policies.base import Policy
+from customized_grpo.policies.shadow import Shadow
 from customized_grpo.run.access import RunDirectoryError, check_access, take_lock, writable
 from customized_grpo.run.cases import keep_cases
 from customized_grpo.run.checkpoints import (
+    BEST,
     DAMAGED,
+    EMA,
     FINAL,
     FOLDER,
     INTERIM,
+    Best,
     Position,
+    bests_of,
     checkpoints_of,
     mark_damaged,
     newest_intact,
@@ -56,6 +62,8 @@ from customized_grpo.run.logs import LOGS, LogRow, as_json, read_logs, rewind_lo
 from customized_grpo.run.own_samples import OwnSamples
 from customized_grpo.run.sampling_settings import SAMPLING, SamplingSettings
 from customized_grpo.run.trackers import Trackers
+
+Shadows = Mapping[str, Shadow]  # copies of the adapter that follow it, by their folder in a checkpoint
 
 
 class RunDirectory:
@@ -134,8 +142,10 @@ class RunDirectory:
 
     # --- saving and resuming -----------------------------------------------------------------------------------------
 
-    def checkpoint(self, position: Position, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
-        """Save adapter, optimiser, random state and position; keep `keep_last` checkpoints.
+    def checkpoint(
+        self, position: Position, policy: Policy, optimizer: torch.optim.Optimizer, shadows: Shadows
+    ) -> None:
+        """Save adapter, shadows, optimiser, random state and position; keep `keep_last` checkpoints.
 
         A checkpoint between two multiples of `save_every` is removed once the next one is saved, so a stopped run
         leaves the same checkpoints as an uninterrupted one. Raises SavingError; the older checkpoints are then kept.
@@ -144,6 +154,9 @@ class RunDirectory:
 
         def write(folder: Path) -> None:
             self._save_adapter(policy, folder)
+            for name, shadow in shadows.items():
+                with shadow.in_place():
+                    self._save_adapter(policy, folder / name)
             write_state(folder, position, optimizer)
             if interim:
                 (folder / INTERIM).touch()
@@ -153,9 +166,13 @@ class RunDirectory:
                 if (self.path / log).exists():
                     sync(self.path / log)
             save_checkpoint(self.path, position.update, write, self.config.keep_last)
+            for older in bests_of(self.path)[:-1]:  # only now: a run that resumes before this point still needs it
+                remove_folder(older)
 
-    def restore(self, policy: Policy, optimizer: torch.optim.Optimizer) -> Position:
-        """Load the newest intact checkpoint into policy, optimiser and torch's random state; returns its position.
+    def restore(self, policy: Policy, optimizer: torch.optim.Optimizer, shadows: Shadows) -> Position:
+        """Load the newest intact checkpoint into policy, shadows, optimiser and torch's random state.
+
+        Returns its position.
 
         Without checkpoints: the first one, and the random state follows from the run's seed. Also removes everything
         written after that checkpoint, because those updates run again, and whatever a crash left behind. Raises
@@ -167,7 +184,7 @@ class RunDirectory:
             self._rewind(-1 if checkpoint is None else update_of(checkpoint))
             if checkpoint is not None:
                 remove_older(checkpoint, self.config.keep_last)
-        return restore_checkpoint(checkpoint, policy, optimizer, self.config.seed)
+        return restore_checkpoint(checkpoint, policy, optimizer, self.config.seed, shadows)
 
     def _newest_intact(self) -> Path | None:
         """The checkpoint to resume from. Damaged ones after it are reported and renamed."""
@@ -196,10 +213,33 @@ class RunDirectory:
         for pictures in images.glob("eval-*"):
             if re.fullmatch(r"eval-\d+", pictures.stem) and int(pictures.stem.removeprefix("eval-")) > update:
                 shutil.rmtree(pictures) if pictures.is_dir() else pictures.unlink()
+        for best in bests_of(self.path):
+            if update_of(best) > update:
+                remove_folder(best)
 
-    def finish(self, policy: Policy) -> None:
-        """Save the final adapter in adapter/. Raises SavingError."""
-        target, temporary = self.path / FINAL, self.path / f"{FINAL}{SAVING}"
+    def save_best(self, about: Best, policy: Policy) -> None:
+        """Save the adapter of the best evaluation so far in best/. Raises SavingError."""
+        target = self.path / BEST / f"step-{about.update:05d}"
+        temporary = target.with_suffix(SAVING)
+        with self._writing("the best adapter"):
+            shutil.rmtree(temporary, ignore_errors=True)
+            self._save_adapter(policy, temporary)
+            write_text(temporary / f"{BEST}.json", json.dumps(about._asdict()) + "\n")
+            sync_tree(temporary)
+            if target.exists():
+                remove_folder(target)
+            temporary.replace(target)
+            sync(target.parent)
+
+    def finish(self, policy: Policy, shadows: Shadows) -> None:
+        """Save the final adapter in adapter/, and its moving average in adapter-ema/. Raises SavingError."""
+        self._save_final(policy, FINAL)
+        if EMA in shadows:
+            with shadows[EMA].in_place():
+                self._save_final(policy, f"{FINAL}-{EMA}")
+
+    def _save_final(self, policy: Policy, name: str) -> None:
+        target, temporary = self.path / name, self.path / f"{name}{SAVING}"
         with self._writing("the final adapter"):
             shutil.rmtree(temporary, ignore_errors=True)
             self._save_adapter(policy, temporary)
@@ -247,14 +287,16 @@ class RunDirectory:
 
 
 def restore_checkpoint(
-    checkpoint: Path | None, policy: Policy, optimizer: torch.optim.Optimizer, seed: int
+    checkpoint: Path | None, policy: Policy, optimizer: torch.optim.Optimizer, seed: int, shadows: Shadows
 ) -> Position:
-    """Load a checkpoint into policy, optimiser and torch's random state; returns its position.
+    """Load a checkpoint into policy, shadows, optimiser and torch's random state; returns its position.
 
     Without one it is the first position, and the random state follows from `seed`.
     """
     if checkpoint is None:
         torch.manual_seed(seed)  # nothing in this package draws from it, but a user's own reward may
         return Position()
+    for name, shadow in shadows.items():
+        shadow.load(checkpoint / name)
     policy.load_adapter(checkpoint)
     return read_state(checkpoint, optimizer)

@@ -11,8 +11,8 @@ import torch
 from customized_grpo.config import RunConfig
 from customized_grpo.files.pictures import Shown
 from customized_grpo.policies.base import Policy
-from customized_grpo.run.checkpoints import Position, newest_intact
-from customized_grpo.run.directory import restore_checkpoint
+from customized_grpo.run.checkpoints import Best, Position, newest_intact
+from customized_grpo.run.directory import Shadows, restore_checkpoint
 from customized_grpo.run.logs import LogRow, read_logs
 
 
@@ -22,7 +22,7 @@ class RunFiles(Protocol):
     path: Path
     notices: list[str]  # settings that changed since the last start, one line each
 
-    def restore(self, policy: Policy, optimizer: torch.optim.Optimizer) -> Position:
+    def restore(self, policy: Policy, optimizer: torch.optim.Optimizer, shadows: Shadows) -> Position:
         """Load the newest intact checkpoint; returns its position, the first one if there is none."""
         ...
 
@@ -38,12 +38,18 @@ class RunFiles(Protocol):
         """Log the row of an evaluation and save the cases shown with it."""
         ...
 
-    def checkpoint(self, position: Position, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
+    def checkpoint(
+        self, position: Position, policy: Policy, optimizer: torch.optim.Optimizer, shadows: Shadows
+    ) -> None:
         """Save what `restore` loads."""
         ...
 
-    def finish(self, policy: Policy) -> None:
-        """Save the final adapter."""
+    def save_best(self, about: Best, policy: Policy) -> None:
+        """Save the adapter of the best evaluation so far."""
+        ...
+
+    def finish(self, policy: Policy, shadows: Shadows) -> None:
+        """Save the final adapter, and its moving average if there is one."""
         ...
 
     def pause(self, update: int) -> str:
@@ -62,9 +68,9 @@ class FollowedDirectory:
         self.config, self.path = config, Path(config.output)
         self.notices: list[str] = []
 
-    def restore(self, policy: Policy, optimizer: torch.optim.Optimizer) -> Position:
+    def restore(self, policy: Policy, optimizer: torch.optim.Optimizer, shadows: Shadows) -> Position:
         checkpoint, _ = newest_intact(self.path)  # the first process has already renamed damaged ones
-        return restore_checkpoint(checkpoint, policy, optimizer, self.config.seed)
+        return restore_checkpoint(checkpoint, policy, optimizer, self.config.seed, shadows)
 
     def logs(self) -> tuple[list[LogRow], list[LogRow]]:
         return read_logs(self.path)
@@ -73,9 +79,13 @@ class FollowedDirectory:
 
     def log_evaluation(self, row: Mapping[str, Any], shown: Sequence[Shown]) -> None: ...
 
-    def checkpoint(self, position: Position, policy: Policy, optimizer: torch.optim.Optimizer) -> None: ...
+    def checkpoint(
+        self, position: Position, policy: Policy, optimizer: torch.optim.Optimizer, shadows: Shadows
+    ) -> None: ...
 
-    def finish(self, policy: Policy) -> None: ...
+    def save_best(self, about: Best, policy: Policy) -> None: ...
+
+    def finish(self, policy: Policy, shadows: Shadows) -> None: ...
 
     def pause(self, update: int) -> str:
         return f"stopped after update {update}"

@@ -23,6 +23,7 @@ from customized_grpo.algorithm import (
 from customized_grpo.config import RunConfig
 from customized_grpo.data import Sample
 from customized_grpo.policies.base import Policy
+from customized_grpo.policies.shadow import Shadow
 from customized_grpo.runtime.distributed import Processes
 from customized_grpo.runtime.memory import MicroBatches
 from customized_grpo.training.plan import Plan
@@ -41,6 +42,7 @@ class Learner:
     plan: Plan
     batches: MicroBatches
     processes: Processes
+    shadows: Sequence[Shadow] = ()  # copies of the adapter that follow it
 
     def __post_init__(self) -> None:
         self.parameters = list(self.policy.trainable_parameters().values())
@@ -164,4 +166,6 @@ class Learner:
             raise not_finite("gradient", update)
         self.steps += 1  # before step(): an update that ran out of memory inside it must not be repeated
         self.optimizer.step()
+        for shadow in self.shadows:
+            shadow.follow(self.steps)
         return norm

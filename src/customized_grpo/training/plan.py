@@ -19,7 +19,7 @@ from customized_grpo.algorithm import (
     step_scales,
     stochastic_steps,
 )
-from customized_grpo.config import RunConfig
+from customized_grpo.config import JOINT_CALIBRATED, OF_AVERAGE, RunConfig
 from customized_grpo.data import Sample
 from customized_grpo.fields import BUILT_IN
 from customized_grpo.sections import Objective, Shaping, Weighting
@@ -29,7 +29,12 @@ from customized_grpo.training.windows import DrawnSteps
 
 def needs_calibration(config: RunConfig) -> bool:
     """Whether a run has to know what its rewards give to bad and to good pictures."""
-    return SHAPING_RULES[config.shaping.rule].uses_calibration or config.weighting.balance == "proportional"
+    figure = (config.keep_best or "").removesuffix(OF_AVERAGE)
+    return (
+        SHAPING_RULES[config.shaping.rule].uses_calibration
+        or config.weighting.balance == "proportional"
+        or figure == JOINT_CALIBRATED
+    )
 
 
 class Plan:
@@ -211,6 +216,24 @@ class Plan:
         """Optimiser steps on one rollout, if no minibatch is without signal."""
         return self.config.objective.updates_per_rollout * self.config.objective.minibatches
 
+    def advice(self, rising: str, falling: str) -> str:
+        """What to set so that a reward of the role `falling` does not fall while one of `rising` rises."""
+        weighting, rule = self.config.weighting, self.config.shaping.rule
+        if {rising, falling} != {"identity", "prompt"}:
+            return "train on one of the two, or give the quality reward another weight"
+        choices = []
+        if self._weighted:
+            names = ("high", "low") if weighting.kind == "tdw" else ("prompt",)
+            now = {name: getattr(weighting, name) for name in names}
+            change = 0.1 if falling == "prompt" else -0.1
+            new = " ".join(f"weighting.{name}={min(max(w + change, 0), 1):g}" for name, w in now.items())
+            choices.append(f"{new} (now {' and '.join(f'{w:g}' for w in now.values())})")
+        if rule != "joint":
+            choices.append("shaping.rule=joint")
+        elif weighting.balance == "off":
+            choices.append("weighting.balance=proportional")
+        return f"start again with {', or with '.join(choices)}"
+
     def notices(self) -> list[str]:
         """What a user should know before the run starts, one sentence each."""
         notices = [*self._unused_settings(), *self._about_weights()]
@@ -248,6 +271,8 @@ class Plan:
         shaping, default = self.config.shaping, Shaping()
         if not self._weighted and self.config.weighting != Weighting(kind="constant"):
             yield f'the rule "{shaping.rule}" has no weights: the section `weighting` has no effect'
+        if not self._weighted and self.config.on_degradation == "balance":
+            yield f'the rule "{shaping.rule}" has no weights: on_degradation=balance has no effect'
         for name in ("gamma", "recentre"):
             if not SHAPING_RULES[shaping.rule].uses_bonus and getattr(shaping, name) != getattr(default, name):
                 yield f'the rule "{shaping.rule}" has no bonus: shaping.{name} has no effect'

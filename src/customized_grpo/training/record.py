@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.algorithm import conflict_diagnostics, role_advantages
+from customized_grpo.config import OF_AVERAGE
 from customized_grpo.runtime.distributed import Processes
 
 SATURATED_BELOW = 0.01
@@ -61,6 +62,23 @@ def saturated(values: Tensor) -> float:
     deviations = (scored - means[:, None]).square().nanmean(dim=1).sqrt()
     overall = (values[~values.isnan()].double()).std(correction=0)
     return (deviations < SATURATED_BELOW * torch.maximum(means.abs(), overall)).double().mean().item()
+
+
+def with_average(figures: Mapping[str, Any], averaged: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of an evaluation, and those of the moving average under names that end in `_ema`."""
+    named = {f"{name}{OF_AVERAGE}": value for name, value in averaged.items() if not isinstance(value, Mapping)}
+    parts = {
+        part: {**figures[part], **{f"{name}{OF_AVERAGE}": value for name, value in values.items()}}
+        for part, values in averaged.items()
+        if isinstance(values, Mapping)
+    }
+    return {**figures, **named, **parts}
+
+
+def best_value(row: Mapping[str, Any], figure: str | None) -> float:
+    """The figure of an evaluation, for looking for the highest; -infinity if it could not be scored."""
+    value = None if figure is None else row.get(figure)
+    return -math.inf if value is None or math.isnan(value) else value
 
 
 def held_out_summary(evaluations: Sequence[Mapping[str, Any]]) -> str:

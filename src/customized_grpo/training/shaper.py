@@ -30,13 +30,16 @@ class Shaper:
     calibrations: Mapping[str, Calibration]  # of the identity and prompt rewards, if the run needs them
     running: RunningFigures = field(default_factory=RunningFigures)  # of all finished updates
 
+    def __post_init__(self) -> None:
+        self.balance = self.config.weighting.balance  # `on_degradation` may turn it on
+
     def observe(self, scores: Mapping[str, Tensor], steps: Sequence[int]) -> RunningFigures:
         """The running figures with this update's rewards [P, G] by key, which are trained at `steps`.
 
         The caller keeps them in `running` once the update is finished: one that ran out of memory is repeated.
         """
         running = self.running.after(scores)
-        if self.config.weighting.balance == "dual":
+        if self.balance == "dual":
             running = replace(running, level=dual_level(running, self.plan.roles))
         quantity = own_quantity(
             self.config.shaping.rule,
@@ -58,7 +61,7 @@ class Shaper:
         return self._balanced(self.plan.column_weight(steps), running)
 
     def _balanced(self, weight: Tensor, running: RunningFigures) -> Tensor:
-        match self.config.weighting.balance:
+        match self.balance:
             case "dual":
                 return (weight + running.level).clamp(0, 1)
             case "proportional":
@@ -68,7 +71,7 @@ class Shaper:
 
     def figures(self, running: RunningFigures) -> dict[str, float]:
         """For metrics.jsonl: the mean weight of the prompt over all steps that can be trained, if it is balanced."""
-        if self.config.weighting.balance == "off":
+        if self.balance == "off":
             return {}
         return {"level": self.prompt_weight(self.plan.reachable, running).mean().item()}
 

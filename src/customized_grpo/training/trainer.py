@@ -20,8 +20,9 @@ What differs from the authors' release, and why:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,23 +30,32 @@ import torch
 from tqdm import tqdm
 
 from customized_grpo.algorithm import NEED_OLD_MEAN, Calibration, RunningFigures
-from customized_grpo.config import RunConfig
+from customized_grpo.config import OF_AVERAGE, RunConfig
 from customized_grpo.data import Sample
 from customized_grpo.policies.base import Policy
+from customized_grpo.policies.shadow import Shadow
 from customized_grpo.rewards import Reward
 from customized_grpo.rewards.scoring import Scorer
-from customized_grpo.run.checkpoints import Position
+from customized_grpo.run.checkpoints import EMA, Best, Position
 from customized_grpo.run.follower import RunFiles
+from customized_grpo.run.logs import LogRow
 from customized_grpo.runtime.distributed import Processes
 from customized_grpo.runtime.memory import MicroBatches
 from customized_grpo.runtime.stopping import StopRequest
 from customized_grpo.training.evaluation import HeldOut
 from customized_grpo.training.learner import Learner
 from customized_grpo.training.plan import Plan
-from customized_grpo.training.record import clock, progress_line, reward_figures, spread
+from customized_grpo.training.record import (
+    best_value,
+    clock,
+    progress_line,
+    reward_figures,
+    spread,
+    with_average,
+)
 from customized_grpo.training.rollout import Rollout, Sampler
 from customized_grpo.training.shaper import Shaper
-from customized_grpo.training.watch import Watch, refuse_ratio
+from customized_grpo.training.watch import DEGRADATION, TrainingError, Watch, degradation, refuse_ratio
 
 RATIO_CHECKS = 2  # per process: a new adapter changes nothing before the first update, so the second is checked, too
 
@@ -78,10 +88,16 @@ class Trainer:
         self.shaper = Shaper(config, self.plan, self.calibrations)
         self.update = self.ratio_checks = 0
         self.batches = MicroBatches(config.groups.rollout_batch, config.groups.update_batch)
-        self.learner = Learner(config, self.policy, self.sampler, self.plan, self.batches, self.processes)
+        ema = config.adapter.ema
+        self.shadows = {} if ema.decay is None else {EMA: Shadow(self.policy, ema.decay, ema.every)}
+        self.learner = Learner(
+            config, self.policy, self.sampler, self.plan, self.batches, self.processes, tuple(self.shadows.values())
+        )
+        self.best = -math.inf  # of the figure that `keep_best` names
         self.scorer = Scorer(self.rewards)
         measures = {str(metric): metric.measures for metric in config.evaluation.metrics}
-        self.watch = Watch({key: f"{key}_reward" for key in self.rewards}, self.plan.roles, measures)
+        trained = {key: f"{key}_reward" for key in self.rewards}
+        self.watch = Watch(trained, self.plan.roles, measures, advice=self.plan.advice)
 
     # --- the algorithm -----------------------------------------------------------------------------------------------
 
@@ -90,9 +106,8 @@ class Trainer:
         config, directory, learner, every = self.config, self.directory, self.learner, self.config.evaluation.every
         with closing(directory), self.scorer.abort_remote_on_error(), StopRequest() as stop:
             with self.processes.main_first():
-                self.update, learner.steps, running = directory.restore(self.policy, learner.optimizer)
-                self.shaper.running = RunningFigures(**running)
-                self.watch.replay(*directory.logs())
+                position = directory.restore(self.policy, learner.optimizer, self.shadows)
+                self._resume(position, *directory.logs())
             self.processes.check_position(self.update, learner.steps)
             if every and self.update == 0:
                 self._evaluate()
@@ -104,16 +119,37 @@ class Trainer:
                     bar.set_postfix_str(progress_line(row, self.rewards))
                     if every and self.update % every == 0:
                         self._evaluate()
-                    directory.log(self.watch.annotate(row))
+                    row = self.watch.annotate(row)
+                    directory.log(row)
+                    degraded = self._act_on(row.get("warnings", ()))
                     stopping = self.processes.any(stop.requested)  # asked once: every process acts on one answer
-                    if stopping or self.update % config.save_every == 0 or self.update == config.updates:
+                    if stopping or degraded or self.update % config.save_every == 0 or self.update == config.updates:
                         position = Position(self.update, learner.steps, self.shaper.running.as_dict())
-                        directory.checkpoint(position, self.policy, learner.optimizer)
+                        directory.checkpoint(position, self.policy, learner.optimizer, self.shadows)
+                    if degraded:
+                        raise degraded
             if self.update < config.updates:
                 with self.processes.main_first():  # an exiting rank makes the launcher kill the rest: 0 saves first
                     message = directory.pause(self.update)
                 stop.exit(message)
-            directory.finish(self.policy)
+            directory.finish(self.policy, self.shadows)
+
+    def _resume(self, position: Position, rows: Sequence[LogRow], evaluations: Sequence[LogRow]) -> None:
+        """Go on from a position, with the logs up to it."""
+        self.update, self.learner.steps, running = position
+        self.shaper.running = RunningFigures(**running)
+        self.watch.replay(rows, evaluations)
+        self._act_on([warning for row in rows for warning in row.get("warnings", ())])
+        self.best = max((best_value(row, self.config.keep_best) for row in evaluations), default=-math.inf)
+
+    def _act_on(self, warnings: Sequence[Mapping[str, Any]]) -> TrainingError | None:
+        """Do what `on_degradation` says about these warnings; returns the error that ends the run, if it should."""
+        degraded = [warning for warning in warnings if warning["kind"] == DEGRADATION]
+        if degraded and self.config.on_degradation == "balance":
+            self.shaper.balance = "dual"
+        if degraded and self.config.on_degradation == "stop":
+            return degradation(degraded[0], self.directory.path)
+        return None
 
     def step(self) -> dict[str, Any]:
         """One update; returns its row of metrics. If memory runs out, it is repeated in smaller batches."""
@@ -183,6 +219,20 @@ class Trainer:
 
     def _evaluate(self) -> None:
         figures, shown = self.held_out.report(self.policy, self.sampler.sigmas, grid=self.config.evaluation.grid)
+        if EMA in self.shadows:
+            with self.shadows[EMA].in_place():
+                averaged, _ = self.held_out.report(self.policy, self.sampler.sigmas, grid=0)
+            figures = with_average(figures, averaged)
         row = {"update": self.update, **figures}
         self.directory.log_evaluation(row, shown)
         self.watch.observe_evaluation(row)
+        self._keep_best(row)
+
+    def _keep_best(self, row: Mapping[str, Any]) -> None:
+        """Save the adapter that this evaluation measured, if it is the best so far."""
+        figure = self.config.keep_best
+        if figure is None or (value := best_value(row, figure)) <= self.best:
+            return
+        self.best = value
+        with self.shadows[EMA].in_place() if figure.endswith(OF_AVERAGE) else nullcontext():
+            self.directory.save_best(Best(self.update, figure, value), self.policy)

@@ -9,20 +9,24 @@ Three things that users of online RL otherwise notice days later:
 from __future__ import annotations
 
 import math
+import shlex
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from customized_grpo.errors import RunError
+from customized_grpo.files.paths import as_argument
 
 EVALUATIONS = 5  # the window of a trend; fewer evaluations do not make one
 SIGNIFICANCE = 0.05  # of a trend's slope, two-sided; both trends of a warning must reach it
 SMALLEST_CHANGE = 0.25  # of a trend over its window, in standard deviations of the metric over the evaluated images
 UPDATES = 10  # the window of saturation
+DEGRADATION = "competitive degradation"
 SATURATED = 0.75  # mean share of groups without spread; windows of late steps alone leave many of those
 
 
@@ -62,11 +66,18 @@ class Trend:
 
 @dataclass
 class Watch:
-    """Reads every row of a run in order; reports each kind of warning about each metric once."""
+    """Reads every row of a run in order; reports each kind of warning about each metric once.
 
-    trained: Mapping[str, str]  # key of a reward -> name of its held-out metric, such as "identity_reward"
-    roles: Mapping[str, str] = field(default_factory=dict)  # key of a reward -> its role; default: the key itself
-    measures: Mapping[str, str] = field(default_factory=dict)  # untrained metric -> "identity", "prompt" or "both"
+    trained   key of a reward -> name of its held-out metric, such as "identity_reward"
+    roles     key of a reward -> its role; default: the key itself
+    measures  untrained metric -> "identity", "prompt" or "both"
+    advice    what to set if the reward of the second role falls while one of the first rises
+    """
+
+    trained: Mapping[str, str]
+    roles: Mapping[str, str] = field(default_factory=dict)
+    measures: Mapping[str, str] = field(default_factory=dict)
+    advice: Callable[[str, str], str] = lambda rising, falling: ""  # noqa: ARG005
     evaluations: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=EVALUATIONS))
     saturation: dict[str, deque[float]] = field(default_factory=dict)
     reported: set[tuple[str, ...]] = field(default_factory=set)
@@ -119,7 +130,6 @@ class Watch:
                 yield (kind, key), RunWarning(row["update"], kind, message)
 
     def _degraded(self, update: int) -> Iterator[Finding]:
-        kind = "competitive degradation"
         trends = {key: self._trend(name) for key, name in self.trained.items()}
         for up, rise in trends.items():
             for down, fall in trends.items():
@@ -128,7 +138,10 @@ class Watch:
                         f"{self._window()} the {up} reward of held-out cases rose from {rise} while the {down} "
                         f"reward fell from {fall}"
                     )
-                    yield (kind, up, down), RunWarning(update, kind, message, self.trained[up], self.trained[down])
+                    if advice := self.advice(self.roles.get(up, up), self.roles.get(down, down)):
+                        message = f"{message}; {advice}"
+                    names = self.trained[up], self.trained[down]
+                    yield (DEGRADATION, up, down), RunWarning(update, DEGRADATION, message, *names)
 
     def _hacked(self, update: int) -> Iterator[Finding]:
         kind = "hacking suspected"
@@ -141,7 +154,8 @@ class Watch:
                 if fall and fall.falling:
                     message = (
                         f"{self._window()} the {key} reward of held-out cases rose from {rise} while {metric}, "
-                        f"which is not trained on, fell from {fall}"
+                        f"which is not trained on, fell from {fall}; start again with a lower optimizer.lr or with "
+                        f"objective.kl=0.01, and keep the best adapter: {shlex.quote(f'keep_best={metric}')}"
                     )
                     yield (kind, key, metric), RunWarning(update, kind, message, name, metric)
 
@@ -177,6 +191,14 @@ class Watch:
 
 class TrainingError(RunError, RuntimeError):
     """Training cannot go on; the message names the update and the sample, and says what to do."""
+
+
+def degradation(warning: Mapping[str, Any], run: Path) -> TrainingError:
+    """Why a run stops that is told to stop at competitive degradation."""
+    return TrainingError(
+        f"stopped after update {warning['update']}, as on_degradation=stop says: {warning['message']}. To go on as it "
+        f"is: customized-grpo train {as_argument(run)} --resume on_degradation=say"
+    )
 
 
 def not_finite(what: str, update: int, where: str = "") -> TrainingError:
