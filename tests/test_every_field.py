@@ -194,10 +194,10 @@ class Case:
 ALL = ("window.strategy=all", "window.size=null")
 SLIDING = ("window.strategy=sliding", "sampling.num_steps=10", "window.last=8")
 LONG = ("sampling.num_steps=20", "window.last=18")
-SCATTERED = ("window.strategy=scattered", "sampling.num_steps=10", "window.last=8")
 QUICK = ("optimizer.lr=1e-2",)
 JOINT = ("shaping.rule=joint", CALIBRATED)
 OTHER_CALIBRATION = ROOT / "docs" / "results" / "tuning2" / "calibration.yaml"
+SCATTERED = ("window.strategy=scattered", "sampling.num_steps=10", "window.last=8")
 TWICE = ("objective.updates_per_rollout=2", "optimizer.lr=1e-2")
 LIST = ("data.source={list}", "data.train_samples=null", "data.held_out_share=.4")
 

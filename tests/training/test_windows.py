@@ -94,7 +94,7 @@ def test_advantages_of_steps_that_an_image_does_not_train_are_masked(plan_of: Ma
     found = plan.at_trained_steps(0, values)
     assert torch.equal(~found.isnan(), trained)
     assert torch.equal(found[trained], values.flatten(0, 1)[trained])
-    torch.testing.assert_close(plan.column_weight(window), plan.prompt_weight(window))
+    torch.testing.assert_close(plan.column_weight(0), plan.prompt_weight(window))
 
 
 # --- weights by position: what the authors' release does -------------------------------------------------------------
@@ -106,7 +106,7 @@ def test_by_position_the_mean_prompt_weight_is_the_same_at_every_step(plan_of: M
     A step's weight deviates by .14; over 24 images x 70 updates x 14/24 the mean has a standard error of .0045.
     """
     plan = plan_of(*PUBLISHED, "weighting.progress=position", "groups.size=12")
-    weights = plan.column_weight(plan.window(0))
+    weights = plan.column_weight(0)
     assert weights[:7].tolist() == pytest.approx([0.7] * 6 + [0.68433], abs=1e-5)
     assert weights.mean().item() == pytest.approx(0.599, abs=5e-4)
     sums, counts = torch.zeros(24, dtype=torch.float64), torch.zeros(24)

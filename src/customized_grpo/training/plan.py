@@ -131,14 +131,11 @@ class Plan:
         positions = torch.arange(self.config.window.size or 1)
         return self.weights.prompt_weight(progress(positions, self.config.sampling.num_steps))
 
-    def column_weight(self, window: Sequence[int]) -> Tensor:
-        """Weight of the prompt rewards in each column of the advantages that `at_trained_steps` takes, [C].
-
-        Columns are the steps of the window, or with `position` the places in the order of drawing.
-        """
+    def column_weight(self, update: int) -> Tensor:
+        """Weight of the prompt rewards in each column of the advantages that `at_trained_steps` takes, [C]."""
         if self.config.weighting.progress == "position":
             return self._weights_by_position()
-        return self.prompt_weight(window)
+        return self.prompt_weight(self.window(update))
 
     def at_trained_steps(self, update: int, advantages: Tensor) -> Tensor:
         """Advantages [P G, T] at the steps of the window; NaN for an image that does not train the step.
@@ -211,11 +208,6 @@ class Plan:
         warmup = self.config.optimizer.warmup * self._steps_per_rollout
         return self.config.optimizer.lr * min((optimizer_step + 1) / max(warmup, 1), 1)
 
-    @property
-    def _steps_per_rollout(self) -> int:
-        """Optimiser steps on one rollout, if no minibatch is without signal."""
-        return self.config.objective.updates_per_rollout * self.config.objective.minibatches
-
     def advice(self, rising: str, falling: str) -> str:
         """What to set so that a reward of the role `falling` does not fall while one of `rising` rises."""
         weighting, rule = self.config.weighting, self.config.shaping.rule
@@ -233,6 +225,11 @@ class Plan:
         elif weighting.balance == "off":
             choices.append("weighting.balance=proportional")
         return f"start again with {', or with '.join(choices)}"
+
+    @property
+    def _steps_per_rollout(self) -> int:
+        """Optimiser steps on one rollout, if no minibatch is without signal."""
+        return self.config.objective.updates_per_rollout * self.config.objective.minibatches
 
     def notices(self) -> list[str]:
         """What a user should know before the run starts, one sentence each."""

@@ -186,8 +186,9 @@ class Trainer:
                 for key, values in own_scores.items()
             }
             self.scorer.check(scores, config.max_unscored)
-        running = self.shaper.observe(scores, steps)
-        advantages = self.shaper.advantages(scores, self.shaper.column_weight(steps, running), running)
+        weight = self.plan.column_weight(self.update)
+        running = self.shaper.observe(scores, weight)
+        advantages = self.shaper.advantages(scores, self.shaper.balanced(weight, running), running)
         advantages = self.plan.at_trained_steps(self.update, advantages)  # [P G, T]
         with clock(seconds, "update"):
             if self.ratio_checks < RATIO_CHECKS:
@@ -201,7 +202,7 @@ class Trainer:
             "advantage_std": spread(advantages),
             **self.shaper.figures(running),
             **self.scorer.unscored_by_remote(self.processes),
-            "steps": self.plan.step_rows(steps, self.shaper.prompt_weight(steps, running)),
+            "steps": self.plan.step_rows(steps, self.shaper.balanced(self.plan.prompt_weight(steps), running)),
             **diagnostics,
             "lr": self.learner.optimizer.param_groups[0]["lr"],
             "seconds": seconds,
