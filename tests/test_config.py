@@ -141,7 +141,7 @@ def test_settings_of_a_replaced_reward_are_refused_with_the_way_to_drop_them():
         ("evaluation.metrics=[dyno]", "evaluation.metrics.0.name: no reward is named 'dyno'; did you mean 'dino'?"),
         ("rewards.prompt.name=clipt", "rewards.prompt.name: no reward is named 'clipt'; did you mean 'clip_t'?"),
         ("rewards.identity.aginst=reference", "rewards.identity.aginst: unknown key; did you mean 'against'?"),
-        ("adapter.xyz=1", "adapter.xyz: unknown key; known here: rank, alpha, targets"),
+        ("adapter.xyz=1", "adapter.xyz: unknown key; known here: rank, alpha, targets, ema"),
         ("dino=1", "dino: unknown key; did you mean 'window'?"),
         ("rewards.x={name: 'a.py:b', role: quality, weight: 1, optoins: {}}", "rewards.x.optoins: .* mean 'options'?"),
         ("rewards.prompt={name: http}", "rewards.prompt.url: is missing and has no default; set it"),
