@@ -21,8 +21,8 @@ CALLERS_MISTAKES = {
     "data/images.py:fit": "the caller asks for a side below 1, or passes a picture that load_image did not open",
     "data/sample.py:Sample.__post_init__": "the caller makes a sample without an id or a reference",
     "data/sources.py:load_data": "the caller asks for files of the built-in world, which has none",
-    "measure/intervals.py:estimate": "the caller passes no scored value",
-    "measure/intervals.py:paired_difference": "the caller passes seeds with none in common",
+    "calibration/intervals.py:estimate": "the caller passes no scored value",
+    "calibration/intervals.py:paired_difference": "the caller passes seeds with none in common",
     "policies/flux_kontext.py:FluxKontextPolicy.noise": "the caller passes another number of seeds than of images",
     "rewards/settings.py:RewardSettings.make": "abstract",
 }

@@ -302,7 +302,7 @@ def check_rewards(
     overrides: Overrides = None,
     metric: Metric = None,
     cases: Annotated[int, typer.Option(help="Number of samples, at most.", min=2)] = 256,
-    output: Annotated[Path | None, PathOption(help="Folder for check_rewards.json.  [default: only print]")] = None,
+    output: Annotated[Path | None, PathOption(help="Folder for its files.  [default: only print]")] = None,
     device: RecipeDevice = None,
 ) -> None:
     """Check a recipe's rewards before training with them.
@@ -322,7 +322,7 @@ def check_rewards(
     check = check_rewards(load_config(recipe, [*(overrides or []), *chosen]), metric or [], cases)
     typer.echo(check.text())
     if output is not None:
-        typer.echo(f"\nfigures: {write_check(check, output)}")
+        typer.echo(f"\n{write_check(check, output)}")
 
 
 @app.command()

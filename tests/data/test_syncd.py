@@ -38,6 +38,7 @@ def test_each_picture_is_asked_for_once_with_another_one_as_reference(root: Path
     assert last.prompt == "prompt of 0_0_2.jpg"
     assert last.references == (root / "rigid/0_0_0.jpg",)
     assert last.other_views == (root / "rigid/0_0_2.jpg", root / "rigid/0_0_1.jpg")
+    assert [str(sample.prompt_picture) for sample in samples] == [f"{root / sample.id}.jpg" for sample in samples]
     assert last.mask == root / "rigid/masks/0_0_0.jpg"
     assert (last.subject, last.class_word) == ("a1b2", None)
     assert last.extra == {"objaverse_id": "a1b2", "category": "rigid", "dino_scores": [[0.0]]}

@@ -13,6 +13,7 @@ from customized_grpo.algorithm import OWN, Calibration, sigma_schedule
 from customized_grpo.config import RunConfig
 from customized_grpo.data import Sample
 from customized_grpo.policies.base import Policy
+from customized_grpo.training.advice import notices
 from customized_grpo.training.plan import Plan
 from customized_grpo.training.shaper import Shaper
 from customized_grpo.training.trainer import Trainer
@@ -36,7 +37,6 @@ def scores(prompt: list[list[float]], identity: list[list[float]]) -> dict[str, 
     return {"prompt": torch.tensor(prompt), "identity": torch.tensor(identity)}
 
 
-ONE = torch.tensor([0.5])  # the plan's weight of the prompt in one step
 FIRST = scores([[0.0, 1.0, 0.5]], [[0.4, 0.6, 0.8]])  # spreads .5 and .2
 FLAT = scores([[0.50, 0.51, 0.52]], [[0.6, 0.6, 0.9]])  # spreads .01 and .1732
 
@@ -46,7 +46,7 @@ def test_a_group_without_real_differences_pulls_little(shaper_of: Callable[..., 
     shaper = shaper_of("shaping.rule=linear", "shaping.normalise=pooled", "shaping.kappa=1", "weighting.prompt=1")
     weight = torch.ones(1)
     for update, expected in ((FIRST, [-1.0, 1.0, 0.0]), (FLAT, [-0.01 / 0.255, 0.0, 0.01 / 0.255])):
-        running = shaper.observe(update, weight)
+        running = shaper.observe(update, [0])
         found = shaper.advantages(update, weight, running)[0, :, 0]
         torch.testing.assert_close(found, torch.tensor(expected), atol=1e-6, rtol=1e-4)
         shaper.running = running
@@ -54,8 +54,8 @@ def test_a_group_without_real_differences_pulls_little(shaper_of: Callable[..., 
 
 def test_the_rules_own_quantity_is_pooled_too(shaper_of: Callable[..., Shaper]):
     shaper = shaper_of("shaping.rule=joint", "shaping.normalise=pooled", "shaping.kappa=1", "shaping.joint_share=1")
-    shaper.running = shaper.observe(FIRST, ONE)
-    running = shaper.observe(FLAT, ONE)
+    shaper.running = shaper.observe(FIRST, [0])
+    running = shaper.observe(FLAT, [0])
     products = torch.tensor([[0.0, 0.6, 0.4], [0.3, 0.306, 0.468]])
     assert running.spreads[OWN] == pytest.approx(products.std(dim=1).mean().item())
     found = shaper.advantages(FLAT, torch.tensor([0.5]), running)[0, :, 0]
@@ -66,24 +66,23 @@ def test_the_rules_own_quantity_is_pooled_too(shaper_of: Callable[..., Shaper]):
 def test_observing_twice_without_keeping_changes_nothing(shaper_of: Callable[..., Shaper]):
     """An update that ran out of memory is repeated: its rewards count once."""
     shaper = shaper_of("weighting.balance=dual")
-    assert shaper.observe(FIRST, ONE) == shaper.observe(FIRST, ONE)
+    assert shaper.observe(FIRST, [0]) == shaper.observe(FIRST, [0])
 
 
 def test_proportional_weights_by_hand(shaper_of: Callable[..., Shaper]):
     """Gains in spreads: prompt .5 / .5 = 1, identity .6 / .2 = 3, so .3 : .7 becomes .9 : .7."""
     shaper = shaper_of("weighting.balance=proportional", "weighting.prompt=.3")
-    weight = shaper.plan.prompt_weight([0, 1])
-    running = shaper.observe(FIRST, weight)
-    assert shaper.balanced(weight, running).tolist() == pytest.approx([0.9 / 1.6] * 2)
+    running = shaper.observe(FIRST, [0, 1])
+    assert shaper.prompt_weight([0, 1], running).tolist() == pytest.approx([0.9 / 1.6] * 2)
     assert shaper.figures(running) == {"level": pytest.approx(0.9 / 1.6)}
 
 
 def test_dual_weights_by_hand(shaper_of: Callable[..., Shaper]):
     """The prompt's mean falls from .5 to .9 x .5 + .1 x .0, in spreads of .5: lambda = .02 x .05 / .5."""
     shaper = shaper_of("weighting.balance=dual", "weighting.prompt=.3")
-    shaper.running = shaper.observe(FIRST, ONE)
-    running = shaper.observe(scores([[-0.5, 0.5, 0.0]], [[0.4, 0.6, 0.8]]), ONE)
-    assert shaper.balanced(shaper.plan.prompt_weight([0]), running).item() == pytest.approx(0.3 + 0.02 * 0.05 / 0.5)
+    shaper.running = shaper.observe(FIRST, [0])
+    running = shaper.observe(scores([[-0.5, 0.5, 0.0]], [[0.4, 0.6, 0.8]]), [0])
+    assert shaper.prompt_weight([0], running).item() == pytest.approx(0.3 + 0.02 * 0.05 / 0.5)
     assert shaper_of().figures(running) == {}
 
 
@@ -124,15 +123,15 @@ def test_a_checkpoint_of_a_version_without_running_figures_resumes(make_trainer:
         (["shaping.kappa=.5"], "shaping.kappa has no effect without shaping.normalise=pooled"),
         (["shaping.joint_share=.3"], 'only the rule "joint" reads shaping.joint_share'),
         (["shaping.threshold=.3"], 'only the rule "gated" reads shaping.threshold'),
-        ([CALIBRATED], 'the rule "sars" needs no calibration: shaping.calibration has no effect'),
+        ([CALIBRATED], 'the rule "sars" needs no calibration: it only adds the held-out figure joint_calibrated'),
         (["shaping.rule=min", "weighting.balance=dual"], "the section `weighting` has no effect"),
     ],
 )
 def test_settings_that_nothing_reads_are_named(overrides: list[str], notice: str, shaper_of: Callable[..., Shaper]):
-    assert notice in "\n".join(shaper_of(*overrides).plan.notices())
+    assert notice in "\n".join(notices(shaper_of(*overrides).plan))
 
 
 @pytest.mark.parametrize("balance", ["dual", "proportional"])
 def test_nothing_is_named_when_everything_is_read(balance: str, shaper_of: Callable[..., Shaper]):
     shaper = shaper_of("shaping.rule=joint", CALIBRATED, "shaping.joint_share=.3", f"weighting.balance={balance}")
-    assert not [notice for notice in shaper.plan.notices() if "no effect" in notice]
+    assert not [notice for notice in notices(shaper.plan) if "no effect" in notice]

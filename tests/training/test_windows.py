@@ -13,6 +13,7 @@ from customized_grpo.config import RunConfig
 from customized_grpo.data import Sample
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.rewards import Reward
+from customized_grpo.training.advice import notices
 from customized_grpo.training.plan import Plan
 from customized_grpo.training.rollout import Rollout, Sampler, derive_seed
 from customized_grpo.training.trainer import Trainer
@@ -94,7 +95,7 @@ def test_advantages_of_steps_that_an_image_does_not_train_are_masked(plan_of: Ma
     found = plan.at_trained_steps(0, values)
     assert torch.equal(~found.isnan(), trained)
     assert torch.equal(found[trained], values.flatten(0, 1)[trained])
-    torch.testing.assert_close(plan.column_weight(0), plan.prompt_weight(window))
+    torch.testing.assert_close(plan.column_weight(window), plan.prompt_weight(window))
 
 
 # --- weights by position: what the authors' release does -------------------------------------------------------------
@@ -106,7 +107,7 @@ def test_by_position_the_mean_prompt_weight_is_the_same_at_every_step(plan_of: M
     A step's weight deviates by .14; over 24 images x 70 updates x 14/24 the mean has a standard error of .0045.
     """
     plan = plan_of(*PUBLISHED, "weighting.progress=position", "groups.size=12")
-    weights = plan.column_weight(0)
+    weights = plan.column_weight(plan.window(0))
     assert weights[:7].tolist() == pytest.approx([0.7] * 6 + [0.68433], abs=1e-5)
     assert weights.mean().item() == pytest.approx(0.599, abs=5e-4)
     sums, counts = torch.zeros(24, dtype=torch.float64), torch.zeros(24)
@@ -155,7 +156,7 @@ def scoring(values: list[float]) -> Reward:
 
 
 def test_a_run_is_told_what_weights_by_position_amount_to(plan_of: MakePlan):
-    (notice,) = plan_of(*PUBLISHED, "weighting.progress=position").notices()
+    (notice,) = notices(plan_of(*PUBLISHED, "weighting.progress=position"))
     assert "It is 0.60 on average at every step, and between 0.33 and 0.70 at random" in notice
 
 

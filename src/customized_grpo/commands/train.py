@@ -12,6 +12,7 @@ from customized_grpo.errors import InputError, RunError
 from customized_grpo.files.paths import as_argument
 from customized_grpo.run.checkpoints import FINAL, describe_best
 from customized_grpo.runtime import launchers
+from customized_grpo.training.advice import notices
 from customized_grpo.training.assemble import assemble
 from customized_grpo.training.record import held_out_summary
 
@@ -20,8 +21,8 @@ def run_training(config: RunConfig, *, resume: bool) -> None:
     """Train, and say before and after what a user should know."""
     trainer = assemble(config, resume=resume)
     main = trainer.processes.main
-    notices = (*trainer.directory.notices, *launchers.notices(), *trainer.plan.notices())
-    for notice in notices if main else ():
+    told = (*trainer.directory.notices, *launchers.notices(), *notices(trainer.plan))
+    for notice in told if main else ():
         typer.echo(f"note: {notice}", err=True)
     with _as_failure_of_the_run():
         trainer.train()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -33,8 +33,8 @@ class Shaper:
     def __post_init__(self) -> None:
         self.balance = self.config.weighting.balance  # `on_degradation` may turn it on
 
-    def observe(self, scores: Mapping[str, Tensor], weight: Tensor) -> RunningFigures:
-        """The running figures with this update's rewards [P, G] by key, and the plan's weights of the prompt [C].
+    def observe(self, scores: Mapping[str, Tensor], steps: Sequence[int]) -> RunningFigures:
+        """The running figures with this update's rewards [P, G] by key, which are trained at `steps`.
 
         The caller keeps them in `running` once the update is finished: one that ran out of memory is repeated.
         """
@@ -44,7 +44,7 @@ class Shaper:
         quantity = own_quantity(
             self.config.shaping.rule,
             scores,
-            self.balanced(weight, running),
+            self.column_weight(steps, running),
             roles=self.plan.roles,
             calibrations=self.calibrations,
             threshold=self.config.shaping.threshold,
@@ -52,8 +52,15 @@ class Shaper:
         )
         return running if quantity is None else running.with_spreads({OWN: quantity})
 
-    def balanced(self, weight: Tensor, running: RunningFigures) -> Tensor:
-        """Weights of the prompt rewards, any shape, from those of the plan; identity gets the rest."""
+    def prompt_weight(self, steps: Sequence[int], running: RunningFigures) -> Tensor:
+        """Weight of the prompt rewards at each step [len(steps)]; identity gets the rest."""
+        return self._balanced(self.plan.prompt_weight(steps), running)
+
+    def column_weight(self, steps: Sequence[int], running: RunningFigures) -> Tensor:
+        """The same for each column of `advantages`: `Plan.column_weight`."""
+        return self._balanced(self.plan.column_weight(steps), running)
+
+    def _balanced(self, weight: Tensor, running: RunningFigures) -> Tensor:
         match self.balance:
             case "dual":
                 return (weight + running.level).clamp(0, 1)
@@ -66,10 +73,10 @@ class Shaper:
         """For metrics.jsonl: the mean weight of the prompt over all steps that can be trained, if it is balanced."""
         if self.balance == "off":
             return {}
-        return {"level": self.balanced(self.plan.prompt_weight(self.plan.reachable), running).mean().item()}
+        return {"level": self.prompt_weight(self.plan.reachable, running).mean().item()}
 
     def advantages(self, scores: Mapping[str, Tensor], prompt_weight: Tensor, running: RunningFigures) -> Tensor:
-        """Shaped advantages [P, G, C] from rewards [P, G] by key, with each of these weights of the prompt [C]."""
+        """Shaped advantages [P, G, C] from rewards [P, G] by key, in columns with these prompt weights [C]."""
         shaping, rewards = self.config.shaping, self.config.rewards
         quality = {key: reward.weight for key, reward in rewards.items() if reward.weight is not None}
         return step_advantages(

@@ -24,6 +24,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ from customized_grpo.run.logs import LogRow
 from customized_grpo.runtime.distributed import Processes
 from customized_grpo.runtime.memory import MicroBatches
 from customized_grpo.runtime.stopping import StopRequest
+from customized_grpo.training.advice import advice
 from customized_grpo.training.evaluation import HeldOut
 from customized_grpo.training.learner import Learner
 from customized_grpo.training.plan import Plan
@@ -97,7 +99,7 @@ class Trainer:
         self.scorer = Scorer(self.rewards)
         measures = {str(metric): metric.measures for metric in config.evaluation.metrics}
         trained = {key: f"{key}_reward" for key in self.rewards}
-        self.watch = Watch(trained, self.plan.roles, measures, advice=self.plan.advice)
+        self.watch = Watch(trained, self.plan.roles, measures, advice=partial(advice, self.plan))
 
     # --- the algorithm -----------------------------------------------------------------------------------------------
 
@@ -186,9 +188,8 @@ class Trainer:
                 for key, values in own_scores.items()
             }
             self.scorer.check(scores, config.max_unscored)
-        weight = self.plan.column_weight(self.update)
-        running = self.shaper.observe(scores, weight)
-        advantages = self.shaper.advantages(scores, self.shaper.balanced(weight, running), running)
+        running = self.shaper.observe(scores, steps)
+        advantages = self.shaper.advantages(scores, self.shaper.column_weight(steps, running), running)
         advantages = self.plan.at_trained_steps(self.update, advantages)  # [P G, T]
         with clock(seconds, "update"):
             if self.ratio_checks < RATIO_CHECKS:
@@ -202,7 +203,7 @@ class Trainer:
             "advantage_std": spread(advantages),
             **self.shaper.figures(running),
             **self.scorer.unscored_by_remote(self.processes),
-            "steps": self.plan.step_rows(steps, self.shaper.balanced(self.plan.prompt_weight(steps), running)),
+            "steps": self.plan.step_rows(steps, self.shaper.prompt_weight(steps, running)),
             **diagnostics,
             "lr": self.learner.optimizer.param_groups[0]["lr"],
             "seconds": seconds,
