@@ -183,7 +183,8 @@ class Plan:
         if shaping.normalise == "group" and shaping.kappa != default.kappa:
             yield "shaping.kappa has no effect without shaping.normalise=pooled"
         if shaping.calibration is not None and not needs_calibration(self.config):
-            yield f'the rule "{shaping.rule}" needs no calibration: it only adds the held-out figure {JOINT_CALIBRATED}'
+            effect = f"shaping.calibration only adds the held-out figure {JOINT_CALIBRATED}"
+            yield f'the rule "{shaping.rule}" needs no calibration: {effect}'
 
     def _generator(self, *parts: object) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(self.config.seed, *parts))
