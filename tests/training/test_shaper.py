@@ -123,7 +123,7 @@ def test_a_checkpoint_of_a_version_without_running_figures_resumes(make_trainer:
         (["shaping.kappa=.5"], "shaping.kappa has no effect without shaping.normalise=pooled"),
         (["shaping.joint_share=.3"], 'only the rule "joint" reads shaping.joint_share'),
         (["shaping.threshold=.3"], 'only the rule "gated" reads shaping.threshold'),
-        ([CALIBRATED], 'the rule "sars" needs no calibration: it only adds the held-out figure joint_calibrated'),
+        ([CALIBRATED], 'the rule "sars" needs no calibration: shaping.calibration only adds the held-out'),
         (["shaping.rule=min", "weighting.balance=dual"], "the section `weighting` has no effect"),
     ],
 )

@@ -35,7 +35,7 @@ from customized_grpo.training.plan import needs_calibration
 
 CASES = 64  # samples whose known pictures are scored, at most
 PROMPTS = 8  # samples of which the base makes a group, at most
-ROWS = {"identity": ("copy", "other_view", "other_subject"), "prompt": ("right_prompt", "wrong_prompt")}
+ROWS = {"identity": ("other_view", "other_subject"), "prompt": ("right_prompt", "wrong_prompt")}
 
 
 def kept_calibrations(config: RunConfig, *, resume: bool) -> dict[str, RewardCalibration] | None:
@@ -111,7 +111,9 @@ def _of_known_pictures(config: RunConfig, cases: Cases, candidates: Sequence[Can
     levels = {}
     for quality, rows in ROWS.items():
         chosen = [candidate for candidate in candidates if candidate.quality == quality]
-        for judged in judge(cases, chosen, size, batch, rows) if chosen else ():
+        with_copy = any(candidate.against == "other_view" for candidate in chosen)  # see known_levels
+        shown = (*rows, "copy") if with_copy else rows
+        for judged in judge(cases, chosen, size, batch, shown) if chosen else ():
             levels[str(judged.candidate.key)] = known_levels(judged)
     return {str(candidate.key): levels[str(candidate.key)] for candidate in candidates}
 
