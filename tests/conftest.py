@@ -4,7 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may download anything; huggingface_hub reads this when it is imported
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from customized_grpo.critters import samples as critters
 from customized_grpo.critters.build import models
 from customized_grpo.critters.weights import resolve
 from customized_grpo.data import Sample
-from customized_grpo.policies.flux_kontext import LORA_TARGETS, FluxKontextPolicy
+from customized_grpo.policies.base import Targets
+from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.training.assemble import assemble
 from customized_grpo.training.trainer import Trainer
 from program import Refusal
@@ -62,8 +63,9 @@ def make_policy() -> Callable[..., FluxKontextPolicy]:
         *,
         rank: int | None = None,
         alpha: float = 16.0,
-        targets: Sequence[str] = LORA_TARGETS,
+        targets: Targets = None,
         seed: int = 0,
+        share_qkv: bool = False,
         height: int = 32,
         width: int = 32,
         guidance: float = 2.5,
@@ -81,7 +83,7 @@ def make_policy() -> Callable[..., FluxKontextPolicy]:
             **further,
         )
         if rank is not None:
-            policy.add_adapter(rank, alpha, targets, seed=seed)
+            policy.add_adapter(rank, alpha, targets, seed=seed, share_qkv=share_qkv)
         return policy
 
     return make

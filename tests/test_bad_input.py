@@ -52,7 +52,12 @@ KINDS = {
     ),
     "text": ("output=null", "output: input should be a valid string, not None"),
     "literal": ("model.dtype=float16", "model.dtype: input should be 'float32' or 'bfloat16', not 'float16'"),
-    "list": ("adapter.targets=to_q", "adapter.targets: write a list such as [to_q], not 'to_q'"),
+    "list": ("tracking=wandb", "tracking: write a list such as [wandb], not 'wandb'"),
+    "set or list": (
+        "adapter.targets=to_q",
+        "adapter.targets: input should be 'attention', 'attention_and_output' or 'all'; or a list such as [to_q], "
+        "not 'to_q'",
+    ),
     "member": (
         "tracking=[mlflow]",
         "tracking.0: input should be 'tensorboard', 'wandb' or 'trackio', not 'mlflow'",

@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 import yaml
 
-from customized_grpo.algorithm import SHAPING_RULES
+from customized_grpo.algorithm import SHAPING_RULES, TRUST_REGIONS
 from customized_grpo.algorithm.schedule import ProgressReading, WindowStrategy
 from customized_grpo.algorithm.sde import Dynamics, StepScaleMode
 from customized_grpo.algorithm.weighting import WEIGHTINGS
@@ -84,7 +84,8 @@ def test_the_resolved_config_reads_back_to_itself(name: str, tmp_path: Path):
         (Window, "strategy", get_args(WindowStrategy)),
         (Noise, "dynamics", set(get_args(Dynamics)) - {"ode"}),  # "ode" has no noise to train with
         (Weighting, "kind", WEIGHTINGS),
-        (Weighting, "progress", get_args(ProgressReading)),
+        (Weighting, "progress", {*get_args(ProgressReading), "position"}),  # "position" is no property of a step
+        (Objective, "trust", TRUST_REGIONS),
         (Objective, "step_scale", get_args(StepScaleMode)),
     ],
 )
@@ -140,7 +141,7 @@ def test_settings_of_a_replaced_reward_are_refused_with_the_way_to_drop_them():
         ("evaluation.metrics=[dyno]", "evaluation.metrics.0.name: no reward is named 'dyno'; did you mean 'dino'?"),
         ("rewards.prompt.name=clipt", "rewards.prompt.name: no reward is named 'clipt'; did you mean 'clip_t'?"),
         ("rewards.identity.aginst=reference", "rewards.identity.aginst: unknown key; did you mean 'against'?"),
-        ("adapter.xyz=1", "adapter.xyz: unknown key; known here: rank, alpha, targets"),
+        ("adapter.xyz=1", "adapter.xyz: unknown key; known here: rank, alpha, targets, share_qkv, ema"),
         ("dino=1", "dino: unknown key; did you mean 'window'?"),
         ("rewards.x={name: 'a.py:b', role: quality, weight: 1, optoins: {}}", "rewards.x.optoins: .* mean 'options'?"),
         ("rewards.prompt={name: http}", "rewards.prompt.url: is missing and has no default; set it"),
@@ -163,6 +164,29 @@ def test_a_mistake_is_one_line_that_names_key_and_value(override: str, line: str
         (["window.size=null"], 'window: strategy "random" needs a size; set for instance window.size=2'),
         (["window.strategy=fixed"], 'window: strategy "fixed" needs a start; set for instance window.start=0'),
         (["window.start=1"], 'window: start is only for the strategy "fixed", not "random"; set window.start=null'),
+        (
+            ["window.per=update"],
+            'window: per is only for the strategy "scattered": with "random" all images of an update train the same '
+            "steps; set window.per=image",
+        ),
+        (["window.strategy=scattered", "window.size=9"], "window.size: must be at most 8 within steps 0 to 7, not 9"),
+        (
+            ["objective.minibatches=9"],
+            "objective.minibatches: must be at most 8, the images of a group (groups.size), not 9",
+        ),
+        (
+            ["objective.trust=guard"],
+            'objective.step_scale: "guard" scales the ratio of each step by its own noise, and two scales would undo '
+            "each other; set objective.step_scale=none, or objective.trust=clip",
+        ),
+        *(
+            (
+                ["weighting.progress=position", *more],
+                'weighting.progress: "position" is the order in which each image draws its steps; add '
+                "window.strategy=scattered window.per=image",
+            )
+            for more in ([], ["window.strategy=scattered", "window.per=update"])
+        ),
         (["shaping.rule=gdpo"], 'shaping.rule: "gdpo" needs static weights; add weighting.kind=constant'),
         (
             ["weighting.prompt=.6"],

@@ -23,6 +23,7 @@ from customized_grpo.critters.weights import FOLDER
 from customized_grpo.policies import load_policy
 from customized_grpo.rewards.scoring import RewardError
 from customized_grpo.rewards.settings import ClipTSettings, DinoSettings, RewardSettings
+from customized_grpo.training.advice import notices as notices_of
 from customized_grpo.training.assemble import assemble, load_rewards, load_samples
 from customized_grpo.training.plan import Plan
 from program import TINY
@@ -103,7 +104,7 @@ def planned(config: RunConfig) -> Any:
 
 def notices(config: RunConfig) -> Any:
     """What the user is told before a run; that a degraded run stops or is balanced: training/test_watch.py."""
-    return Plan(config, load_samples(config)[0], sigma_schedule(config.sampling.num_steps, 3.0)).notices()
+    return notices_of(Plan(config, load_samples(config)[0], sigma_schedule(config.sampling.num_steps, 3.0)))
 
 
 def samples(config: RunConfig) -> Any:
@@ -197,6 +198,7 @@ LONG = ("sampling.num_steps=20", "window.last=18")
 QUICK = ("optimizer.lr=1e-2",)
 JOINT = ("shaping.rule=joint", CALIBRATED)
 OTHER_CALIBRATION = ROOT / "docs" / "results" / "tuning2" / "calibration.yaml"
+SCATTERED = ("window.strategy=scattered", "sampling.num_steps=10", "window.last=8")
 TWICE = ("objective.updates_per_rollout=2", "optimizer.lr=1e-2")
 LIST = ("data.source={list}", "data.train_samples=null", "data.held_out_share=.4")
 
@@ -221,6 +223,7 @@ CASES: dict[str, Case] = {
     "adapter.rank": Case(3, learnt),
     "adapter.alpha": Case(8, rows),  # the gradient's norm
     "adapter.targets": Case("[to_k]", learnt),
+    "adapter.share_qkv": Case("true", learnt, ("adapter.targets=attention",)),
     "data.source": Case("{list}", samples),
     "data.root": Case("{root}", samples, ("data.source={stray}",)),
     "data.class_word": Case("cat", samples, ("data.source={photographs}", "data.class_word=dog")),
@@ -246,6 +249,8 @@ CASES: dict[str, Case] = {
     "sampling.shift": Case(2, rows),
     "noise.dynamics": Case("dance", rows),
     "noise.level": Case(0.5, rows),
+    "noise.steps": Case("all", rows),
+    "window.per": Case("update", planned, SCATTERED),
     "window.strategy": Case("sliding", planned, SLIDING[1:]),
     "window.size": Case(2, planned),
     "window.first": Case(1, planned, ALL),
@@ -279,6 +284,9 @@ CASES: dict[str, Case] = {
     "weighting.rate": Case(10, planned, LONG),
     "weighting.balance": Case("proportional", rows, (CALIBRATED,)),
     "objective.clip_range": Case(1e3, rows, TWICE),
+    "objective.trust": Case("guard", rows, ("objective.step_scale=none",)),
+    "objective.max_divergence": Case(1e3, rows, (*TWICE, "objective.trust=dppo")),
+    "objective.minibatches": Case(2, learnt),
     "objective.kl": Case(1, learnt, TWICE),
     "objective.step_scale": Case("none", rows),
     "objective.updates_per_rollout": Case(2, learnt),
@@ -291,6 +299,7 @@ CASES: dict[str, Case] = {
     "groups.rollout_batch": Case(2, forward_batches),
     "groups.update_batch": Case(2, forward_batches),
     "evaluation.every": Case(1, evaluations),
+    "evaluation.num_steps": Case(5, evaluations, ("evaluation.every=1",)),
     "evaluation.metrics": Case("[copy_paste]", evaluations, ("evaluation.every=1",)),
     "evaluation.grid": Case(1, evaluations, ("evaluation.every=1",)),
 }

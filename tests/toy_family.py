@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from customized_grpo.algorithm import sigma_schedule
 from customized_grpo.data import Sample
-from customized_grpo.policies.base import OwnCondition
+from customized_grpo.policies.base import OwnCondition, Targets
 from customized_grpo.sections import Model
 
 
@@ -41,7 +41,15 @@ class ToyPolicy:
     def load(cls, path: str | Path, model: Model, device: str, *, shard: bool = False) -> Self:  # noqa: ARG003
         return cls(model.height, model.width)
 
-    def add_adapter(self, rank: int, alpha: float, targets: Sequence[str] | None = None, *, seed: int = 0) -> None:  # noqa: ARG002
+    def add_adapter(
+        self,
+        rank: int,  # noqa: ARG002
+        alpha: float,  # noqa: ARG002
+        targets: Targets = None,  # noqa: ARG002
+        *,
+        seed: int = 0,  # noqa: ARG002
+        share_qkv: bool = False,  # noqa: ARG002
+    ) -> None:
         self.shift.requires_grad_()
         self.module.register_parameter("shift", self.shift)
 

@@ -137,6 +137,7 @@ class RunConfig(Section):
             problems.append(f'noise.level: must be at most 1 with "cps", not {self.noise.level}')
         if self.data.source == BUILT_IN and self.data.train_samples is None:
             problems.append("data.train_samples: critters are drawn without limit; set a number, for instance 2000")
+        problems += self._objective_problems()
         problems += contradictions(self.data.source, self.data.root, self.data.class_word)
         problems += self._reward_problems()
         problems += self._best_problems()
@@ -158,6 +159,25 @@ class RunConfig(Section):
         elif window.start is not None and not first <= window.start <= latest:
             steps = f"{size} steps within {first} to {last}"
             yield f"window.start: must be {first} to {latest} for {steps}, not {window.start}"
+
+    def _objective_problems(self) -> Iterator[str]:
+        objective, size = self.objective, self.groups.size
+        if objective.minibatches > size:
+            yield (
+                f"objective.minibatches: must be at most {size}, the images of a group (groups.size), not "
+                f"{objective.minibatches}"
+            )
+        if objective.trust == "guard" and objective.step_scale != "none":
+            yield (
+                'objective.step_scale: "guard" scales the ratio of each step by its own noise, and two scales would '
+                "undo each other; set objective.step_scale=none, or objective.trust=clip"
+            )
+        per_image = self.window.strategy == "scattered" and self.window.per == "image"
+        if self.weighting.progress == "position" and not per_image:
+            yield (
+                'weighting.progress: "position" is the order in which each image draws its steps; add '
+                "window.strategy=scattered window.per=image"
+            )
 
     def _reward_problems(self) -> Iterator[str]:
         for key, reward in self.rewards.items():
@@ -191,6 +211,11 @@ class RunConfig(Section):
         elif figure not in {*metrics, JOINT_CALIBRATED}:
             hint = nearest(figure, [*metrics, JOINT_CALIBRATED])
             yield f"keep_best: {figure!r} is not among evaluation.metrics{hint}; add it there"
+
+    @property
+    def evaluation_steps(self) -> int:
+        """Number of denoising steps with which the adapter is evaluated and used."""
+        return self.evaluation.num_steps or self.sampling.num_steps
 
     # --- rewards and their models ------------------------------------------------------------------------------------
 
@@ -315,8 +340,8 @@ def _hidden_contradictions(values: dict[str, Any], error: ValidationError) -> It
     corrected: dict[Any, Any] = copy.deepcopy(values)
     for mistake in error.errors():
         parent, key, value = corrected, None, corrected
-        for part in mistake["loc"]:
-            if isinstance(value, dict):
+        for part in mistake["loc"]:  # which also names branches of unions
+            if isinstance(value, dict) and part in value:
                 parent, key, value = value, part, value.get(part)
         parent.pop(key, None)
     try:

@@ -78,8 +78,10 @@ class Adapter(Section):
     """Rank of the LoRA matrices."""
     alpha: Positive = 16.0
     """LoRA scale: the adapter's output is multiplied by `alpha / rank`."""
-    targets: tuple[str, ...] | None = None
-    """Names of the layers that get an adapter. `null` means attention, feed-forward and output layers."""
+    targets: Literal["attention", "attention_and_output", "all"] | tuple[str, ...] | None = None
+    """Layers that get an adapter: a named set, or a list of names. `null` means `all`: feed-forward layers, too."""
+    share_qkv: bool = False
+    """Let the query, key and value layers share the matrix A, as a LoRA on one fused layer does: fewer parameters."""
     ema: Ema = Ema()
 
 
@@ -116,15 +118,19 @@ class Noise(Section):
     """Formula of a stochastic step: DanceGRPO, Flow-GRPO or Flow-CPS."""
     level: NoiseLevel = 0.8
     """Amount of noise: eta of `dance`, a of `flow` and of `cps` (there at most 1)."""
+    steps: Literal["trained", "all"] = "trained"
+    """Where the noise is: only at the trained steps, or at every step but the last, as published."""
 
 
 class Window(Section):
-    """The denoising steps that are stochastic and trained. All other steps are deterministic."""
+    """The denoising steps that are trained. All other steps are deterministic, unless `noise.steps` says otherwise."""
 
-    strategy: Literal["all", "random", "sliding", "fixed"] = "random"
-    """How an update chooses its window: every step, a random place, a place that moves on, or always the same."""
+    strategy: Literal["all", "random", "scattered", "sliding", "fixed"] = "random"
+    """All steps, a window at a random place, steps scattered at random, a window that moves on, or one that stays."""
     size: Count | None = 2
-    """Number of steps in the window. Must be `null` with `all`."""
+    """Number of trained steps. Must be `null` with `all`."""
+    per: Literal["image", "update"] = "image"
+    """Whether each image draws its own `scattered` steps, or all images of an update share them."""
     first: Index = 0
     """First step that a window may contain."""
     last: Index | None = None
@@ -142,6 +148,11 @@ class Window(Section):
             raise ValueError(f'strategy "all" has no window, and size is {self.size}; set window.size=null')
         if self.strategy != "all" and self.size is None:
             raise ValueError(f'strategy "{self.strategy}" needs a size; set for instance window.size=2')
+        if self.per == "update" and self.strategy != "scattered":
+            raise ValueError(
+                f'per is only for the strategy "scattered": with "{self.strategy}" all images of an update train the '
+                "same steps; set window.per=image"
+            )
         if self.start is not None and self.strategy != "fixed":
             raise ValueError(f'start is only for the strategy "fixed", not "{self.strategy}"; set window.start=null')
         if self.start is None and self.strategy == "fixed":
@@ -183,8 +194,10 @@ class Weighting(Section):
     """`tdw`: a weight that falls along the denoising steps (all settings but `prompt`). `constant`: one weight."""
     prompt: Share = 0.5
     """The prompt's weight with `constant`."""
-    progress: Literal["step", "sigma"] = "step"
-    """How `tdw` measures progress, 0 to 1: by the step's number, t / T, or by its noise level. Equal at shift 3."""
+    progress: Literal["step", "sigma", "position"] = "step"
+    """How `tdw` measures progress, 0 to 1: by the step's number, t / T, or by its noise level (equal at shift 3);
+    `position` copies the authors' release, where an image's `scattered` steps take their weights in the order in which
+    they were drawn: by their numbers, a constant weight of .60 with jitter."""
     high: Share = 0.7
     """The prompt's weight in the first phase of `tdw`."""
     low: Share = 0.3
@@ -204,16 +217,22 @@ class Weighting(Section):
 
 
 class Objective(Section):
-    """The loss of one optimiser step."""
+    """The loss, and how many optimiser steps a rollout is used for."""
 
     clip_range: Positive = 1e-4
     """Clip range of the probability ratio. Small, because log-probabilities are means over dimensions."""
+    trust: Literal["clip", "dppo", "guard"] = "clip"
+    """How the policy is kept near the one that sampled: PPO's clip, Flow-DPPO's mask, or GRPO-Guard's ratio."""
+    max_divergence: Positive = 1e-5
+    """Divergence from the policy that sampled, above which `dppo` drops an entry that would move further away."""
     kl: NonNegative = 0.0
     """Coefficient of the KL divergence to the base model. Above 0 each trained step costs one more forward pass."""
     step_scale: Literal["none", "equal"] = "none"
-    """`equal` scales the loss so that all denoising steps pull equally hard; `none` leaves it as published."""
+    """`equal` scales ratio and KL so that all denoising steps pull equally hard; `none` leaves them as published."""
+    minibatches: Count = 1
+    """Number of optimiser steps in one pass over a rollout; each takes an equal part of every group's images."""
     updates_per_rollout: Count = 1
-    """Number of optimiser steps on one rollout. Clipping acts from the second one."""
+    """Number of passes over one rollout. Clipping acts from the second optimiser step on."""
 
 
 class Optimizer(Section):
@@ -247,6 +266,8 @@ class Evaluation(Section):
 
     every: Index = 20
     """Number of updates between evaluations. 0 means never."""
+    num_steps: Steps | None = None
+    """Number of denoising steps of evaluations and of users of the adapter. `null` means `sampling.num_steps`."""
     metrics: tuple[AnyReward, ...] = ()
     """Rewards that are measured but not trained on: names, lines such as `dino region=centre`, or mappings."""
     grid: Index = 8

@@ -22,7 +22,7 @@ _SHORT.maxstring = _SHORT.maxother = 80
 # By the first key, the position of that name.
 _POSITION_OF_REWARD = {"rewards": 2, "evaluation": 3}
 # It also adds the branch of a union, and a marker for bad keys: ("sampling", "shift", "literal['checkpoint']").
-_NOT_A_KEY = re.compile(r"(function-\w+|literal|constrained-\w+)\[|\[key\]$")
+_NOT_A_KEY = re.compile(r"(function-\w+|literal|constrained-\w+|tuple)\[|\[key\]$")
 
 METRIC = ("evaluation", "metrics", "0")  # the location of a metric that is validated on its own
 
@@ -109,9 +109,12 @@ def _ask_for_value(place: _Place, _: ErrorDetails) -> Iterator[str]:
 
 
 def _ask_for_list(place: _Place, mistake: ErrorDetails) -> Iterator[str]:
+    yield place.line(f"write {_a_list(mistake)}, not {shorten(mistake['input'])}")
+
+
+def _a_list(mistake: ErrorDetails) -> str:
     value = mistake["input"]
-    example = f"[{value}]" if isinstance(value, str) and value.isidentifier() else "[a, b]"
-    yield place.line(f"write a list such as {example}, not {shorten(value)}")
+    return f"a list such as [{value if isinstance(value, str) and value.isidentifier() else 'a, b'}]"
 
 
 def _ask_for_mapping(place: _Place, mistake: ErrorDetails) -> Iterator[str]:
@@ -137,6 +140,6 @@ _MESSAGES: dict[str, Callable[[_Place, ErrorDetails], Iterator[str]]] = {
 
 def _refuse_value(place: _Place, mistakes: Sequence[ErrorDetails]) -> str:
     """Pydantic's own message; of several branches "... ; or 'checkpoint'"."""
-    first, *others = (mistake["msg"] for mistake in mistakes)
+    first, *others = (_a_list(each) if each["type"] == "tuple_type" else each["msg"] for each in mistakes)
     message = "; or ".join([first[0].lower() + first[1:], *(text.removeprefix("Input should be ") for text in others)])
     return place.line(f"{message}, not {shorten(mistakes[0]['input'])}")

@@ -42,12 +42,21 @@ def test_values_worked_by_hand():
     assert not any(value.requires_grad for value in diagnostics.values())
 
 
-def test_weight_multiplies_each_loss_and_the_normaliser_replaces_the_count():
-    weight = torch.tensor([1.0, 0.5, 2.0, 0.0])
-    new, old = RATIO.log(), torch.zeros(4)
-    near(clipped_objective(new, old, ADVANTAGE, 0.1, weight=weight)[0], (LOSSES * weight).sum() / 4)
-    near(clipped_objective(new, old, ADVANTAGE, 0.1, weight=3.0)[0], torch.tensor(0.15))
-    near(clipped_objective(new, old, ADVANTAGE, 0.1, normaliser=10)[0], LOSSES.sum() / 10)
+def test_the_scale_acts_on_the_log_ratio_before_the_clip():
+    """Ratios 1.2^2 = 1.44, 1.2^.5 = 1.09545 (inside the clip), .8^2 = .64, .8^0 = 1; c = .1:
+    max(-1.44, -1.1) = -1.1;  1.09545;  max(-.64, -.9) = -.64;  1"""
+    new = RATIO.log().requires_grad_()
+    scale = torch.tensor([2.0, 0.5, 2.0, 0.0])
+    loss, diagnostics = clipped_objective(new, torch.zeros(4), ADVANTAGE, 0.1, scale=scale)
+    near(loss, torch.tensor((-1.1 + 1.09545 - 0.64 + 1) / 4), atol=1e-5)
+    assert diagnostics["clip_fraction"] == 0.25  # unscaled, the last one would be clipped, too
+    near(diagnostics["ratio_max_deviation"], torch.tensor(0.44))
+    loss.backward()
+    near(new.grad, torch.tensor([0, 0.5 * 1.09545, -2 * 0.64, 0]) / 4, atol=1e-5)  # -A scale rho / 4
+
+
+def test_the_normaliser_replaces_the_count():
+    near(clipped_objective(RATIO.log(), torch.zeros(4), ADVANTAGE, 0.1, normaliser=10)[0], LOSSES.sum() / 10)
 
 
 def test_micro_batches_with_a_common_normaliser_add_up():
@@ -64,9 +73,9 @@ def test_before_the_first_update_the_gradient_is_the_policy_gradient():
     old = torch.tensor([-0.3, 0.2, 1.9])
     new = old.clone().requires_grad_()
     advantage = torch.tensor([1.0, -0.5, 0.25])
-    loss, diagnostics = clipped_objective(new, old, advantage, 1e-4)
+    loss, diagnostics = clipped_objective(new, old, advantage, 1e-4, scale=2.0)
     loss.backward()
-    near(new.grad, -advantage / 3)
+    near(new.grad, -2 * advantage / 3)
     assert (diagnostics["ratio_max_deviation"], diagnostics["clip_fraction"]) == (0, 0)
 
 
@@ -89,7 +98,7 @@ def test_masked_entries_do_not_enter_loss_diagnostics_or_gradient():
 
 def test_a_fully_masked_batch_gives_a_zero_with_a_graph():
     new = torch.tensor([0.1, -0.2], requires_grad=True)
-    loss, diagnostics = clipped_objective(new, torch.zeros(2), torch.full((2,), NAN), 0.1, weight=2.0)
+    loss, diagnostics = clipped_objective(new, torch.zeros(2), torch.full((2,), NAN), 0.1, scale=2.0)
     loss.backward()
     assert loss == 0
     assert new.grad is not None
@@ -139,7 +148,7 @@ def test_clipping_takes_effect_with_four_updates_per_rollout():
     [
         ({"advantage": torch.zeros(4, 1)}, r"shapes \[\(4,\), \(4,\), \(4, 1\)\]"),
         ({"old_log_prob": torch.zeros(1)}, "they must be equal"),
-        ({"weight": torch.ones(2)}, "they must be equal"),
+        ({"scale": torch.ones(2)}, "they must be equal"),
         ({"clip_range": 0.0}, r"clip_range is 0\.0"),
         ({"normaliser": 0.0}, r"normaliser is 0\.0"),
     ],

@@ -6,6 +6,7 @@ import torch
 from customized_grpo.algorithm import (
     progress,
     progress_from_sigma,
+    scattered_steps,
     sigma_schedule,
     step_progress,
     stochastic_steps,
@@ -108,6 +109,19 @@ def test_random_windows_repeat_with_their_seed():
     assert draw(1) != draw(2)
 
 
+def test_scattered_steps_are_every_choice_in_every_order():
+    generator = torch.Generator().manual_seed(0)
+    draws = [scattered_steps(10, 2, first=1, last=3, generator=generator) for _ in range(1200)]
+    counts = {draw: draws.count(draw) for draw in set(draws)}
+    # Six ordered pairs, 200 expected each, with a standard deviation of sqrt(1200 x 5/36) = 13.
+    assert set(counts) == {(1, 2), (2, 1), (1, 3), (3, 1), (2, 3), (3, 2)}
+    assert all(abs(count - 200) < 55 for count in counts.values()), counts
+    window = stochastic_steps("scattered", 25, 14, generator=generator)
+    assert list(window) == sorted(set(window))
+    assert len(window) == 14
+    assert stochastic_steps("scattered", 5, 4, generator=generator) == (0, 1, 2, 3)
+
+
 def test_sliding_window_moves_with_the_updates_and_wraps():
     starts = [stochastic_steps("sliding", 6, 3, iteration=i)[0] for i in range(7)]
     assert starts == [0, 1, 2, 0, 1, 2, 0]  # windows of 3 in steps 0 to 4
@@ -129,6 +143,8 @@ def test_fixed_window():
         ("all", {"first": 5, "last": 4}, "5..4"),
         ("random", {"size": 3}, "without a generator"),
         ("random", {}, "window size is None"),
+        ("scattered", {"size": 3}, "without a generator"),
+        ("scattered", {"size": 10, "generator": torch.Generator()}, "steps 0..8 hold 1 to 9"),
         ("sliding", {"size": 10}, "window size is 10; steps 0..8 hold 1 to 9"),
         ("sliding", {"size": 2, "every": 0}, "every 0"),
         ("fixed", {"size": 2, "start": 8}, "window start is 8; 2 steps within 0..8 start at 0 to 7"),

@@ -93,7 +93,7 @@ def test_a_trained_adapter_is_probed_and_different_sampling_is_noted(
     for name, adapter in (("base", ()), ("tuned", ("--adapter", directory.path / "adapter"))):
         answer = run(*SMALL, "sampling.num_steps=3", "window.last=1", *adapter, "--output", tmp_path / name)
         assert answer.code == 0, answer.error
-        note = "note: the adapter was trained with num_steps 5 and is probed with 3\n"
+        note = "note: the adapter comes with num_steps 5, and this configuration has 3\n"
         assert (note in answer.error) == (name == "tuned")
         reports[name] = json.loads((tmp_path / name / "probe.json").read_text())
     base, tuned = ([row["spread"]["identity_reward"]["mean"] for row in r["steps"]] for r in reports.values())

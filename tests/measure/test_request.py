@@ -43,14 +43,25 @@ def test_a_run_on_a_list_is_evaluated_on_what_it_did_not_train_on(write_list: Ca
     assert len({sample.subject for sample in make_request(TINY, [f"data.source={source}"], cases=4).samples}) == 4
 
 
-def test_an_adapter_brings_the_schedule_it_was_trained_with(trained: Path):
-    assert load_config("critters").sampling.num_steps == 10
+def test_an_adapter_brings_the_schedule_it_is_to_be_used_with(trained: Path):
+    assert load_config("critters").evaluation_steps == 10
     request = make_request("critters", [], adapter=trained / "adapter")
-    assert (request.config.sampling.num_steps, request.config.model.guidance) == (4, 0)
-    assert make_request(str(trained), []).config.sampling.num_steps == 4
-    assert make_request(str(trained / "adapter"), []).config.sampling.num_steps == 4
-    assert make_request(str(trained), ["sampling.num_steps=6"]).config.sampling.num_steps == 6
-    assert make_request(str(trained), [], base=True).config.sampling.num_steps == 4
+    assert (request.config.evaluation_steps, request.config.model.guidance) == (4, 0)
+    assert make_request(str(trained), []).config.evaluation_steps == 4
+    assert make_request(str(trained / "adapter"), []).config.evaluation_steps == 4
+    assert make_request(str(trained), ["sampling.num_steps=6"]).config.evaluation_steps == 6
+    assert make_request(str(trained), [], base=True).config.evaluation_steps == 4
+
+
+def test_a_recipe_is_evaluated_with_its_steps_of_evaluation(trained: Path):
+    """Not with those of training; what a user sets of either of the two wins."""
+    few = "evaluation.num_steps=7"
+    assert make_request(TINY, [few]).config.evaluation_steps == 7
+    assert make_request(TINY, [few, "sampling.num_steps=6"]).config.evaluation_steps == 7
+    settings = make_request(str(trained), [few]).settings
+    assert settings["sampling"]["num_steps"] == 7
+    changed = make_request(str(trained), ["sampling.num_steps=6"], adapter=trained / "adapter")
+    assert (changed.config.evaluation_steps, changed.config.evaluation.num_steps) == (6, None)
 
 
 def test_what_was_trained_on_is_marked(trained: Path):

@@ -79,6 +79,27 @@ def test_a_missing_or_empty_mask_cannot_be_scored(samples: list[Sample]):
     assert scores[2].item() == pytest.approx(1, abs=1e-5)
 
 
+def test_mask_or_frame_is_the_mask_where_there_is_one_and_the_whole_reference_elsewhere(samples: list[Sample]):
+    """The first reference alone, as the authors' release does."""
+    mask = Image.new("L", (32, 32))
+    mask.paste(255, (8, 4, 24, 28))
+    two = (*samples[0].references, *samples[3].references)
+    mixed = [
+        replace(samples[0], references=two, mask=mask),
+        replace(samples[1], mask=None),
+        replace(samples[2], mask=Image.new("L", (32, 32))),  # empty
+        replace(samples[0], references=two, mask=None),
+    ]
+    images = as_images([truth(sample) for sample in mixed])
+    scores = DinoIdentity(MODEL, device=CPU, region="mask_or_frame")(images, mixed)
+    masked = DinoIdentity(MODEL, device=CPU, region="mask")(images, mixed)
+    whole = DinoIdentity(MODEL, device=CPU)(images, samples[:3] + samples[:1])
+    assert masked.isnan().tolist() == [False, True, True, True]
+    torch.testing.assert_close(scores, torch.cat([masked[:1], whole[1:]]), atol=1e-5, rtol=0)
+    assert (scores[0] - scores[3]).abs() > 0.01
+    assert parse_reward("dino region=mask_or_frame").lacking(mixed[1]) is None
+
+
 def test_a_mask_of_another_size_is_resized_and_one_of_other_proportions_refused(samples: list[Sample]):
     reference = references(samples)[0]
     small = Image.new("L", (16, 16))
@@ -91,9 +112,10 @@ def test_a_mask_of_another_size_is_resized_and_one_of_other_proportions_refused(
         subject(reference, small.resize((16, 32)))
 
 
-def test_a_mask_of_other_views_is_refused():
-    with pytest.raises(ValidationError, match="region=mask needs against=reference"):
-        parse_reward("dino region=mask against=other_view")
+@pytest.mark.parametrize("region", ["mask", "mask_or_frame"])
+def test_a_mask_of_other_views_is_refused(region: str):
+    with pytest.raises(ValidationError, match=f"region={region} needs against=reference"):
+        parse_reward(f"dino region={region} against=other_view")
 
 
 def test_an_encoder_may_use_another_device_than_the_run():

@@ -55,6 +55,8 @@ SINGLY = (
     *("groups.rollout_batch=1", "groups.update_batch=1"),
     *("rewards.identity.batch=1", "rewards.prompt.batch=1"),
 )
+SCATTERED = ("sampling.num_steps=5", "window.last=3", "window.strategy=scattered")  # two of four steps per image
+GUARD = ("objective.trust=guard", "objective.step_scale=none")
 SETTINGS = (*SMALL, "window.size=2", "optimizer.max_grad_norm=1e9", "optimizer.lr=2", *SINGLY)
 
 
@@ -65,6 +67,8 @@ SETTINGS = (*SMALL, "window.size=2", "optimizer.max_grad_norm=1e9", "optimizer.l
         ("groups.prompts=3",),  # two groups in one process, one in the other
         ("groups.prompts=3", "shaping.rule=gdpo", "weighting.kind=constant", "objective.kl=0.1"),
         ("groups.prompts=3", *REMEMBERING),
+        ("groups.prompts=3", *SCATTERED, "objective.minibatches=2", "objective.trust=dppo"),
+        ("groups.prompts=3", *SCATTERED, "noise.steps=all", "objective.minibatches=3", *GUARD),
     ],
 )
 def test_two_processes_equal_one(more: tuple[str, ...], make_config: MakeConfig, tmp_path: Path):
@@ -93,7 +97,14 @@ def held(trainer: Trainer) -> int:
     return sum((w.to_local() if isinstance(w, DTensor) else w).numel() for w in weights)
 
 
-@pytest.mark.parametrize("further", [(), ("model.gradient_checkpointing=true", "objective.kl=0.1")])
+@pytest.mark.parametrize(
+    "further",
+    [
+        (),
+        ("model.gradient_checkpointing=true", "objective.kl=0.1"),
+        (*SCATTERED, "objective.minibatches=2"),  # at a step the processes have different numbers of images
+    ],
+)
 def test_sharded_weights_train_like_whole_ones(further: tuple[str, ...], make_config: MakeConfig, tmp_path: Path):
     """FSDP2 over two processes: each holds a part of the base before and after every pass; the adapter stays whole."""
 

@@ -90,8 +90,9 @@ def test_if_not_even_one_image_fits_the_message_says_what_to_make_smaller(
         trainer.step()
 
 
-def test_after_an_optimiser_step_the_update_is_not_repeated(make_trainer: MakeTrainer):
-    trainer = make_trainer(*SMALL, "objective.updates_per_rollout=2")
+@pytest.mark.parametrize("setting", ["updates_per_rollout", "minibatches"])
+def test_after_an_optimiser_step_the_update_is_not_repeated(setting: str, make_trainer: MakeTrainer):
+    trainer = make_trainer(*SMALL, f"objective.{setting}=2")
     replay, calls = trainer.sampler.replay, []
 
     def failing(*args: Any) -> Any:

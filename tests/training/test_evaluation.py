@@ -6,7 +6,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from PIL import Image
 
+from customized_grpo.algorithm import sigma_schedule
+from customized_grpo.commands.generate import GenerationRequest
+from customized_grpo.data.images import to_pictures
+from customized_grpo.measure.request import make_request
+from customized_grpo.run.sampling_settings import SamplingSettings
+from customized_grpo.training.advice import notices
 from customized_grpo.training.rollout import derive_seed, generate
 from customized_grpo.training.trainer import Trainer
 
@@ -39,6 +46,32 @@ def test_evaluations_run_at_the_start_and_every_second_update(make_trainer: Make
         *("reference-00.png", "reference-01.png", "reference-02.png"),
     ]
     assert rows[0]["prompt_reward"] != rows[1]["prompt_reward"]
+
+
+def test_evaluations_take_the_steps_that_users_take(make_trainer: MakeTrainer):
+    """More of them than training: `generate`, `evaluate` and sampling.json agree with the run's own evaluations."""
+    trainer = make_trainer(
+        "evaluation.num_steps=6", "evaluation.every=1", "evaluation.metrics=[]", "evaluation.grid=1"
+    )
+    trainer.train()
+    folder, sample = trainer.directory.path, trainer.held_out.samples[0]
+    adapter = folder / "adapter"
+    assert SamplingSettings.read(adapter) == SamplingSettings(6, 3.0, 2.5, 32, 32, 16)
+    seed = derive_seed("case", sample.id, 0)
+    condition = trainer.policy.encode([sample])
+    six, four = (generate(trainer.policy, condition, sigma_schedule(steps, 3.0), [seed]) for steps in (6, 4))
+    saved = Image.open(folder / "images" / "eval-00001" / "00.png")
+    assert to_pictures(six)[0].tobytes() == saved.tobytes()
+    assert to_pictures(four)[0].tobytes() != saved.tobytes()
+    reference = folder / "images" / "reference-00.png"
+    request = GenerationRequest(
+        [reference], ["x"], [0], model=None, adapter=adapter, size=None, steps=None, device="cpu"
+    )
+    assert request.settings().num_steps == 6
+    assert make_request(str(folder), []).config.evaluation_steps == 6
+    assert len(trainer.sampler.sigmas) == 4 + 1  # of training
+    (notice,) = [each for each in notices(trainer.plan) if "evaluations with 6" in each]
+    assert notice.startswith("training samples with 4 steps, evaluations with 6: the adapter is to be used with 6")
 
 
 def test_why_held_out_cases_have_no_score_is_said_once(make_trainer: MakeTrainer):

@@ -168,7 +168,8 @@ def test_figures_of_an_update_are_means_over_scored_images(trainer: Trainer, mon
     for point in rollout.trajectory:
         point.log_prob.sub_(torch.arange(12) * 1e-3)  # a different ratio for each image
     want = trainer.learner.optimise(1, rollout, advantages, trainer.plan.batch(0))
-    monkeypatch.setattr(trainer, "config", trainer.config.model_copy(update={"model": sharded(trainer)}))
+    learner = trainer.learner
+    monkeypatch.setattr(learner, "config", learner.config.model_copy(update={"model": sharded(trainer)}))
     trainer.batches.update = 5
     assert trainer.learner.optimise(1, rollout, advantages, trainer.plan.batch(0)) == pytest.approx(want, rel=1e-4)
 
@@ -216,13 +217,14 @@ def test_kl_is_half_the_squared_distance_of_the_means_and_has_a_gradient(
     excite(trainer.policy)
     rollout, nothing = rolled(trainer), torch.zeros(6, 2)
     found = gradient(trainer, rollout, nothing)
-    images, total = torch.arange(6), torch.tensor(0.0)
+    images, total, scaled = torch.arange(6), torch.tensor(0.0), torch.tensor(0.0)
     for point in rollout.trajectory:
         mean, std = trainer.sampler.replay(trainer.policy, rollout, point, images)
         with trainer.policy.base_policy(), torch.no_grad():
             base, _ = trainer.sampler.replay(trainer.policy, rollout, point, images)
-        total = total + ((mean - base) ** 2).flatten(1).mean(1).sum() / (2 * std**2) / 12
-    expected = torch.autograd.grad(0.5 * total, list(trainer.policy.trainable_parameters().values()))
+        kl = ((mean - base) ** 2).flatten(1).mean(1).sum() / (2 * std**2) / 12
+        total, scaled = total + kl, scaled + trainer.plan.scales([point.step]) ** 2 * kl
+    expected = torch.autograd.grad(0.5 * scaled.sum(), list(trainer.policy.trainable_parameters().values()))
     assert_same(found, torch.cat([g.flatten() for g in expected]))
     figures = trainer.learner.optimise(1, rollout, nothing, trainer.plan.batch(0))
     assert figures["kl"] == pytest.approx(total.item(), rel=1e-4)

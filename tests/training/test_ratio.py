@@ -13,7 +13,7 @@ from torch import nn
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.training.rollout import Rollout, Sampler
 from customized_grpo.training.trainer import Trainer
-from customized_grpo.training.watch import TrainingError
+from customized_grpo.training.watch import TrainingError, refuse_ratio
 
 MakeTrainer = Callable[..., Trainer]
 
@@ -118,3 +118,20 @@ def test_what_rounding_may_do_to_the_ratio_stays_below_the_clip_range(
     rollout.trajectory[0].log_prob[2] += 0.9 * clip_range
     with pytest.raises(TrainingError, match=rf"\(allowed: {allowed}, for rounding, and at most half of objective"):
         trainer.check_ratio(rollout)
+
+
+def test_the_check_thinks_in_the_ratio_that_is_clipped(make_trainer: MakeTrainer):
+    """A change times the step's scale may fill half the clip range."""
+    settings = ("sampling.num_steps=10", "window.last=8", "objective.clip_range=2e-6")
+    steps = [0, 4, 8]
+    plan = make_trainer(*settings, "objective.step_scale=equal").plan
+    assert plan.scales(steps).max() > 3 * plan.scales(steps).min()
+    torch.testing.assert_close(plan.ratio_limits(steps) * plan.scales(steps), torch.full((3,), 1e-6).double())
+
+
+def test_a_change_is_refused_at_the_step_whose_limit_it_exceeds():
+    refuse_ratio([9e-6, 4e-6], [math.inf, 5e-6], [3, 7], "float32", 1)
+    with pytest.raises(TrainingError, match=r"by 6\.00e-06 at denoising step 7 \(allowed: 5e-06"):
+        refuse_ratio([9e-6, 6e-6], [math.inf, 5e-6], [3, 7], "float32", 1)
+    with pytest.raises(TrainingError, match=r"by 2\.00e-05 at denoising step 3 \(allowed: 1e-05"):  # rounding
+        refuse_ratio([2e-5, 0], [math.inf, 5e-6], [3, 7], "float32", 1)

@@ -13,6 +13,7 @@ from customized_grpo.algorithm import OWN, Calibration, sigma_schedule
 from customized_grpo.config import RunConfig
 from customized_grpo.data import Sample
 from customized_grpo.policies.base import Policy
+from customized_grpo.training.advice import notices
 from customized_grpo.training.plan import Plan
 from customized_grpo.training.shaper import Shaper
 from customized_grpo.training.trainer import Trainer
@@ -127,10 +128,10 @@ def test_a_checkpoint_of_a_version_without_running_figures_resumes(make_trainer:
     ],
 )
 def test_settings_that_nothing_reads_are_named(overrides: list[str], notice: str, shaper_of: Callable[..., Shaper]):
-    assert notice in "\n".join(shaper_of(*overrides).plan.notices())
+    assert notice in "\n".join(notices(shaper_of(*overrides).plan))
 
 
 @pytest.mark.parametrize("balance", ["dual", "proportional"])
 def test_nothing_is_named_when_everything_is_read(balance: str, shaper_of: Callable[..., Shaper]):
     shaper = shaper_of("shaping.rule=joint", CALIBRATED, "shaping.joint_share=.3", f"weighting.balance={balance}")
-    assert not [notice for notice in shaper.plan.notices() if "no effect" in notice]
+    assert not [notice for notice in notices(shaper.plan) if "no effect" in notice]

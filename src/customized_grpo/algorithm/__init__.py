@@ -15,7 +15,15 @@ steps; an image that one reward could not score is masked for all; groups withou
 from .balance import Balance, dual_level, proportional_shift, shifted
 from .calibration import Calibration
 from .groups import group_advantages, group_spread, mask_unscored, weighted_sum
-from .objective import clipped_objective, kl_to_base
+from .objectives import (
+    NEED_OLD_MEAN,
+    TRUST_REGIONS,
+    TrustRegion,
+    clipped_objective,
+    divergence_objective,
+    guarded_objective,
+    kl_to_base,
+)
 from .rules import SHAPING_RULES, Rule, ScoredGroups
 from .rules.sars import synergy_bonus
 from .running import RunningFigures
@@ -24,6 +32,7 @@ from .schedule import (
     WindowStrategy,
     progress,
     progress_from_sigma,
+    scattered_steps,
     sigma_schedule,
     step_progress,
     stochastic_steps,
@@ -41,8 +50,10 @@ from .shaping import (
 from .weighting import WEIGHTINGS, ConstantWeights, TimeAwareWeights
 
 __all__ = [
+    "NEED_OLD_MEAN",
     "OWN",
     "SHAPING_RULES",
+    "TRUST_REGIONS",
     "WEIGHTINGS",
     "Balance",
     "Calibration",
@@ -54,13 +65,16 @@ __all__ = [
     "ScoredGroups",
     "StepScaleMode",
     "TimeAwareWeights",
+    "TrustRegion",
     "WindowStrategy",
     "clipped_objective",
     "combine_advantages",
     "conflict_diagnostics",
+    "divergence_objective",
     "dual_level",
     "group_advantages",
     "group_spread",
+    "guarded_objective",
     "kl_to_base",
     "log_prob",
     "mask_unscored",
@@ -70,6 +84,7 @@ __all__ = [
     "proportional_shift",
     "reward_advantages",
     "role_advantages",
+    "scattered_steps",
     "shifted",
     "sigma_schedule",
     "step_advantages",

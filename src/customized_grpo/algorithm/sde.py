@@ -139,10 +139,11 @@ def step_scales(
     *,
     over: Sequence[int] | Tensor | None = None,
 ) -> Tensor:
-    """Factor [len(steps)] on each trained step's loss, float64.
+    """Factor [len(steps)] on each trained step's log-ratio, float64; its square is the factor on a KL divergence.
 
     "none"   1 for every step (the authors).
-    "equal"  1 / step_gradient_factor, so that every step pulls equally and the weights alone decide; divided by
+    "equal"  1 / step_gradient_factor, so that an equal change of the velocity changes the scaled ratio, and the scaled
+             divergence, equally at every step: the weights alone decide how hard a step pulls. Divided by
              its mean over the true indices `over` (default: steps). If each update trains a different window,
              pass all steps that windows can reach, so that windows are comparable.
     Raises ValueError for an index that cannot be trained, a step without noise, or an unknown mode.

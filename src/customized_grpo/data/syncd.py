@@ -27,7 +27,8 @@ _DOWNLOAD = "data.root is the unpacked download of huggingface.co/datasets/nupur
 def load_syncd(root: Path) -> list[Sample]:
     """One sample per picture: its prompt, with the next picture of the set as reference, the rest as other views.
 
-    The other views begin with the picture that the prompt was written for. Each set is a subject; sets with the same
+    The picture that the prompt was written for is another view only if there is no further one: identity against it
+    would also reward its background. Each set is a subject; sets with the same
     non-empty `objaverse_id` are one subject. Ids are paths below `root` without the ending. Masks are used if the
     folder `masks` exists; then every reference needs one.
 
@@ -96,13 +97,14 @@ def _set(entry: Entry, folder: Path, root: Path) -> Iterator[tuple[Place, Sample
     masked = is_folder(files[0].parent / "masks")
     for index, prompt in enumerate(prompts):
         own, reference = files[index], files[(index + 1) % len(files)]
+        further = tuple(file for file in files if file not in (own, reference))
         sample = Sample(
             id=ids[index],
             subject=str(entry.fields.get("objaverse_id") or ids[0]),
             prompt=prompt,
             references=(reference,),
             prompt_picture=own,
-            other_views=(own, *(file for file in files if file not in (own, reference))),
+            other_views=further or (own,),
             mask=as_stored(reference.parent / "masks" / f"{reference.stem}.jpg") if masked else None,
             extra={name: value for name, value in entry.fields.items() if name not in _FIELDS},
         )

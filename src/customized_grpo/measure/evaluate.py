@@ -124,7 +124,7 @@ def score_cases(
     PNG files go to `pictures`/images and, for a sample's first image, its reference to `pictures`/references; their
     names start with the number of the case.
     """
-    sigmas = policy.sigmas(config.sampling.num_steps, config.sampling.shift)
+    sigmas = policy.sigmas(config.evaluation_steps, config.sampling.shift)
     size = config.groups.rollout_batch
     for start in tqdm(range(0, len(cases), size), desc="evaluating", unit="batch"):
         batch = cases[start : start + size]

@@ -21,7 +21,7 @@ from customized_grpo.policies import load_policy
 from customized_grpo.policies.base import Policy
 from customized_grpo.run.checkpoints import find_adapter, folder_of
 from customized_grpo.run.sampling_settings import SamplingSettings
-from customized_grpo.training.assemble import load_metrics, load_rewards, load_samples
+from customized_grpo.training.assemble import add_adapter, load_metrics, load_rewards, load_samples
 from customized_grpo.training.rollout import Sampler
 
 REPORT, PICTURE, SCHEDULE = "probe.json", "probe.png", "weighting.yaml"
@@ -69,15 +69,15 @@ def _policy(config: RunConfig, adapter: Path | None) -> Policy:
     found = None if adapter is None else find_adapter(adapter)
     policy = load_policy(config.model, config.device)
     if found is None:
-        policy.add_adapter(config.adapter.rank, config.adapter.alpha, config.adapter.targets, seed=config.seed)
+        add_adapter(policy, config)
         return policy
     policy.load_adapter(found)
-    trained = SamplingSettings.read(folder_of(found))
-    if trained is not None:
+    own = SamplingSettings.read(folder_of(found))
+    if own is not None:
         probed = asdict(SamplingSettings.of(config))
-        for name, value in asdict(trained).items():
+        for name, value in asdict(own).items():
             if value != probed[name]:
-                note = f"note: the adapter was trained with {name} {value} and is probed with {probed[name]}"
+                note = f"note: the adapter comes with {name} {value}, and this configuration has {probed[name]}"
                 print(note, file=sys.stderr)
     return policy
 

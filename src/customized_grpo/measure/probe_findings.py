@@ -40,7 +40,7 @@ class Findings:
     gradient_factors: list[float]  # |d mean / d velocity| / std
     gradient_norms: list[Estimate]  # norm of d log_prob / d adapter, mean over prompts
     present: list[float]  # prompt weights of the configuration
-    progress_kind: str  # `weighting.progress` of the configuration
+    progress_kind: str  # `weighting.progress` of the configuration, or of the fit
     fit: Fit | None
     obstacle: str | None  # why there is no fit
     oracle_shares: Shares | None  # shares by the oracle instead of the rewards; critters only
@@ -51,7 +51,9 @@ class Findings:
         scored = {name: spreads for name, spreads in profile.spreads.items() if not _has_unscored_step(spreads)}
         subjects = [sample.subject for sample in samples]
         steps = range(len(sigmas) - 2)
-        progress = step_progress(steps, sigmas, config.weighting.progress)
+        # Weights by position have no progress of a step; a fitted schedule is for true steps.
+        reading = "step" if config.weighting.progress == "position" else config.weighting.progress
+        progress = step_progress(steps, sigmas, reading)
         prompt, identity = scored["prompt_reward"], scored["identity_reward"]
         problem = obstacle(prompt, identity)
         noise = config.noise
@@ -63,7 +65,7 @@ class Findings:
             gradient_factors=factors.tolist(),
             gradient_norms=[estimate(step, subjects[: len(step)]) for step in profile.gradient_norms],
             present=Plan(config, samples, sigmas).prompt_weight(steps).tolist(),
-            progress_kind=config.weighting.progress,
+            progress_kind=reading,
             fit=None if problem else fit_weights(prompt_shares(prompt, identity, subjects), progress),
             obstacle=problem,
             oracle_shares=_shares_by_oracle(scored, subjects),

@@ -161,7 +161,7 @@ def make_request(
     """From what a user types. `target` is a recipe, a YAML file, a run, or an adapter's folder.
 
     A run is evaluated with its adapter, on the samples that it did not train on. An adapter brings the schedule and
-    guidance that it was trained with; overrides win. DreamBench has 4 images per case, everything else 1.
+    guidance that it is to be used with; overrides win. DreamBench has 4 images per case, everything else 1.
     """
     is_folder = _is_folder(target)
     if is_folder and adapter is None and not base:
@@ -169,7 +169,8 @@ def make_request(
     if adapter is not None:
         adapter = find_adapter(adapter)
     trained_with = None if adapter is None else SamplingSettings.read(folder_of(adapter))
-    config = load_config(target, [*(_as_overrides(trained_with) if trained_with else []), *overrides])
+    brought = _as_overrides(trained_with) if trained_with else []
+    config = load_config(target, [*brought, *overrides, *_own_steps(overrides)])
     protocol = config.data.source == dreambench.SOURCE
     held_out = is_folder and not any(key_of(override) == "data.source" for override in overrides)
     request = EvaluationRequest(
@@ -244,10 +245,17 @@ def _is_folder(target: str) -> bool:
 
 
 def _as_overrides(settings: SamplingSettings) -> list[Override]:
-    of_sampling = ("num_steps", "shift")
-    return [
-        (f"{'sampling' if name in of_sampling else 'model'}.{name}", value) for name, value in asdict(settings).items()
-    ]
+    section = {"num_steps": "evaluation", "shift": "sampling"}  # sampling.num_steps, with its windows, is training's
+    return [(f"{section.get(name, 'model')}.{name}", value) for name, value in asdict(settings).items()]
+
+
+def _own_steps(overrides: Sequence[Override]) -> list[Override]:
+    """A user who sets the steps of `sampling` alone means those of this evaluation."""
+    keys = {key_of(override) for override in overrides}
+    of_sampling = {"sampling.num_steps", "sampling"} & keys
+    return (
+        [("evaluation.num_steps", None)] if of_sampling and not {"evaluation.num_steps", "evaluation"} & keys else []
+    )
 
 
 def default_output(request: EvaluationRequest, target: str) -> Path:

@@ -45,8 +45,8 @@ class Adapter:
     def unusable(self, problem: str) -> ModelError:
         return ModelError(f"the adapter in {self.place} cannot be used: {problem}; save it again as a plain LoRA")
 
-    def misfit(self, problem: str) -> ModelError:
-        return ModelError(f"the adapter in {self.place} does not fit this model: {problem}; {OTHER_MODEL}")
+    def misfit(self, problem: str, remedy: str = OTHER_MODEL) -> ModelError:
+        return ModelError(f"the adapter in {self.place} does not fit this model: {problem}; {remedy}")
 
 
 def check_targets(targets: Sequence[str], module: nn.Module) -> None:

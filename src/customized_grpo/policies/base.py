@@ -35,6 +35,8 @@ class Condition(Protocol):
         ...
 
 
+# Layers that get an adapter: a named set whose meaning the family decides, or names; None: the family's default.
+Targets: TypeAlias = str | Sequence[str] | None
 # A condition from the policy's own `encode`: a family never reads the conditions of another.
 OwnCondition: TypeAlias = Any
 
@@ -61,14 +63,17 @@ class Policy(Protocol):
         """
         ...
 
-    def add_adapter(self, rank: int, alpha: float, targets: Sequence[str] | None = None, *, seed: int = 0) -> None:
+    def add_adapter(
+        self, rank: int, alpha: float, targets: Targets = None, *, seed: int = 0, share_qkv: bool = False
+    ) -> None:
         """Add a new adapter, trainable and in float32, that does not change the output yet. Call it once.
 
         rank, alpha  the adapter's update is scaled by alpha / rank
-        targets      names of the layers to adapt; None: the family's default
+        targets      the layers to adapt; the family knows the sets "attention", "attention_and_output" and "all"
         seed         of its initial weights
+        share_qkv    q, k and v of an attention layer share the matrix A, as if they were one fused layer
 
-        Raises UsageError if a target matches no layer that can be adapted.
+        Raises UsageError if a target matches no layer that can be adapted, or q, k and v cannot share.
         """
         ...
 

@@ -22,8 +22,7 @@ from diffusers import (
     FluxTransformer2DModel,
 )
 from diffusers.pipelines.flux.pipeline_flux_kontext import calculate_shift
-from diffusers.training_utils import _collate_lora_metadata, cast_training_params
-from peft import LoraConfig
+from diffusers.training_utils import _collate_lora_metadata
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
@@ -38,26 +37,21 @@ from customized_grpo.policies.adapter_file import (
     TRANSFORMER,
     Adapter,
     check_same,
-    check_targets,
     read_adapter,
     sort_metadata,
     translating,
 )
 from customized_grpo.policies.adapter_layers import layers_of
+from customized_grpo.policies.base import Targets
 from customized_grpo.policies.condition_cache import ConditionCache
 from customized_grpo.policies.flux_condition import Bucket, FluxCondition
 from customized_grpo.policies.flux_encoder import TEXT_ENCODERS, FluxEncoder
+from customized_grpo.policies.flux_lora import ADAPTER, add_lora, check_shared
 from customized_grpo.runtime.device import usable_device
 from customized_grpo.runtime.distributed import shard
 from customized_grpo.sections import Model
 
-ADAPTER = "default"
 NUMERIC_SHIFT = "set sampling.shift to a number, for instance 3"
-# Attention and feed-forward projections of both kinds of block; "proj_out" also matches the model's last layer.
-LORA_TARGETS = (
-    *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
-    *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp", "proj_out"),
-)
 PARTS = {
     "transformer": FluxTransformer2DModel,
     "vae": AutoencoderKL,
@@ -153,19 +147,10 @@ class FluxKontextPolicy:
 
     # --- the adapter -------------------------------------------------------------------------------------------------
 
-    def add_adapter(self, rank: int, alpha: float, targets: Sequence[str] | None = None, *, seed: int = 0) -> None:
-        chosen = list(LORA_TARGETS if targets is None else targets)
-        check_targets(chosen, self.module)  # peft would overlook one that matches nothing next to one that matches
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            config = LoraConfig(
-                r=rank,
-                lora_alpha=alpha,  # pyright: ignore[reportArgumentType] (declared as int, but only divided by r)
-                target_modules=chosen,
-                init_lora_weights="gaussian",
-            )
-            self.module.add_adapter(config, adapter_name=ADAPTER)
-        cast_training_params(self.module, torch.float32)
+    def add_adapter(
+        self, rank: int, alpha: float, targets: Targets = None, *, seed: int = 0, share_qkv: bool = False
+    ) -> None:
+        add_lora(self.module, rank, alpha, targets, seed=seed, share_qkv=share_qkv)
         self._share_inputs()
 
     def _share_inputs(self) -> None:
@@ -194,7 +179,8 @@ class FluxKontextPolicy:
         self.pipe.save_lora_weights(
             directory,
             weight_name=ADAPTER_FILE,
-            transformer_lora_layers=self._adapter_state(),
+            # Copies: safetensors refuses the one matrix of q, k and v under three names, which others read.
+            transformer_lora_layers={name: weight.clone() for name, weight in self._adapter_state().items()},
             **_collate_lora_metadata({"transformer": self.module}),  # holds alpha, which would be lost otherwise
         )
         sort_metadata(directory / ADAPTER_FILE)
@@ -206,6 +192,7 @@ class FluxKontextPolicy:
             return
         state = {name.removeprefix(TRANSFORMER): weight for name, weight in adapter.tensors.items()}
         check_same(adapter, state, self._adapter_state())
+        check_shared(adapter, state, self.module)
         set_peft_model_state_dict(self.module, state, adapter_name=ADAPTER)
 
     def _create_adapter(self, adapter: Adapter) -> None:
@@ -229,7 +216,7 @@ class FluxKontextPolicy:
         self._share_inputs()
 
     def _adapter_state(self) -> dict[str, Tensor]:
-        """The adapter's tensors, named as in its file but for `TRANSFORMER`."""
+        """The adapter's tensors, named as in its file but for `TRANSFORMER`; a shared one under each of its names."""
         return get_peft_model_state_dict(self.module, adapter_name=ADAPTER)
 
     # --- grid, conditions and noise ----------------------------------------------------------------------------------

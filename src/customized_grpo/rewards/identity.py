@@ -26,7 +26,8 @@ class Identity(Generic[Features]):
     against: "reference", the pictures that the policy sees, or "other_view", other pictures of the subject: with them,
         copying a reference is not the optimum.
     region: "frame" compares whole pictures; "centre" the middle square of both, its side 0.7 of the shorter side;
-        "mask" the whole image with the first reference, cut to the box around its mask and grey outside the mask.
+        "mask" the whole image with the first reference, cut to the box around its mask and grey outside the mask;
+        "mask_or_frame" the same, and with the whole first reference if it has no mask.
     over: "mean", "min" or "best" of the cosines with several pictures.
     batch: images per forward pass.
     """
@@ -36,7 +37,7 @@ class Identity(Generic[Features]):
         features: Features,
         *,
         against: Literal["reference", "other_view"] = "reference",
-        region: Literal["frame", "centre", "mask"] = "frame",
+        region: Literal["frame", "centre", "mask", "mask_or_frame"] = "frame",
         over: Literal["mean", "min", "best"] = "mean",
         batch: int = 64,
     ):
@@ -54,8 +55,10 @@ class Identity(Generic[Features]):
 
     def _targets(self, sample: Sample) -> list[Tensor]:
         """Features [C] of each picture that the image is compared with."""
-        if self.region == "mask":
+        if self.region in ("mask", "mask_or_frame"):
             masked = subject_features(self.features, sample)
+            if masked is None and self.region == "mask_or_frame":
+                masked = source_features(self.features, sample.references[0])
             return [] if masked is None else [masked]
         sources = sample.references if self.against == "reference" else sample.other_views
         return [source_features(self.features, source, self.image_region) for source in sources]

@@ -118,15 +118,18 @@ class IdentitySettings(EncoderSettings):
 
     against: Literal["reference", "other_view"] = "reference"
     """Pictures that the image is compared with: the references, or other pictures of the subject."""
-    region: Literal["frame", "centre", "mask"] = "frame"
-    """Part that is compared: the whole picture, its middle, or the subject as the first reference's mask shows it."""
+    region: Literal["frame", "centre", "mask", "mask_or_frame"] = "frame"
+    """Part that is compared: the whole picture, its middle, the subject as the first reference's mask shows it, or the
+    subject where there is a mask and the whole first reference elsewhere."""
     over: Literal["mean", "min", "best"] = "mean"
     """How the cosines with several pictures become one score."""
 
     @model_validator(mode="after")
     def _masks_are_of_references(self) -> Self:
-        if self.region == "mask" and self.against == "other_view":
-            raise ValueError("region=mask needs against=reference: a mask shows the subject in the first reference")
+        if self.region.startswith("mask") and self.against == "other_view":
+            raise ValueError(
+                f"region={self.region} needs against=reference: a mask shows the subject in the first reference"
+            )
         return self
 
     @property

@@ -1,4 +1,4 @@
-"""The sampling settings that an adapter was trained with, in a file next to it."""
+"""The sampling settings that an adapter is to be used with, in a file next to it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SAMPLING = "sampling.json"
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """What an adapter was trained with and must be used with."""
+    """What an adapter was evaluated with in training, and is to be used with. Training may take fewer steps."""
 
     num_steps: Steps
     shift: Shift | Literal["checkpoint"]
@@ -31,7 +31,7 @@ class SamplingSettings:
     @classmethod
     def of(cls, config: RunConfig) -> SamplingSettings:
         """The sampling settings of a configuration."""
-        return cls.of_model(config.model, config.sampling.num_steps, config.sampling.shift)
+        return cls.of_model(config.model, config.evaluation_steps, config.sampling.shift)
 
     @classmethod
     def of_model(cls, model: Model, num_steps: int, shift: float | Literal["checkpoint"]) -> SamplingSettings:

@@ -16,6 +16,7 @@ from customized_grpo.data.digests import digests
 from customized_grpo.data.subsets import fair_order, subset
 from customized_grpo.fields import BUILT_IN
 from customized_grpo.policies import find_family, load_policy
+from customized_grpo.policies.base import Policy
 from customized_grpo.rewards import Reward
 from customized_grpo.rewards.settings import INSTEAD, IdentitySettings
 from customized_grpo.run.access import check_access
@@ -90,6 +91,12 @@ def own_samples(
                 message = f"the data holds {new} samples more than the run began with; it goes on without them"
                 warnings.warn(message, stacklevel=2)
     return train, held_out[: data.held_out_samples], known
+
+
+def add_adapter(policy: Policy, config: RunConfig) -> None:
+    """Add the adapter that a run begins with. Raises UsageError if the model has no such layers."""
+    adapter = config.adapter
+    policy.add_adapter(adapter.rank, adapter.alpha, adapter.targets, seed=config.seed, share_qkv=adapter.share_qkv)
 
 
 def load_rewards(config: RunConfig) -> dict[str, Reward]:
@@ -181,8 +188,9 @@ def assemble(config: RunConfig, *, resume: bool = False) -> Trainer:
     kept = kept_calibrations(config, resume=resume)
     local = config.model_copy(update={"device": str(processes.device)})  # this process's own GPU
     policy = load_policy(config.model, local.device, shard=config.model.shard)
-    policy.sigmas(config.sampling.num_steps, config.sampling.shift)  # refuses a schedule before the folder is made
-    policy.add_adapter(config.adapter.rank, config.adapter.alpha, config.adapter.targets, seed=config.seed)
+    for steps in (config.sampling.num_steps, config.evaluation_steps):
+        policy.sigmas(steps, config.sampling.shift)  # refuses a schedule before the folder is made
+    add_adapter(policy, config)
     if config.model.shard:
         policy.shard()
     rewards = load_rewards(local)

@@ -1,6 +1,7 @@
 """The learner: what a rollout and its advantages change in the adapter.
 
-for each optimiser step:  replay -> objective -> gradients, added over steps and micro-batches -> AdamW
+for each pass over the rollout, for each minibatch of images:
+    replay -> objective -> gradients, added over steps and micro-batches -> AdamW
 """
 
 from __future__ import annotations
@@ -12,7 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from customized_grpo.algorithm import clipped_objective, kl_to_base, log_prob
+from customized_grpo.algorithm import (
+    clipped_objective,
+    divergence_objective,
+    guarded_objective,
+    kl_to_base,
+    log_prob,
+)
 from customized_grpo.config import RunConfig
 from customized_grpo.data import Sample
 from customized_grpo.policies.base import Policy
@@ -47,46 +54,56 @@ class Learner:
     def optimise(
         self, update: int, rollout: Rollout, advantages: Tensor, samples: Sequence[Sample], first: int = 0
     ) -> dict[str, float]:
-        """`updates_per_rollout` optimiser steps on all trained transitions of a rollout.
+        """`updates_per_rollout` passes over a rollout's trained transitions, each of `minibatches` optimiser steps.
 
-        advantages [B, T] are those of all processes; this rollout's start at row `first`. Images whose advantages are
-        all zero (a flat group) or NaN have no gradient and are skipped; the loss is still divided by the number of all
-        scored entries, so skipping does not change the result.
+        advantages [B, T] are those of all processes, NaN for an entry (an image at a step) that is not trained; this
+        rollout's start at row `first`. A minibatch without any signal is skipped.
         """
-        config, scored = self.config.objective, int((~advantages.isnan()).sum())
-        signal = torch.full((len(advantages),), config.kl > 0) | (advantages.nan_to_num() != 0).any(dim=1)
-        signal &= ~advantages.isnan().all(dim=1)
-        if not signal.any():
-            return {"gradient_norm": 0.0}
-        signal |= self.config.model.shard  # sharded processes must all run the same number of passes
+        config = self.config.objective
         own = slice(first, first + len(rollout.images))
-        active, advantages = signal[own].nonzero().flatten(), advantages[own]
         figures = Means("ratio_mean", "clip_fraction", "approx_kl", *(("kl",) if config.kl > 0 else ()))
         norms = []
-        for _ in range(config.updates_per_rollout):
+        for images in self._minibatches(len(advantages)) * config.updates_per_rollout:
+            chosen = advantages.masked_fill(~images[:, None], torch.nan)
+            if not self._active(chosen).any():
+                continue
             try:
-                for diagnostics in self._accumulate(update, rollout, advantages, active, scored, samples):
+                for diagnostics in self._accumulate(update, rollout, chosen, own, samples):
                     figures.add(diagnostics)
                 norms.append(self._apply(update))
             finally:  # frees memory for the next rollout; if this attempt failed, the next one must not add to it
                 self.optimizer.zero_grad(set_to_none=True)
+        if not norms:
+            return {"gradient_norm": 0.0}
         return {**figures.over(self.processes), "gradient_norm": sum(norm / len(norms) for norm in norms)}
 
+    def _minibatches(self, count: int) -> list[Tensor]:
+        """Which of `count` images, group by group, belong to each minibatch: [count], an equal part of every group.
+
+        Parts differ by at most one image. They depend on an image's number within its group alone, so any number of
+        processes has the same minibatches.
+        """
+        size, parts = self.config.groups.size, self.config.objective.minibatches
+        slots = torch.arange(count) % size * parts // size
+        return [slots == part for part in range(parts)]
+
+    def _active(self, advantages: Tensor) -> Tensor:
+        """Which entries have a gradient: not those without a score, and of flat groups only those of KL."""
+        return ~advantages.isnan() & ((advantages != 0) | (self.config.objective.kl > 0))
+
     def _accumulate(
-        self,
-        update: int,
-        rollout: Rollout,
-        advantages: Tensor,
-        active: Tensor,
-        scored: int,
-        samples: Sequence[Sample],
+        self, update: int, rollout: Rollout, advantages: Tensor, own: slice, samples: Sequence[Sample]
     ) -> list[dict[str, Tensor]]:
-        """Accumulate the gradient over `active` images, by step and micro-batch; returns their diagnostics."""
-        results = []
+        """Accumulate the gradient of a minibatch, by step and micro-batch; returns their diagnostics.
+
+        Entries without a gradient are skipped. The loss is still divided by the number of all scored entries
+        of all processes, so skipping does not change the result.
+        """
+        results, scored = [], int((~advantages.isnan()).sum())
         scales = self.plan.scales([point.step for point in rollout.trajectory]).tolist()
-        for point, advantage, scale in zip(rollout.trajectory, advantages.unbind(dim=1), scales, strict=True):
-            for images in active.split(self.batches.update) if len(active) else ():
-                loss, diagnostics = self._loss(rollout, point, images, advantage[images], scale, scored)
+        for point, column, scale in zip(rollout.trajectory, advantages.unbind(dim=1), scales, strict=True):
+            for images, advantage in self._passes(column, own):
+                loss, diagnostics = self._loss(rollout, point, images, advantage, scale, scored)
                 if not torch.isfinite(loss):
                     names = sorted({samples[image // self.config.groups.size].id for image in images.tolist()})
                     where = f", denoising step {point.step}, samples {', '.join(names)}"
@@ -95,24 +112,49 @@ class Learner:
                 results.append(diagnostics)
         return results
 
+    def _passes(self, advantage: Tensor, own: slice) -> list[tuple[Tensor, Tensor]]:
+        """The micro-batches of this process at one step: images of its rollout, and their advantages.
+
+        advantage  [B] of all processes
+        """
+        active, size = self._active(advantage), self.batches.update
+        images = active[own].nonzero().flatten()
+        batches = [(part, advantage[own][part]) for part in images.split(size)] if len(images) else []
+        if self.config.model.shard:  # the processes, whose shares are equal, must all run the same number of passes
+            largest = int(active.view(self.processes.count, -1).sum(dim=1).max())
+            idle = (torch.tensor([0]), torch.tensor([torch.nan]))  # an image that counts nothing
+            batches += [idle] * (-(-largest // size) - len(batches))
+        return batches
+
     def _loss(
         self, rollout: Rollout, point: Point, images: Tensor, advantage: Tensor, scale: float, scored: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective of one micro-batch of images at one step, and its diagnostics."""
         config = self.config.objective
         mean, std = self.sampler.replay(self.policy, rollout, point, images)
-        new = log_prob(point.next_latents[images], mean, std)
-        old = point.log_prob[images]
-        loss, diagnostics = clipped_objective(
-            new, old, advantage.to(new), config.clip_range, weight=scale, normaliser=scored
-        )
+        loss, diagnostics = self._policy_loss(point, images, mean, std, advantage, scale, scored)
         if config.kl > 0:
             with self.policy.base_policy(), torch.no_grad():
                 base_mean, _ = self.sampler.replay(self.policy, rollout, point, images)
             kl = kl_to_base(mean, base_mean, std)[~advantage.isnan().to(mean.device)]
-            loss = loss + config.kl * kl.sum() / scored
+            loss = loss + config.kl * scale**2 * kl.sum() / scored  # its gradient has the step's factor twice
             diagnostics["kl"] = kl.detach().mean()
         return loss, diagnostics
+
+    def _policy_loss(
+        self, point: Point, images: Tensor, mean: Tensor, std: Tensor, advantage: Tensor, scale: float, scored: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of the configured trust region, and its diagnostics."""
+        config = self.config.objective
+        new, old = log_prob(point.next_latents[images], mean, std), point.log_prob[images]
+        advantage = advantage.to(new)
+        if point.mean is None:
+            return clipped_objective(new, old, advantage, config.clip_range, scale=scale, normaliser=scored)
+        moved = kl_to_base(mean, point.mean[images], std)
+        if config.trust == "dppo":
+            limit = config.max_divergence
+            return divergence_objective(new, old, advantage, moved, limit, scale=scale, normaliser=scored)
+        return guarded_objective(new, old, advantage, moved, std, config.clip_range, normaliser=scored)
 
     def _apply(self, update: int) -> float:
         """One optimiser step with the gradients of all processes; returns their norm before clipping."""

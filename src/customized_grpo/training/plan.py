@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from customized_grpo.algorithm import (
     SHAPING_RULES,
     ConstantWeights,
     TimeAwareWeights,
+    progress,
+    scattered_steps,
+    step_distribution,
     step_gradient_factor,
     step_progress,
     step_scales,
@@ -18,9 +21,8 @@ from customized_grpo.algorithm import (
 )
 from customized_grpo.config import JOINT_CALIBRATED, OF_AVERAGE, RunConfig
 from customized_grpo.data import Sample
-from customized_grpo.fields import BUILT_IN
-from customized_grpo.sections import Shaping, Weighting
 from customized_grpo.training.rollout import derive_seed
+from customized_grpo.training.windows import DrawnSteps
 
 
 def needs_calibration(config: RunConfig) -> bool:
@@ -48,7 +50,7 @@ class Plan:
         )
 
     @property
-    def _weighted(self) -> bool:
+    def weighted(self) -> bool:
         return SHAPING_RULES[self.config.shaping.rule].uses_weights
 
     def batch(self, update: int) -> list[Sample]:
@@ -65,8 +67,10 @@ class Plan:
         return epoch, self.samples[int(self._orders[epoch][index])]
 
     def window(self, update: int) -> tuple[int, ...]:
-        """The true indices of the steps that are stochastic and trained in an update, ascending."""
-        window = self.config.window
+        """The true indices, ascending, of the T steps that an update trains: all its images, or some (`trained`)."""
+        drawn, window = self._drawn(update), self.config.window
+        if drawn is not None:
+            return drawn.steps
         return stochastic_steps(
             window.strategy,
             self.config.sampling.num_steps,
@@ -80,10 +84,71 @@ class Plan:
             generator=self._generator("window", update),
         )
 
+    def trained(self, update: int) -> Tensor | None:
+        """Which steps of the window each image of an update trains, [P G, T]; None: every image trains all of them."""
+        drawn = self._drawn(update)
+        return None if drawn is None else drawn.trained
+
+    def _drawn(self, update: int) -> DrawnSteps | None:
+        """The steps that each image of an update draws for itself, if it does."""
+        window, groups = self.config.window, self.config.groups
+        if window.strategy != "scattered" or window.per != "image" or window.size is None:
+            return None
+        orders = []
+        for group in range(groups.prompts):
+            epoch, sample = self._place(update, group)
+            for member in range(groups.size):
+                generator = self._generator("steps", epoch, sample.id, member)  # not the noise's: that stays the same
+                orders.append(
+                    scattered_steps(
+                        self.config.sampling.num_steps,
+                        window.size,
+                        first=window.first,
+                        last=window.last,
+                        generator=generator,
+                    )
+                )
+        return DrawnSteps(torch.tensor(orders))
+
     def prompt_weight(self, steps: Sequence[int]) -> Tensor:
-        """Weight of the prompt rewards at each step [len(steps)]; identity gets the rest."""
-        progress = step_progress(steps, self.sigmas, self.config.weighting.progress)
-        return self.weights.prompt_weight(progress)
+        """Weight of the prompt rewards at each step [len(steps)]; identity gets the rest.
+
+        With the weights of the authors' release (`position`), every step has their mean.
+        """
+        reading = self.config.weighting.progress
+        if reading == "position":
+            return self.weights_by_position().mean().expand(len(steps))
+        return self.weights.prompt_weight(step_progress(steps, self.sigmas, reading))
+
+    def weights_by_position(self) -> Tensor:
+        """Weight of the prompt rewards at each position [size] in the order in which an image drew its steps.
+
+        The release of arXiv 2510.18263 reads its table at the position in its loop, u = j / T, although the steps of
+        that loop have been permuted for each image. So a step has a random one of these weights.
+        """
+        positions = torch.arange(self.config.window.size or 1)
+        return self.weights.prompt_weight(progress(positions, self.config.sampling.num_steps))
+
+    def column_weight(self, window: Sequence[int]) -> Tensor:
+        """Weight of the prompt rewards in each column of the advantages that `at_trained_steps` takes, [C].
+
+        Columns are the steps of the window, or with `position` the places in the order of drawing.
+        """
+        if self.config.weighting.progress == "position":
+            return self.weights_by_position()
+        return self.prompt_weight(window)
+
+    def at_trained_steps(self, update: int, advantages: Tensor) -> Tensor:
+        """Advantages [P G, T] at the steps of the window; NaN for an image that does not train the step.
+
+        advantages  [P, G, C] of all processes with the weights of `column_weight`
+        """
+        drawn, advantages = self._drawn(update), advantages.flatten(0, 1)
+        if drawn is None:
+            return advantages
+        if self.config.weighting.progress == "position":
+            return drawn.by_step(advantages)
+        return advantages.masked_fill(~drawn.trained.to(advantages.device), torch.nan)
 
     @property
     def reachable(self) -> range:
@@ -94,24 +159,40 @@ class Plan:
         return range(window.first, len(self.sigmas) - 2 if window.last is None else window.last + 1)
 
     def scales(self, steps: Sequence[int]) -> Tensor:
-        """The factor `step_scale` on each step's loss [len(steps)], comparable between windows."""
+        """The factor `step_scale` on each step's log-ratio [len(steps)], comparable between windows."""
         noise, kind = self.config.noise, self.config.objective.step_scale
         return step_scales(kind, noise.dynamics, self.sigmas, steps, noise.level, over=self.reachable)
 
     def pull(self, steps: Sequence[int]) -> Tensor:
-        """How strongly each step's loss pulls on the velocity: `step_scale` times |d mean / d velocity| / std."""
+        """How strongly each step's loss pulls on the velocity: the ratio's scale times |d mean / d velocity| / std."""
         at, noise = torch.tensor(list(steps)), self.config.noise
         sigma, sigma_next = self.sigmas[at], self.sigmas[at + 1]
-        return self.scales(steps) * step_gradient_factor(
+        return self.ratio_scales(steps) * step_gradient_factor(
             noise.dynamics, sigma, sigma_next, noise.level, self.sigmas[1]
         )
+
+    def ratio_scales(self, steps: Sequence[int]) -> Tensor:
+        """The factor on each step's log-ratio [len(steps)]: `step_scale`, or the step's std with "guard"."""
+        if self.config.objective.trust != "guard":
+            return self.scales(steps)
+        at, noise = torch.tensor(list(steps)), self.config.noise
+        nothing = torch.zeros(len(at), 1, dtype=torch.float64)
+        sigma, sigma_next = self.sigmas[at], self.sigmas[at + 1]
+        step = step_distribution(noise.dynamics, nothing, nothing, sigma, sigma_next, noise.level, self.sigmas[1])
+        return step[1].flatten()
+
+    def ratio_limits(self, steps: Sequence[int]) -> Tensor:
+        """The change of a log-probability that would fill half a clip range at each step [len(steps)]."""
+        if self.config.objective.trust == "dppo":  # it clips no ratio
+            return torch.full((len(steps),), torch.inf, dtype=torch.float64)
+        return self.config.objective.clip_range / 2 / self.ratio_scales(steps)
 
     def step_rows(self, steps: Sequence[int], prompt_weight: Tensor) -> list[dict[str, float]]:
         """For metrics.jsonl, one row per trained step: its pull, and how the weights divide it if the rule has any."""
         rows = []
         for step, weight, pull in zip(steps, prompt_weight.tolist(), self.pull(steps).tolist(), strict=True):
             parts = {"prompt_weight": weight, "prompt_pull": weight * pull, "identity_pull": (1 - weight) * pull}
-            rows.append({"step": step, "pull": pull, **(parts if self._weighted else {})})
+            rows.append({"step": step, "pull": pull, **(parts if self.weighted else {})})
         return rows
 
     def seed(self, update: int, group: int, member: int | None) -> int:
@@ -125,66 +206,13 @@ class Plan:
 
     def lr(self, optimizer_step: int) -> float:
         """The learning rate of an optimiser step: linear warm-up over the first updates, then constant."""
-        warmup = self.config.optimizer.warmup * self.config.objective.updates_per_rollout
+        warmup = self.config.optimizer.warmup * self.steps_per_rollout
         return self.config.optimizer.lr * min((optimizer_step + 1) / max(warmup, 1), 1)
 
-    def advice(self, rising: str, falling: str) -> str:
-        """What to set so that a reward of the role `falling` does not fall while one of `rising` rises."""
-        weighting, rule = self.config.weighting, self.config.shaping.rule
-        if {rising, falling} != {"identity", "prompt"}:
-            return "train on one of the two, or give the quality reward another weight"
-        choices = []
-        if self._weighted:
-            names = ("high", "low") if weighting.kind == "tdw" else ("prompt",)
-            now = {name: getattr(weighting, name) for name in names}
-            change = 0.1 if falling == "prompt" else -0.1
-            new = " ".join(f"weighting.{name}={min(max(w + change, 0), 1):g}" for name, w in now.items())
-            choices.append(f"{new} (now {' and '.join(f'{w:g}' for w in now.values())})")
-        if rule != "joint":
-            choices.append("shaping.rule=joint")
-        elif weighting.balance == "off":
-            choices.append("weighting.balance=proportional")
-        return f"start again with {', or with '.join(choices)}"
-
-    def notices(self) -> list[str]:
-        """What a user should know before the run starts, one sentence each."""
-        notices = list(self._unused_settings())
-        if self._weighted and isinstance(self.weights, TimeAwareWeights):
-            progress = step_progress(self.reachable, self.sigmas, self.config.weighting.progress)
-            if not self.weights.in_final_phase(progress).any():
-                notices.append(
-                    f"with {self.config.sampling.num_steps} steps no trained step reaches the final phase of the "
-                    f"time-aware weights (progress {self.weights.end} and later): the last is step "
-                    f"{self.reachable[-1]}. Our experiments do without it; to reach it, use more steps or lower "
-                    "weighting.end"
-                )
-        if self.config.model.path == BUILT_IN != self.config.data.source:
-            notices.append(
-                "the built-in model has seen nothing but critters: with other data a run shows that everything works, "
-                "but its pictures mean nothing"
-            )
-        if len({sample.subject for sample in self.samples}) == 1:
-            notices.append("all training samples show one subject: the adapter will overfit to it")
-        return notices
-
-    def _unused_settings(self) -> Iterator[str]:
-        """Settings that this run's rule does not read: not an error, since a sweep over rules may keep them."""
-        shaping, default = self.config.shaping, Shaping()
-        if not self._weighted and self.config.weighting != Weighting(kind="constant"):
-            yield f'the rule "{shaping.rule}" has no weights: the section `weighting` has no effect'
-        if not self._weighted and self.config.on_degradation == "balance":
-            yield f'the rule "{shaping.rule}" has no weights: on_degradation=balance has no effect'
-        for name in ("gamma", "recentre"):
-            if not SHAPING_RULES[shaping.rule].uses_bonus and getattr(shaping, name) != getattr(default, name):
-                yield f'the rule "{shaping.rule}" has no bonus: shaping.{name} has no effect'
-        for name, reader in (("joint_share", "joint"), ("threshold", "gated")):
-            if shaping.rule != reader and getattr(shaping, name) != getattr(default, name):
-                yield f'only the rule "{reader}" reads shaping.{name}: it has no effect'
-        if shaping.normalise == "group" and shaping.kappa != default.kappa:
-            yield "shaping.kappa has no effect without shaping.normalise=pooled"
-        if shaping.calibration is not None and not needs_calibration(self.config):
-            effect = f"shaping.calibration only adds the held-out figure {JOINT_CALIBRATED}"
-            yield f'the rule "{shaping.rule}" needs no calibration: {effect}'
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimiser steps on one rollout, if no minibatch is without signal."""
+        return self.config.objective.updates_per_rollout * self.config.objective.minibatches
 
     def _generator(self, *parts: object) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(self.config.seed, *parts))

@@ -7,7 +7,7 @@ the same for the whole group, so they are computed once per group.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +27,8 @@ class Point:
     latents: Tensor  # [B, ...] at sigma
     next_latents: Tensor  # [B, ...] at sigma_next, as sampled
     log_prob: Tensor  # [B] under the policy that sampled
+    noisy: Tensor | None = None  # [B]: which images took noise, so that log_prob means something; None: all
+    mean: Tensor | None = None  # [B, ...] of the policy that sampled, if the trust region needs it
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,18 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
 
 
-def _gaussian(like: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """Noise in the shape of `like` [B, ...], drawn on the CPU with one generator per image."""
-    return torch.stack([torch.randn(like.shape[1:], generator=g) for g in generators]).to(like)
+def _gaussian(like: Tensor, generators: Sequence[torch.Generator], noisy: Tensor | None) -> Tensor:
+    """Noise in the shape of `like` [B, ...], drawn on the CPU with one generator per image.
+
+    noisy  [B]: other images get zeros and their generators stay as they are, so that no image depends on another's
+           steps
+    """
+    wanted = [True] * len(generators) if noisy is None else noisy.tolist()
+    drawn = [
+        torch.randn(like.shape[1:], generator=generator) if wants else torch.zeros(like.shape[1:])
+        for wants, generator in zip(wanted, generators, strict=True)
+    ]
+    return torch.stack(drawn).to(like)
 
 
 def denoise(policy: Policy, latents: Tensor, condition: Condition, sigmas: Tensor, steps: range) -> Tensor:
@@ -73,6 +84,8 @@ class Sampler:
     dynamics: Dynamics  # of the stochastic steps
     noise_level: float
     batch: int  # images per forward pass
+    noise_everywhere: bool = False  # noise at every step but the last, whichever are trained
+    keep_means: bool = False  # for trust regions that measure how far the mean has moved
 
     @torch.no_grad()
     def rollout(
@@ -83,16 +96,25 @@ class Sampler:
         steps: Sequence[int],
         seed_of: Callable[[int, int | None], int],
         ready: Callable[[Tensor, slice], None] = lambda images, part: None,  # noqa: ARG005
+        trained: Tensor | None = None,
     ) -> Rollout:
-        """`size` images for each entry of `condition`, stochastic at `steps` (true indices, ascending), else ODE.
+        """`size` images for each entry of `condition`, with the transitions of `steps` (true indices, ascending).
 
+        Each image takes noise at the steps that it trains, or at all but the last (`noise_everywhere`); the others are
+        ODE steps.
+
+        trained  [B, len(steps)]: which of the steps each image trains; None: all of them
         seed_of(group, member)  seed of an image's noise; member None: of the noise that the group starts from
         ready(images, part)     called with each batch of finished images, and their slice among the B images
         """
         total = len(self.sigmas) - 1
+        noisy: dict[int, Tensor | None] = dict.fromkeys(range(total - 1) if self.noise_everywhere else steps)
+        if trained is not None and not self.noise_everywhere:
+            noisy = dict(zip(steps, trained.unbind(dim=1), strict=True))
+        first, last = min(noisy), max(noisy)
         noise = policy.noise(condition, [seed_of(group, None) for group in range(len(condition))])
         prefixes = [
-            denoise(policy, noise[part], condition[part], self.sigmas, range(steps[0]))
+            denoise(policy, noise[part], condition[part], self.sigmas, range(first))
             for part in _parts(len(condition), self.batch)
         ]
         latents = torch.cat(prefixes).repeat_interleave(size, dim=0)
@@ -104,8 +126,9 @@ class Sampler:
         ]
         images, points = [], []
         for part in _parts(len(members), self.batch):
-            x, transitions = self._stochastic(policy, latents[part], members[part], steps, generators[part])
-            x = denoise(policy, x, members[part], self.sigmas, range(steps[-1] + 1, total))
+            own = {step: None if images is None else images[part] for step, images in noisy.items()}
+            x, transitions = self._stochastic(policy, latents[part], members[part], own, generators[part], steps)
+            x = denoise(policy, x, members[part], self.sigmas, range(last + 1, total))
             images.append(policy.decode(x, members[part]).cpu())  # the update needs the device's memory
             ready(images[-1], part)
             points.append(transitions)
@@ -117,19 +140,32 @@ class Sampler:
         policy: Policy,
         latents: Tensor,
         condition: Condition,
-        steps: Sequence[int],
+        noisy: Mapping[int, Tensor | None],
         generators: Sequence[torch.Generator],
+        kept: Sequence[int],
     ) -> tuple[Tensor, list[Point]]:
-        """From the first to the last stochastic step: the latents after it, and the stochastic transitions."""
+        """From the first to the last stochastic step: the latents after it, and the transitions of the steps `kept`.
+
+        noisy  which images take noise at each stochastic step (None: all); the others share its forward pass and take
+               an ODE step
+        """
         points = []
-        for step in range(steps[0], steps[-1] + 1):
-            if step not in steps:
+        for step in range(min(noisy), max(noisy) + 1):
+            if step not in noisy:
                 latents = denoise(policy, latents, condition, self.sigmas, range(step, step + 1))
                 continue
-            sigma, sigma_next = self.sigmas[step].item(), self.sigmas[step + 1].item()
-            mean, std = self.distribution(policy, latents, condition, sigma, sigma_next)
-            sample = mean + std * _gaussian(mean, generators)
-            points.append(Point(step, sigma, sigma_next, latents, sample, log_prob(sample, mean, std)))
+            sigma, sigma_next, chosen = self.sigmas[step].item(), self.sigmas[step + 1].item(), noisy[step]
+            velocity = policy.velocity(latents, sigma, condition)
+            mean, std = self._step(self.dynamics, latents, velocity, sigma, sigma_next)
+            sample = mean + std * _gaussian(mean, generators, chosen)
+            if chosen is not None:
+                chosen = chosen.to(sample.device)
+                plain, _ = self._step("ode", latents, velocity, sigma, sigma_next)
+                sample = torch.where(chosen.view(-1, *[1] * (sample.dim() - 1)), sample, plain)
+            if step in kept:
+                means = mean if self.keep_means else None
+                density = log_prob(sample, mean, std)
+                points.append(Point(step, sigma, sigma_next, latents, sample, density, chosen, means))
             latents = sample
         return latents, points
 
@@ -138,21 +174,32 @@ class Sampler:
         condition = rollout.condition[images]
         return self.distribution(policy, point.latents[images], condition, point.sigma, point.sigma_next)
 
-    def worst_change(self, policy: Policy, rollout: Rollout, images: Tensor) -> float:
-        """Largest difference between replayed and stored log-probabilities of these images; NaN if one is NaN."""
+    def worst_changes(self, policy: Policy, rollout: Rollout, images: Tensor) -> Tensor:
+        """Largest difference between replayed and stored log-probabilities of these images, at each step [T].
+
+        NaN if one is NaN, 0 if none of them took noise at the step.
+        """
         changes = []
         for point in rollout.trajectory:
             existing = images[images < len(point.latents)]
             replayed = log_prob(point.next_latents[existing], *self.replay(policy, rollout, point, existing))
-            changes.append((replayed - point.log_prob[existing]).detach().abs())
-        return torch.cat(changes).max().item()
+            change = (replayed - point.log_prob[existing]).detach().abs()
+            if point.noisy is not None:
+                change = change.where(point.noisy[existing], 0.0)
+            changes.append(change.max().double().cpu())
+        return torch.stack(changes)
 
     def distribution(
         self, policy: Policy, latents: Tensor, condition: Condition, sigma: float, sigma_next: float
     ) -> tuple[Tensor, Tensor]:
         """Mean and std of a step under `policy`; sampling and replaying both use this."""
         velocity = policy.velocity(latents, sigma, condition)
-        return step_distribution(self.dynamics, latents, velocity, sigma, sigma_next, self.noise_level, self.sigmas[1])
+        return self._step(self.dynamics, latents, velocity, sigma, sigma_next)
+
+    def _step(
+        self, dynamics: Dynamics, latents: Tensor, velocity: Tensor, sigma: float, sigma_next: float
+    ) -> tuple[Tensor, Tensor]:
+        return step_distribution(dynamics, latents, velocity, sigma, sigma_next, self.noise_level, self.sigmas[1])
 
 
 def _parts(total: int, size: int) -> list[slice]:
@@ -165,6 +212,7 @@ def _join(batches: Sequence[Point]) -> Point:
     first = batches[0]
     tensors = {
         name: torch.cat([getattr(point, name) for point in batches])
-        for name in ("latents", "next_latents", "log_prob")
+        for name in ("latents", "next_latents", "log_prob", "noisy", "mean")
+        if getattr(first, name) is not None
     }
     return Point(first.step, first.sigma, first.sigma_next, **tensors)

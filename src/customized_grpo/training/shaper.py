@@ -44,7 +44,7 @@ class Shaper:
         quantity = own_quantity(
             self.config.shaping.rule,
             scores,
-            self.prompt_weight(steps, running),
+            self.column_weight(steps, running),
             roles=self.plan.roles,
             calibrations=self.calibrations,
             threshold=self.config.shaping.threshold,
@@ -54,7 +54,13 @@ class Shaper:
 
     def prompt_weight(self, steps: Sequence[int], running: RunningFigures) -> Tensor:
         """Weight of the prompt rewards at each step [len(steps)]; identity gets the rest."""
-        weight = self.plan.prompt_weight(steps)
+        return self._balanced(self.plan.prompt_weight(steps), running)
+
+    def column_weight(self, steps: Sequence[int], running: RunningFigures) -> Tensor:
+        """The same for each column of `advantages`: `Plan.column_weight`."""
+        return self._balanced(self.plan.column_weight(steps), running)
+
+    def _balanced(self, weight: Tensor, running: RunningFigures) -> Tensor:
         match self.balance:
             case "dual":
                 return (weight + running.level).clamp(0, 1)
@@ -70,7 +76,7 @@ class Shaper:
         return {"level": self.prompt_weight(self.plan.reachable, running).mean().item()}
 
     def advantages(self, scores: Mapping[str, Tensor], prompt_weight: Tensor, running: RunningFigures) -> Tensor:
-        """Shaped advantages [P, G, T] from rewards [P, G] by key, at steps with these prompt weights [T]."""
+        """Shaped advantages [P, G, C] from rewards [P, G] by key, in columns with these prompt weights [C]."""
         shaping, rewards = self.config.shaping, self.config.rewards
         quality = {key: reward.weight for key, reward in rewards.items() if reward.weight is not None}
         return step_advantages(

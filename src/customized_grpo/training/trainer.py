@@ -11,9 +11,10 @@ What differs from the authors' release, and why:
  4. The model gets the exact sigma as its time. The release truncates it to thousandths.
  5. Groups are sampled in batches; the deterministic steps before the first noise are computed once per group.
  6. Noise and training can be restricted to a window of steps (MixGRPO, arXiv 2507.21802).
- 7. `step_scale: equal` makes all steps pull equally on the model, so that the weight schedule alone decides.
+ 7. `step_scale: equal` makes all steps pull equally on the model, also KL, and be clipped equally, so that the weight
+    schedule alone decides.
  8. A run compares the log-probabilities of rollout and update before its first updates: their ratio must be 1.
- 9. Evaluation uses the schedule and guidance of training, and the sampler that users run.
+ 9. Evaluation uses the shift and guidance of training, and the sampler and the number of steps that users run.
 10. All randomness is derived from (seed, epoch, sample, member), so a resumed run equals an uninterrupted one.
 """
 
@@ -23,12 +24,13 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from customized_grpo.algorithm import Calibration, RunningFigures
+from customized_grpo.algorithm import NEED_OLD_MEAN, Calibration, RunningFigures
 from customized_grpo.config import OF_AVERAGE, RunConfig
 from customized_grpo.data import Sample
 from customized_grpo.policies.base import Policy
@@ -41,6 +43,7 @@ from customized_grpo.run.logs import LogRow
 from customized_grpo.runtime.distributed import Processes
 from customized_grpo.runtime.memory import MicroBatches
 from customized_grpo.runtime.stopping import StopRequest
+from customized_grpo.training.advice import advice
 from customized_grpo.training.evaluation import HeldOut
 from customized_grpo.training.learner import Learner
 from customized_grpo.training.plan import Plan
@@ -75,7 +78,15 @@ class Trainer:
     def __post_init__(self) -> None:
         config = self.config
         sigmas = self.policy.sigmas(config.sampling.num_steps, config.sampling.shift)
-        self.sampler = Sampler(sigmas, config.noise.dynamics, config.noise.level, config.groups.rollout_batch)
+        self.evaluation_sigmas = self.policy.sigmas(config.evaluation_steps, config.sampling.shift)
+        self.sampler = Sampler(
+            sigmas,
+            config.noise.dynamics,
+            config.noise.level,
+            config.groups.rollout_batch,
+            noise_everywhere=config.noise.steps == "all",
+            keep_means=config.objective.trust in NEED_OLD_MEAN,
+        )
         self.plan = Plan(config, self.samples, sigmas)
         self.shaper = Shaper(config, self.plan, self.calibrations)
         self.update = self.ratio_checks = 0
@@ -89,7 +100,7 @@ class Trainer:
         self.scorer = Scorer(self.rewards)
         measures = {str(metric): metric.measures for metric in config.evaluation.metrics}
         trained = {key: f"{key}_reward" for key in self.rewards}
-        self.watch = Watch(trained, self.plan.roles, measures, advice=self.plan.advice)
+        self.watch = Watch(trained, self.plan.roles, measures, advice=partial(advice, self.plan))
 
     # --- the algorithm -----------------------------------------------------------------------------------------------
 
@@ -155,6 +166,7 @@ class Trainer:
     def _step(self) -> dict[str, Any]:
         config, size = self.config, self.config.groups.size
         batch, steps = self.plan.batch(self.update), self.plan.window(self.update)
+        trained = self.plan.trained(self.update)  # by image; None: every image trains all steps
         own = self.processes.share(len(batch))  # the groups of this process
         samples = batch[own]
         samples_by_image = [sample for sample in samples for _ in range(size)]
@@ -168,6 +180,7 @@ class Trainer:
                 steps,
                 lambda group, member: self.plan.seed(self.update, own.start + group, member),
                 lambda images, part: self.scorer.begin(images, samples_by_image[part]),
+                None if trained is None else trained[own.start * size : own.stop * size],
             )
         with clock(seconds, "reward"):
             own_scores = self.scorer.finish(rollout.images, samples_by_image)
@@ -177,8 +190,8 @@ class Trainer:
             }
             self.scorer.check(scores, config.max_unscored)
         running = self.shaper.observe(scores, steps)
-        prompt_weight = self.shaper.prompt_weight(steps, running)
-        advantages = self.shaper.advantages(scores, prompt_weight, running).flatten(0, 1)  # [P G, T]
+        advantages = self.shaper.advantages(scores, self.shaper.column_weight(steps, running), running)
+        advantages = self.plan.at_trained_steps(self.update, advantages)  # [P G, T]
         with clock(seconds, "update"):
             if self.ratio_checks < RATIO_CHECKS:
                 self.check_ratio(rollout)
@@ -191,7 +204,7 @@ class Trainer:
             "advantage_std": spread(advantages),
             **self.shaper.figures(running),
             **self.scorer.unscored_by_remote(self.processes),
-            "steps": self.plan.step_rows(steps, prompt_weight),
+            "steps": self.plan.step_rows(steps, self.shaper.prompt_weight(steps, running)),
             **diagnostics,
             "lr": self.learner.optimizer.param_groups[0]["lr"],
             "seconds": seconds,
@@ -199,17 +212,19 @@ class Trainer:
 
     def check_ratio(self, rollout: Rollout) -> None:
         """Raise TrainingError unless replaying a rollout, as the update does, gives its log-probabilities."""
-        worst = self.sampler.worst_change(self.policy, rollout, torch.arange(self.batches.update))
-        refuse_ratio(worst, self.config.model.dtype, self.config.objective.clip_range, self.update + 1)
+        steps = [point.step for point in rollout.trajectory]
+        changes = self.sampler.worst_changes(self.policy, rollout, torch.arange(self.batches.update)).tolist()
+        limits = self.plan.ratio_limits(steps).tolist()
+        refuse_ratio(changes, limits, steps, self.config.model.dtype, self.update + 1)
         self.ratio_checks += 1
 
     # --- evaluation --------------------------------------------------------------------------------------------------
 
     def _evaluate(self) -> None:
-        figures, shown = self.held_out.report(self.policy, self.sampler.sigmas, grid=self.config.evaluation.grid)
+        figures, shown = self.held_out.report(self.policy, self.evaluation_sigmas, grid=self.config.evaluation.grid)
         if EMA in self.shadows:
             with self.shadows[EMA].in_place():
-                averaged, _ = self.held_out.report(self.policy, self.sampler.sigmas, grid=0)
+                averaged, _ = self.held_out.report(self.policy, self.evaluation_sigmas, grid=0)
             figures = with_average(figures, averaged)
         row = {"update": self.update, **figures}
         self.directory.log_evaluation(row, shown)

@@ -212,13 +212,22 @@ def not_finite(what: str, update: int, where: str = "") -> TrainingError:
 ROUNDING = {"float32": 1e-5, "bfloat16": 1e-4}
 
 
-def refuse_ratio(worst: float, dtype: str, clip_range: float, update: int) -> None:
-    """Raises TrainingError if log-probabilities differ by more than rounding: `worst` is the largest difference."""
-    allowed = min(ROUNDING[dtype], clip_range / 2)
-    if not worst <= allowed:
+def refuse_ratio(
+    changes: Sequence[float], limits: Sequence[float], steps: Sequence[int], dtype: str, update: int
+) -> None:
+    """Raises TrainingError if log-probabilities differ by more than rounding.
+
+    changes  the largest difference at each denoising step of `steps`
+    limits   the difference that would fill half a clip range there
+    """
+    for step, change, limit in zip(steps, changes, limits, strict=True):
+        allowed = min(ROUNDING[dtype], limit)
+        if change <= allowed:
+            continue
         raise TrainingError(
             f"before the optimiser step of update {update}, replaying the rollout changes log-probabilities by "
-            f"{worst:.2e} (allowed: {allowed:.0e}, for rounding, and at most half of objective.clip_range), so the "
+            f"{change:.2e} at denoising step {step} (allowed: {allowed:.0e}, for rounding, and at most half of "
+            "objective.clip_range after the step's scale), so the "
             "ratio of new to old policy would not be 1. Usual causes: dropout that is active in the update (call "
             ".eval()), weights changed between rollout and update, or a different precision or batch size in one of "
             "the two."

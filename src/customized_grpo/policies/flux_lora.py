@@ -1,0 +1,139 @@
+"""Which layers of FLUX's transformer get a LoRA, and how q, k and v share one of its matrices.
+
+FLUX's own code computes q, k and v in one fused layer, so a LoRA on it (UNO's, the authors') reads all three through
+one matrix A. diffusers divides the layer in three; with `share_qkv` their three A are one parameter again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers import FluxTransformer2DModel
+from diffusers.training_utils import cast_training_params
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from customized_grpo.errors import UsageError
+from customized_grpo.policies.adapter_file import Adapter, check_targets
+from customized_grpo.sections import Adapter as AdapterSettings
+
+ADAPTER = "default"  # peft's name of it
+# Of both streams of the double blocks; the first three also of the single blocks.
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp")
+OUTPUT = "proj_out"  # attention and feed-forward of a single block; the model's last layer has this name, too
+ALL = (*ATTENTION, *FEED_FORWARD, OUTPUT)
+FUSED = (("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj"))  # one layer each in FLUX's own code
+SINGLE_BLOCKS = "single_transformer_blocks."
+
+
+def targets_of(targets: str | Sequence[str] | None, module: nn.Module) -> list[str]:
+    """The names of the layers to adapt. Raises UsageError for one that matches no layer that can be adapted.
+
+    targets  a named set, or names; None: all
+        "attention"             q, k, v and output projections of the attention
+        "attention_and_output"  these, and the output projection of the single blocks: the layers of UNO's LoRA
+        "all"                   these, the feed-forward layers, and the model's last layer
+    """
+    names: list[str]
+    if not isinstance(targets, str | None):
+        names = list(targets)
+    elif targets == "attention_and_output":
+        single = [name for name, _ in module.named_modules() if name.startswith(SINGLE_BLOCKS)]
+        names = [*ATTENTION, *(name for name in single if name.endswith(f".{OUTPUT}"))]
+    else:
+        names = list(ATTENTION if targets == "attention" else ALL)
+    check_targets(names, module)  # peft would overlook one that matches nothing next to one that matches
+    return names
+
+
+def add_lora(
+    module: nn.Module,
+    rank: int,
+    alpha: float,
+    targets: str | Sequence[str] | None,
+    *,
+    seed: int = 0,
+    share_qkv: bool = False,
+) -> None:
+    """Add a new LoRA in float32, which changes nothing yet: A is Gaussian, B zero.
+
+    share_qkv  one A for q, k and v of each attention; without it, three
+
+    Raises UsageError for targets that match no layer, or that divide q, k and v which share.
+    """
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # pyright: ignore[reportArgumentType] (declared as int, but only divided by r)
+        target_modules=targets_of(targets, module),
+        init_lora_weights="gaussian",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module.add_adapter(config, adapter_name=ADAPTER)  # pyright: ignore[reportCallIssue] (a mixin of diffusers)
+    if share_qkv:
+        _share(module)
+    cast_training_params(module, torch.float32)
+
+
+def lora_size(transformer: Mapping[str, Any], settings: AdapterSettings) -> int:
+    """The number of weights that `add_lora` would add to a transformer with this configuration; makes no weights.
+
+    Raises UsageError as `add_lora` does.
+    """
+    with torch.device("meta"):
+        module: Any = FluxTransformer2DModel.from_config(dict(transformer))  # Any: annotated as a tuple, too
+        module.requires_grad_(False)
+        add_lora(module, settings.rank, settings.alpha, settings.targets, share_qkv=settings.share_qkv)
+    return sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
+
+
+def _share(module: nn.Module) -> None:
+    """Make the A of each fused layer's parts one parameter. Raises UsageError if there is nothing to share."""
+    groups = list(_fused_layers(module))
+    for name, layers in groups:
+        with_lora = [part for part, layer in layers.items() if isinstance(layer, LoraLayer)]
+        if 0 < len(with_lora) < len(layers):
+            raise UsageError(
+                f"adapter.share_qkv: {name} has an adapter on {', '.join(with_lora)} only, of {', '.join(layers)}; "
+                "name all of them in adapter.targets, or set adapter.share_qkv=false"
+            )
+        matrices = [layer.lora_A[ADAPTER] for layer in layers.values() if isinstance(layer, LoraLayer)]
+        for other in matrices[1:]:
+            other.weight = matrices[0].weight
+    if not any(shared_matrices(module)):
+        raise UsageError(
+            "adapter.share_qkv: no layer of adapter.targets is q, k or v; add them, or set adapter.share_qkv=false"
+        )
+
+
+def _fused_layers(module: nn.Module) -> Iterator[tuple[str, dict[str, nn.Module]]]:
+    """Each attention's name, and its layers that are one in FLUX's own code, by name."""
+    for name, attention in module.named_modules():
+        for parts in FUSED:
+            layers = {part: layer for part in parts if (layer := getattr(attention, part, None)) is not None}
+            if len(layers) == len(parts):
+                yield name, layers
+
+
+def shared_matrices(module: nn.Module) -> Iterator[list[str]]:
+    """The names of the layers whose LoRA has one A, for each such A."""
+    for name, layers in _fused_layers(module):
+        weights = [layer.lora_A[ADAPTER].weight for layer in layers.values() if isinstance(layer, LoraLayer)]
+        if len(weights) == len(layers) and all(weight is weights[0] for weight in weights):
+            yield [f"{name}.{part}" for part in layers]
+
+
+def check_shared(adapter: Adapter, state: Mapping[str, Tensor], module: nn.Module) -> None:
+    """Raises ModelError unless an adapter's file holds equal copies of each A that is one parameter in `module`."""
+    for layers in shared_matrices(module):
+        first, *others = [state[f"{layer}.lora_A.weight"] for layer in layers]
+        if not all(torch.equal(first, other) for other in others):
+            raise adapter.misfit(
+                f"lora_A of {', '.join(layer.rpartition('.')[2] for layer in layers)} in "
+                f"{layers[0].rpartition('.')[0]} differ, and adapter.share_qkv needs one for all three",
+                "set adapter.share_qkv as it was when it was trained",
+            )
