@@ -14,6 +14,7 @@ from customized_grpo.calibration.joint import joint_quality
 from customized_grpo.calibration.levels import BASE_LOWER, BASE_UPPER, OTHER_VIEW, REFERENCE, STRANGER
 from customized_grpo.config import RunConfig
 from customized_grpo.training import calibrate
+from customized_grpo.training.advice import notices
 from customized_grpo.training.assemble import assemble
 from customized_grpo.training.trainer import Trainer
 from processes import in_processes
@@ -241,7 +242,7 @@ def test_any_rule_can_have_the_held_out_figure(make_trainer: MakeTrainer, tmp_pa
     assert row["joint_calibrated"] == pytest.approx(expected.mean().item(), abs=1e-6)
     assert row["spread"]["joint_calibrated"] == pytest.approx(expected.std().item(), abs=1e-6)
     assert row["scored"]["joint_calibrated"] == 2
-    assert "shaping.calibration only adds the held-out figure joint_calibrated" in "\n".join(trainer.plan.notices())
+    assert "shaping.calibration only adds the held-out figure joint_calibrated" in "\n".join(notices(trainer.plan))
 
 
 def test_the_best_adapter_can_be_chosen_by_the_figure(make_trainer: MakeTrainer):
