@@ -57,6 +57,19 @@ def test_a_recipe_for_a_gpu_can_be_checked_on_a_laptop(make_config: MakeConfig):
     assert check.notes[-1] == f"reward dino: device cuda:1: {finds}"
 
 
+def test_a_calibration_is_read_and_what_it_lacks_is_a_note(make_config: MakeConfig, tmp_path: Path):
+    file = tmp_path / "calibration.yaml"
+    file.write_text("identity: {bad: 0.1, good: 0.8}")
+    config = make_config("shaping.rule=joint", f"shaping.calibration={file}")
+    check = check_run(config, resume=False)
+    assert check.problems == []
+    assert check.notes[-1] == "train measures the levels of rewards.prompt, on bad and on good pictures"
+    file.write_text("identity: {bad: 0.8, good: 0.1}")
+    (problem,) = check_run(config, resume=False).problems
+    assert problem.startswith(f"{file}: rewards.identity: it cannot tell good pictures")
+    assert not any("measures" in note for note in check_run(make_config(), resume=False).notes)
+
+
 def test_models_on_the_hub_that_are_not_here_are_notes(make_config: MakeConfig):
     settings = ("model.path=some-owner/flux", "model.height=512", "rewards.identity.model=facebook/dinov2-base")
     check = check_run(make_config(*settings, "evaluation.metrics=[hpsv3, pickscore]"), resume=False)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from customized_grpo.calibration.file import calibrated_rewards
 from customized_grpo.config import ConfigError, RunConfig
 from customized_grpo.errors import InputError
 from customized_grpo.policies import adapter_size
@@ -14,6 +15,7 @@ from customized_grpo.run.access import check_access
 from customized_grpo.run.trackers import Trackers
 from customized_grpo.runtime.device import missing_here, named_device
 from customized_grpo.training.assemble import own_samples, sample_problems
+from customized_grpo.training.calibrate import kept_calibrations
 
 
 @dataclass
@@ -33,7 +35,7 @@ class Check:
 
 
 def check_run(config: RunConfig, *, resume: bool) -> Check:
-    """Check device, folder, trackers, data, model, adapter and rewards of a run as `assemble` does; write nothing."""
+    """Check all of a run that `assemble` checks and that needs no weights; write nothing."""
     check = Check()
     with check.part():
         if problem := missing_here(named_device(config.device)):
@@ -55,6 +57,12 @@ def check_run(config: RunConfig, *, resume: bool) -> Check:
     for reward in (*config.trained().values(), *map(config.resolve, config.evaluation.metrics)):
         with check.part():
             check.notes += [f"reward {reward.name}: {note}" for note in reward.check()]
+    with check.part():
+        kept = kept_calibrations(config, resume=resume)
+        if kept is not None and (
+            missing := [f"rewards.{key}" for key in calibrated_rewards(config) if key not in kept]
+        ):
+            check.notes.append(f"train measures the levels of {', '.join(missing)}, on bad and on good pictures")
     check.problems, check.notes = ([*dict.fromkeys(lines)] for lines in (check.problems, check.notes))
     return check
 
