@@ -181,8 +181,8 @@ def test_a_mistake_is_one_line_that_names_key_and_value(override: str, line: str
         ),
         (
             ["objective.kind=nft", "objective.kl=.1"],
-            "objective.kl: 0.1 needs noisy steps, and nft has none; set objective.kl=0, and a larger objective.beta to "
-            "keep the policy nearer",
+            "objective.kl: 0.1 needs noisy steps, and nft has none; set objective.kl=0, and a larger objective.beta "
+            "to keep the policy nearer",
         ),
         (
             ["objective.kind=nft", "objective.trust=dppo"],
