@@ -240,7 +240,7 @@ def test_the_report_reads_such_a_run(
     trainer.train()
     page = tmp_path / "page.html"
     assert start(("report", trainer.directory.path, "--output", page), monkeypatch, capsys).code == 0
-    assert "Pull" in page.read_text(encoding="utf-8")
+    assert "Which step pulls where" in page.read_text(encoding="utf-8")
 
 
 def test_each_image_may_train_its_own_steps(make_trainer: MakeTrainer):
