@@ -1,6 +1,6 @@
 """Customized-GRPO (arXiv 2510.18263), top to bottom.
 
-    for each update:  rollout -> rewards -> advantages per denoising step -> clipped objective -> AdamW
+    for each update:  rollout -> rewards -> advantages per denoising step -> clipped objective, or NFT -> AdamW
 
 What differs from the authors' release, and why:
  1. Time-aware weights belong to the true step, which the trajectory stores. The release looks them up by loop position
