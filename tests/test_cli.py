@@ -118,9 +118,15 @@ def test_without_a_command_the_program_shows_its_help(run: Callable[..., Answer]
 def test_a_dry_run_prints_the_resolved_config_and_does_nothing(
     recipe: str, run: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    """Without a GPU and without the models; what a recipe leaves to the user, its data, is missed."""
     monkeypatch.chdir(tmp_path)
     answer = run("train", recipe, "optimizer.lr=1e-5", "--dry-run", "--device", "cuda:1")
-    assert answer.code == 0
+    missing = {"list.json": "list.json", "photos": "photos", "dreambench": "dreambooth"}
+    source = load_config(recipe).data.source
+    assert answer.code == (2 if source in missing else 0)
+    assert [
+        line for line in answer.error.splitlines() if "error" in line and missing.get(source, "") not in line
+    ] == []
     assert RunConfig.model_validate(yaml.safe_load(answer.out)) == load_config(
         recipe, ["optimizer.lr=1e-5", "device=cuda:1"]
     )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from customized_grpo.algorithm import sigma_schedule
 from customized_grpo.data import Sample
 from customized_grpo.policies.base import OwnCondition, Targets
-from customized_grpo.sections import Model
+from customized_grpo.sections import Adapter, Model
 
 
 class Colours(list[Tensor]):
@@ -40,6 +40,10 @@ class ToyPolicy:
     @classmethod
     def load(cls, path: str | Path, model: Model, device: str, *, shard: bool = False) -> Self:  # noqa: ARG003
         return cls(model.height, model.width)
+
+    @classmethod
+    def adapter_size(cls, path: str | Path, model: Model, adapter: Adapter) -> int:  # noqa: ARG003
+        return 3
 
     def add_adapter(
         self,

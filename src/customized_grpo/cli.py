@@ -83,7 +83,9 @@ def train(
     recipe: Recipe,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in its folder.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the complete configuration and exit.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check all but weights, print the configuration and exit.")
+    ] = False,
     output: Annotated[Path | None, PathOption(help="Folder of the run.  [default: the recipe's]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of all randomness.  [default: the recipe's]", min=0)] = None,
     device: RecipeDevice = None,
@@ -103,8 +105,10 @@ def train(
     moved = [("output", Path(recipe))] if resume and _is_run(recipe) else []  # the folder may have been moved
     config = load_config(recipe, [*moved, *(overrides or []), *chosen])
     if dry_run:
+        from customized_grpo.training.check import dry_run as check
+
         typer.echo(dump_config(config), nl=False)
-        return
+        return check(config, resume=resume)
     with ending(lambda: kept_run(Path(config.output))):
         from customized_grpo.commands.train import run_training
 

@@ -135,7 +135,7 @@ def test_metrics_use_the_encoder_of_the_reward_of_their_kind(make_config: MakeCo
 
 
 def test_a_metric_equal_to_a_trained_reward_shares_its_model(make_config: MakeConfig):
-    """HPSv3 takes 17 GB. Remote rewards are not shared: each counts the images that it could not score."""
+    """HPSv3 takes 15.5 GB. Remote rewards are not shared: each counts the images that it could not score."""
     remote = "rewards.taste={name: http, url: 'http://localhost:9/score', role: quality, weight: 0.2}"
     metrics = "[dino, clip_t batch=2, dino against=other_view, http url=http://localhost:9/score]"
     config = make_config(remote, "rewards.prompt.batch=2", f"evaluation.metrics={metrics}")

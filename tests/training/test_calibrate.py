@@ -11,6 +11,7 @@ from PIL import Image
 
 from customized_grpo.calibration.file import CalibrationError, RewardCalibration, read_calibration
 from customized_grpo.calibration.joint import joint_quality
+from customized_grpo.calibration.levels import BASE_LOWER, BASE_UPPER, OTHER_VIEW, REFERENCE, STRANGER
 from customized_grpo.config import RunConfig
 from customized_grpo.training import calibrate
 from customized_grpo.training.advice import notices
@@ -129,14 +130,10 @@ def test_the_base_draws_at_most_so_many_prompts(
 @pytest.mark.parametrize(
     ("data", "key", "bad", "good"),
     [
-        ({"subjects": 1}, "identity", "lower decile of the base's groups", "other views"),
-        ({"views": 0}, "identity", "other subjects", "upper decile of the base's groups"),
-        (
-            {"subjects": 1, "views": 0},
-            "identity",
-            *(f"{which} decile of the base's groups" for which in ("lower", "upper")),
-        ),
-        ({"prompt": "it"}, "prompt", *(f"{which} decile of the base's groups" for which in ("lower", "upper"))),
+        ({"subjects": 1}, "identity", BASE_LOWER, OTHER_VIEW),
+        ({"views": 0}, "identity", STRANGER, BASE_UPPER),
+        ({"subjects": 1, "views": 0}, "identity", BASE_LOWER, BASE_UPPER),
+        ({"prompt": "it"}, "prompt", BASE_LOWER, BASE_UPPER),
     ],
 )
 def test_what_the_data_does_not_have_comes_from_the_base(
@@ -245,7 +242,23 @@ def test_any_rule_can_have_the_held_out_figure(make_trainer: MakeTrainer, tmp_pa
     assert row["joint_calibrated"] == pytest.approx(expected.mean().item(), abs=1e-6)
     assert row["spread"]["joint_calibrated"] == pytest.approx(expected.std().item(), abs=1e-6)
     assert row["scored"]["joint_calibrated"] == 2
-    assert "it only adds the figure joint_calibrated" in "\n".join(notices(trainer.plan))
+    assert "shaping.calibration only adds the held-out figure joint_calibrated" in "\n".join(notices(trainer.plan))
+
+
+def test_the_best_adapter_can_be_chosen_by_the_figure(make_trainer: MakeTrainer):
+    """With any rule; the rewards are measured for it."""
+    trainer = make_trainer(*SMALL, "keep_best=joint_calibrated", "evaluation.every=1")
+    trainer.train()
+    values = [row["joint_calibrated"] for row in rows_of(trainer.directory.path, "evaluations.jsonl")]
+    best = max(range(2), key=lambda update: values[update])
+    assert (trainer.directory.path / "best" / f"step-{best:05d}" / "calibration.yaml").is_file()
+
+
+def test_against_another_view_the_reference_is_good(make_trainer: MakeTrainer):
+    """Critters have one other view, which is what the reward compares with."""
+    trainer = make_trainer(*JOINT, "rewards.identity.against=other_view")
+    assert kept(trainer)["identity"].good.what == REFERENCE
+    assert kept(trainer)["identity"].good.mean == pytest.approx(0.776, abs=0.05)
 
 
 # --- resuming --------------------------------------------------------------------------------------------------------

@@ -1,7 +1,5 @@
 """What shaping remembers: running figures that weights and pooled advantages follow, and that a resumed run keeps."""
 
-import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,22 +106,13 @@ def test_a_resumed_run_remembers(make_trainer: MakeTrainer, adapter_of: Callable
     assert forgetful.step()["level"] != pytest.approx(rows_of(whole.directory.path)[2]["level"], rel=1e-6)
 
 
-def test_a_checkpoint_of_a_version_without_running_figures_resumes(make_trainer: MakeTrainer):
-    make_trainer(*SMALL, "updates=1").train()
-    run = make_trainer(*SMALL, "updates=2", resume=True)
-    state = next(run.directory.path.glob("checkpoints/*/state.json"))
-    values = json.loads(state.read_text())
-    assert values.pop("running")["updates"] == 1
-    assert math.isfinite(run.step()["reward_prompt"])
-
-
 @pytest.mark.parametrize(
     ("overrides", "notice"),
     [
         (["shaping.kappa=.5"], "shaping.kappa has no effect without shaping.normalise=pooled"),
         (["shaping.joint_share=.3"], 'only the rule "joint" reads shaping.joint_share'),
         (["shaping.threshold=.3"], 'only the rule "gated" reads shaping.threshold'),
-        ([CALIBRATED], 'the rule "sars" needs no calibration: it only adds the held-out figure joint_calibrated'),
+        ([CALIBRATED], 'the rule "sars" needs no calibration: shaping.calibration only adds the held-out'),
         (["shaping.rule=min", "weighting.balance=dual"], "the section `weighting` has no effect"),
     ],
 )

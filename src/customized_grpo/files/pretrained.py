@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from diffusers.utils import logging as diffusers_bars
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -73,9 +73,29 @@ def find(model: str | Path, name: str) -> Path:
         raise ModelError(f"{model} cannot be downloaded: {reason_of(error)}") from error
 
 
+def find_offline(model: str | Path, name: str) -> Path | None:
+    """As `find`, without the network: None for a hub id whose file is not in the cache. Raises ModelError."""
+    if is_folder(Path(model)):
+        return find(model, name)
+    owner, slash, repository = str(model).partition("/")
+    try:
+        cached = try_to_load_from_cache(str(model), name)
+    except HFValidationError:
+        slash = ""
+        cached = None
+    if isinstance(cached, str):
+        return Path(cached)
+    if not slash or is_folder(Path(owner)):
+        where = f"; the folder {owner} has no {repository}" if slash and is_folder(Path(owner)) else ""
+        raise ModelError(f"{model} is neither a folder here nor a hub id, which is written owner/name{where}")
+    if cached is not None:
+        raise ModelError(f"{model} on the hub is not the kind of model needed here: it has no {name}")
+    return None
+
+
 def pipeline_class(model: str | Path) -> str:
     """The class named by a checkpoint in diffusers' format, such as "FluxKontextPipeline". Raises ModelError."""
-    return str(_read_json(find(model, "model_index.json")).get("_class_name"))
+    return str(read_json(find(model, "model_index.json")).get("_class_name"))
 
 
 def check_complete(model: str | Path) -> None:
@@ -83,16 +103,16 @@ def check_complete(model: str | Path) -> None:
     folder = Path(model)
     if not is_folder(folder):
         return
-    if missing := list(_missing_parts(folder, _read_json(find(model, "model_index.json")))):
+    if missing := list(_missing_parts(folder, read_json(find(model, "model_index.json")))):
         raise ModelError(f"{model} is incomplete: {', '.join(missing)} missing; {DOWNLOAD}")
 
 
 def model_type(model: str | Path) -> str:
     """The type named by a checkpoint in transformers' format, such as "clip". Raises ModelError."""
-    return str(_read_json(find(model, "config.json")).get("model_type"))
+    return str(read_json(find(model, "config.json")).get("model_type"))
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     """The object in one of a model's JSON files. Raises ModelError."""
     try:
         content: Any = json.loads(file.read_bytes())

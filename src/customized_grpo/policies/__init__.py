@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from customized_grpo.critters.weights import resolve
-from customized_grpo.files.pretrained import ModelError, check_complete, pipeline_class
+from customized_grpo.files.pretrained import ModelError, check_complete, find_offline, pipeline_class
 from customized_grpo.policies.base import Policy
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
-from customized_grpo.sections import Model
+from customized_grpo.sections import Adapter, Model
 
 # How the name of a checkpoint's pipeline class begins -> the policy that runs it.
 FAMILIES: dict[str, type[Policy]] = {"FluxKontext": FluxKontextPolicy}
@@ -38,3 +38,15 @@ def find_family(model: Model) -> type[Policy]:
         raise ModelError(f"{model.path} is a {pipeline}, which is not supported; supported: {supported}")
     check_complete(path)
     return family
+
+
+def adapter_size(model: Model, adapter: Adapter) -> int | None:
+    """How many weights the adapter of these sections has; uses no network and loads no weights.
+
+    None if the model is on the hub, and what describes it is not in the cache. Raises ModelError like `load_policy`,
+    and UsageError for a picture size or targets that the model cannot take.
+    """
+    path = resolve(model.path, "generator")
+    if find_offline(path, "model_index.json") is None:
+        return None
+    return find_family(model).adapter_size(path, model, adapter)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from customized_grpo.data import Sample
-from customized_grpo.sections import Model
+from customized_grpo.sections import Adapter, Model
 
 
 class Condition(Protocol):
@@ -60,6 +60,16 @@ class Policy(Protocol):
         shard  leave on the CPU what the method `shard` divides
 
         Raises ModelError if the checkpoint cannot be used, UsageError if it cannot take one of the settings.
+        """
+        ...
+
+    @classmethod
+    def adapter_size(cls, path: str | Path, model: Model, adapter: Adapter) -> int | None:
+        """The number of weights of the adapter that `add_adapter` would make; uses no network, loads no weights.
+
+        path  a folder, or a hub id; None is returned if what describes the network is not in the hub's cache
+
+        Raises UsageError for settings that `load` or `add_adapter` would refuse, and ModelError for a damaged file.
         """
         ...
 

@@ -31,7 +31,7 @@ from transformers import CLIPTextModel, T5EncoderModel
 from customized_grpo.algorithm import sigma_schedule
 from customized_grpo.data import Sample
 from customized_grpo.errors import UsageError
-from customized_grpo.files.pretrained import load_part, loading
+from customized_grpo.files.pretrained import find_offline, load_part, loading, read_json
 from customized_grpo.policies.adapter_file import (
     ADAPTER_FILE,
     TRANSFORMER,
@@ -46,9 +46,10 @@ from customized_grpo.policies.base import Targets
 from customized_grpo.policies.condition_cache import ConditionCache
 from customized_grpo.policies.flux_condition import Bucket, FluxCondition
 from customized_grpo.policies.flux_encoder import TEXT_ENCODERS, FluxEncoder
-from customized_grpo.policies.flux_lora import ADAPTER, add_lora, check_shared
+from customized_grpo.policies.flux_lora import ADAPTER, add_lora, check_shared, lora_size
 from customized_grpo.runtime.device import usable_device
 from customized_grpo.runtime.distributed import shard
+from customized_grpo.sections import Adapter as AdapterSettings
 from customized_grpo.sections import Model
 
 NUMERIC_SHIFT = "set sampling.shift to a number, for instance 3"
@@ -65,6 +66,13 @@ def _load_pipeline(path: str | Path, dtype: torch.dtype) -> FluxKontextPipeline:
     parts = {name: load_part(kind, path, name, dtype=dtype) for name, kind in PARTS.items()}
     with loading(path):
         return FluxKontextPipeline.from_pretrained(path, dtype=dtype, use_safetensors=True, **parts)
+
+
+def _check_size(height: int, width: int, scale: int) -> None:
+    """Raises UsageError unless the sides, in pixels, are multiples of the patches of latents `scale` times smaller."""
+    multiple = 2 * scale
+    if height % multiple or width % multiple:
+        raise UsageError(f"pictures of {width}x{height} pixels; this model needs multiples of {multiple}")
 
 
 class FluxKontextPolicy:
@@ -115,9 +123,7 @@ class FluxKontextPolicy:
         self.height, self.width = height, width
         self.guidance, self.max_sequence_length = guidance, max_sequence_length
         self.scale = self.pipe.vae_scale_factor
-        multiple = 2 * self.scale
-        if height % multiple or width % multiple:
-            raise UsageError(f"pictures of {width}x{height} pixels; this model needs multiples of {multiple}")
+        _check_size(height, width, self.scale)
         self.encoder = FluxEncoder(
             self.pipe,
             device=self.device,
@@ -144,6 +150,17 @@ class FluxKontextPolicy:
             condition_cache=model.condition_cache,
             shard=shard,
         )
+
+    @classmethod
+    def adapter_size(cls, path: str | Path, model: Model, adapter: AdapterSettings) -> int | None:
+        files = [find_offline(path, f"{part}/config.json") for part in ("transformer", "vae")]
+        transformer, vae = (None if file is None else read_json(file) for file in files)
+        if transformer is None or vae is None:
+            return None
+        with loading(path):
+            scale = 2 ** (len(vae["block_out_channels"]) - 1)  # as in the pipeline
+        _check_size(model.height, model.width, scale)
+        return lora_size(transformer, adapter)
 
     # --- the adapter -------------------------------------------------------------------------------------------------
 

@@ -7,8 +7,10 @@ one matrix A. diffusers divides the layer in three; with `share_qkv` their three
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
+from diffusers import FluxTransformer2DModel
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 from customized_grpo.errors import UsageError
 from customized_grpo.policies.adapter_file import Adapter, check_targets
+from customized_grpo.sections import Adapter as AdapterSettings
 
 ADAPTER = "default"  # peft's name of it
 # Of both streams of the double blocks; the first three also of the single blocks.
@@ -74,6 +77,18 @@ def add_lora(
     if share_qkv:
         _share(module)
     cast_training_params(module, torch.float32)
+
+
+def lora_size(transformer: Mapping[str, Any], settings: AdapterSettings) -> int:
+    """The number of weights that `add_lora` would add to a transformer with this configuration; makes no weights.
+
+    Raises UsageError as `add_lora` does.
+    """
+    with torch.device("meta"):
+        module: Any = FluxTransformer2DModel.from_config(dict(transformer))  # Any: annotated as a tuple, too
+        module.requires_grad_(False)
+        add_lora(module, settings.rank, settings.alpha, settings.targets, share_qkv=settings.share_qkv)
+    return sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
 
 
 def _share(module: nn.Module) -> None:

@@ -90,6 +90,16 @@ def load_function(name: str, options: Mapping[str, Any], device: torch.device, t
     Raises UsageError if the module, file or function does not exist or does not take the options, and OwnCodeError if
     the code raises an exception while it is imported or made.
     """
+    function = find_function(name)
+    if isinstance(function, type):
+        function = _instance(function, name, options, device)
+    elif options:
+        raise UsageError(f"reward {name!r}: a function takes no options ({', '.join(options)}); make it a class")
+    return TimeLimited(name, cast("Reward", function), timeout, device)
+
+
+def find_function(name: str) -> Callable[..., Any]:
+    """The function or class `name`, from a module that is imported for it. Raises UsageError or OwnCodeError."""
     location, _, attribute = name.rpartition(":")
     module = _module_from_file(name, location) if location.endswith(".py") else _module_by_name(name, location)
     function = getattr(module, attribute, None)
@@ -97,11 +107,7 @@ def load_function(name: str, options: Mapping[str, Any], device: torch.device, t
         known = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
         listed = ", ".join(known[:10]) + (f" and {len(known) - 10} more" if len(known) > 10 else "")
         raise UsageError(f"reward {name!r}: {location} has no function {attribute!r}; it has {listed or 'none'}")
-    if isinstance(function, type):
-        function = _instance(function, name, options, device)
-    elif options:
-        raise UsageError(f"reward {name!r}: a function takes no options ({', '.join(options)}); make it a class")
-    return TimeLimited(name, cast("Reward", function), timeout, device)
+    return function
 
 
 def _instance(kind: type, name: str, options: Mapping[str, Any], device: torch.device) -> Callable[..., Any]:

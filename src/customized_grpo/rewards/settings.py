@@ -6,7 +6,7 @@ Settings of rewards behind a server are in `remote_settings`; `by_name` lists al
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -76,6 +76,13 @@ class RewardSettings(Section):
         """The optional part, `OTHER_VIEW` or `MASK`, that this reward needs and the sample does not have."""
         return None
 
+    def check(self) -> Iterator[str]:
+        """Notes on what cannot be checked here: a model to download, a device elsewhere. Loads no weights.
+
+        Raises UsageError, ModelError or OwnCodeError for what is certainly wrong.
+        """
+        return iter(())
+
     def make(self, device: torch.device) -> Reward:
         """The reward, ready to score. Raises UsageError, ModelError or OwnCodeError if it cannot be made."""
         raise NotImplementedError
@@ -105,6 +112,20 @@ class EncoderSettings(RewardSettings):
         if self.encoder is None:
             return str(self.model or self.usual_model)
         return str(resolve(self.model or BUILT_IN, self.encoder))
+
+    def needed(self) -> Mapping[str, str]:
+        """Folders and hub ids of models, each with a file that it must have."""
+        return {self.files(): "config.json"}
+
+    def check(self) -> Iterator[str]:
+        from customized_grpo.files.pretrained import find_offline
+        from customized_grpo.runtime.device import missing_here, named_device
+
+        for model, file in self.needed().items():
+            if find_offline(model, file) is None:
+                yield f"{model} is not in the hub's cache on this machine and could not be checked"
+        if self.device is not None and (problem := missing_here(named_device(self.device))):
+            yield problem
 
     def place(self, device: torch.device) -> torch.device:
         """The model's device in a run on `device`. Raises UsageError if it does not exist."""
@@ -224,6 +245,10 @@ class PickScoreSettings(EncoderSettings):
     def measures(self) -> Measures:
         return "prompt"
 
+    def needed(self) -> Mapping[str, str]:
+        own = {} if self.processor is None else {self.processor: "preprocessor_config.json"}
+        return {**super().needed(), **own}
+
     def make(self, device: torch.device) -> Reward:
         from customized_grpo.rewards.pickscore import PickScore
 
@@ -246,6 +271,9 @@ class HPSv3Settings(EncoderSettings):
     def measures(self) -> Measures:
         return "prompt"
 
+    def needed(self) -> Mapping[str, str]:
+        return {self.files(): "HPSv3.safetensors", self.base: "config.json"}
+
     def make(self, device: torch.device) -> Reward:
         from customized_grpo.rewards.hpsv3 import HPSv3
 
@@ -261,6 +289,12 @@ class OwnFunctionSettings(RewardSettings):
     """Keyword arguments of the class."""
     timeout: Seconds = 600.0
     """Seconds that one call may take."""
+
+    def check(self) -> Iterator[str]:
+        from customized_grpo.rewards.own import find_function
+
+        find_function(self.name)
+        return iter(())
 
     def make(self, device: torch.device) -> Reward:
         from customized_grpo.rewards.own import load_function

@@ -9,17 +9,30 @@ from customized_grpo.errors import UsageError
 
 def usable_device(name: str) -> torch.device:
     """The device called `name`. Raises UsageError, before anything is loaded, if this machine does not have it."""
+    device = named_device(name)
+    if problem := missing_here(device):
+        raise UsageError(problem)
+    return device
+
+
+def named_device(name: str) -> torch.device:
+    """The device called `name`, whether or not this machine has it. Raises UsageError for a name that means none."""
     try:
         device = torch.device(name)
     except RuntimeError:
         raise UsageError(f"no device is named {name!r}; use cpu, cuda or cuda:1") from None
     if device.type not in ("cpu", "cuda", "mps"):  # "meta" holds no numbers; others are untested
         raise UsageError(f"device {name} is not supported; use cpu, cuda or cuda:1")
+    return device
+
+
+def missing_here(device: torch.device) -> str | None:
+    """Why this machine cannot use a device; None if it can."""
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageError(f"device {name}: torch {torch.__version__} finds no Apple GPU; use device=cpu")
+        return f"device {device}: torch {torch.__version__} finds no Apple GPU; use device=cpu"
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device {name}: torch {torch.__version__} finds no CUDA device; use device=cpu")
+        return f"device {device}: torch {torch.__version__} finds no CUDA device; use device=cpu"
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         last = torch.cuda.device_count() - 1
-        raise UsageError(f"device {name}: the last CUDA device is cuda:{last}; use device=cuda:{last}")
-    return device
+        return f"device {device}: the last CUDA device is cuda:{last}; use device=cuda:{last}"
+    return None

@@ -67,7 +67,8 @@ def _unused_settings(plan: Plan) -> Iterator[str]:
     if shaping.normalise == "group" and shaping.kappa != default.kappa:
         yield "shaping.kappa has no effect without shaping.normalise=pooled"
     if shaping.calibration is not None and not needs_calibration(plan.config):
-        yield f'the rule "{shaping.rule}" needs no calibration: it only adds the figure {JOINT_CALIBRATED}'
+        effect = f"shaping.calibration only adds the held-out figure {JOINT_CALIBRATED}"
+        yield f'the rule "{shaping.rule}" needs no calibration: {effect}'
     yield from _unused_of_kind(plan)
     if plan.config.objective.kind == "grpo":
         yield from _unused_trust(plan)

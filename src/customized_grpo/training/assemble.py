@@ -149,6 +149,18 @@ def _process_problems(config: RunConfig, count: int, samples: Sequence[Sample], 
         )
 
 
+def sample_problems(config: RunConfig, train: Sequence[Sample], held_out: Sequence[Sample]) -> Iterator[str]:
+    """Why a run cannot train on `train` or evaluate on `held_out`, one line each."""
+    if not train:
+        yield f"{config.data.source} leaves no sample to train on; lower data.held_out_share"
+    if config.evaluation.every and not held_out:
+        yield (
+            f"{config.data.source} leaves no held-out sample to evaluate on; raise data.held_out_share, or set "
+            "evaluation.every=0"
+        )
+    yield from _unscorable_rewards(config, train)
+
+
 def _unscorable_rewards(config: RunConfig, samples: Sequence[Sample]) -> Iterator[str]:
     """Rewards that cannot score more of the training samples than `max_unscored` allows, one line each."""
     for key, reward in config.rewards.items():
@@ -172,16 +184,9 @@ def assemble(config: RunConfig, *, resume: bool = False) -> Trainer:
         check_access(config, resume=resume)
     Trackers.check(config.tracking)
     train, held_out, known = own_samples(config, resume=resume, check=processes.main)
-    if not train:
-        raise ConfigError(f"{config.data.source} leaves no sample to train on; lower data.held_out_share")
-    if config.evaluation.every and not held_out:
-        raise ConfigError(
-            f"{config.data.source} leaves no held-out sample to evaluate on; raise data.held_out_share, or set "
-            "evaluation.every=0"
-        )
     problems = [
+        *sample_problems(config, train, held_out),
         *_process_problems(config, processes.count, [*train, *held_out], len(held_out)),
-        *_unscorable_rewards(config, train),
     ]
     if problems:
         raise ConfigError("\n".join(problems))

@@ -1,0 +1,68 @@
+"""`train --dry-run`: all that can be known about a run before any weights are loaded, without the network."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from customized_grpo.config import ConfigError, RunConfig
+from customized_grpo.errors import InputError
+from customized_grpo.policies import adapter_size
+from customized_grpo.run.access import check_access
+from customized_grpo.run.trackers import Trackers
+from customized_grpo.runtime.device import missing_here, named_device
+from customized_grpo.training.assemble import own_samples, sample_problems
+
+
+@dataclass
+class Check:
+    """What is wrong, and what could not be found out; one line each, in the order in which `train` would meet it."""
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def part(self) -> Iterator[None]:
+        """A block whose error is one of the problems; the other parts are checked all the same."""
+        try:
+            yield
+        except InputError as error:
+            self.problems.append(str(error))
+
+
+def check_run(config: RunConfig, *, resume: bool) -> Check:
+    """Check device, folder, trackers, data, model, adapter and rewards of a run as `assemble` does; write nothing."""
+    check = Check()
+    with check.part():
+        if problem := missing_here(named_device(config.device)):
+            check.notes.append(f"{problem}, if you train on this machine")
+    with check.part():
+        check_access(config, resume=resume)
+    with check.part():
+        Trackers.check(config.tracking)
+    with check.part():
+        train, held_out, _ = own_samples(config, resume=resume, check=False)
+        check.problems += sample_problems(config, train, held_out)
+    with check.part():
+        size = adapter_size(config.model, config.adapter)
+        check.notes.append(
+            f"{config.model.path} is not in the hub's cache on this machine: model and adapter could not be checked"
+            if size is None
+            else f"the adapter has {size / 1e6:,.1f} M weights"
+        )
+    for reward in (*config.trained().values(), *map(config.resolve, config.evaluation.metrics)):
+        with check.part():
+            check.notes += [f"reward {reward.name}: {note}" for note in reward.check()]
+    check.problems, check.notes = ([*dict.fromkeys(lines)] for lines in (check.problems, check.notes))
+    return check
+
+
+def dry_run(config: RunConfig, *, resume: bool) -> None:
+    """Print the notes of a check. Raises ConfigError with all problems."""
+    check = check_run(config, resume=resume)
+    for note in check.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if check.problems:
+        raise ConfigError("\n".join(check.problems))
