@@ -37,7 +37,7 @@ ROOMS = {
     "validation": "pydantic's errors as lines for the user",
     "config": "the configuration of a run: recipes, overrides, contradictions",
     "run": "the folder of a run: access, checkpoints, logs, resuming, trackers",
-    "calibration": "what the rewards give to bad and to good pictures",
+    "calibration": "what the rewards give to bad and to good pictures; known pictures, intervals",
     "training": "trainer, rollout, plan of the updates, held-out evaluation, warnings",
     "measure": "evaluate, check-rewards and probe",
     "compare": "arms over several seeds: running them, tables, plots",

@@ -23,6 +23,7 @@ from customized_grpo.critters.weights import FOLDER
 from customized_grpo.policies import load_policy
 from customized_grpo.rewards.scoring import RewardError
 from customized_grpo.rewards.settings import ClipTSettings, DinoSettings, RewardSettings
+from customized_grpo.training.advice import notices as notices_of
 from customized_grpo.training.assemble import assemble, load_rewards, load_samples
 from customized_grpo.training.plan import Plan
 from program import TINY
@@ -103,7 +104,7 @@ def planned(config: RunConfig) -> Any:
 
 def notices(config: RunConfig) -> Any:
     """What the user is told before a run; that a degraded run stops or is balanced: training/test_watch.py."""
-    return Plan(config, load_samples(config)[0], sigma_schedule(config.sampling.num_steps, 3.0)).notices()
+    return notices_of(Plan(config, load_samples(config)[0], sigma_schedule(config.sampling.num_steps, 3.0)))
 
 
 def samples(config: RunConfig) -> Any:
@@ -195,9 +196,9 @@ ALL = ("window.strategy=all", "window.size=null")
 SLIDING = ("window.strategy=sliding", "sampling.num_steps=10", "window.last=8")
 LONG = ("sampling.num_steps=20", "window.last=18")
 QUICK = ("optimizer.lr=1e-2",)
-SCATTERED = ("window.strategy=scattered", "sampling.num_steps=10", "window.last=8")
 JOINT = ("shaping.rule=joint", CALIBRATED)
 OTHER_CALIBRATION = ROOT / "docs" / "results" / "tuning2" / "calibration.yaml"
+SCATTERED = ("window.strategy=scattered", "sampling.num_steps=10", "window.last=8")
 TWICE = ("objective.updates_per_rollout=2", "optimizer.lr=1e-2")
 LIST = ("data.source={list}", "data.train_samples=null", "data.held_out_share=.4")
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
@@ -27,12 +25,11 @@ from customized_grpo.commands.options import (
 from customized_grpo.errors import InputError, RunError, UsageError
 from customized_grpo.fields import LARGEST_SEED
 from customized_grpo.files.notices import show_in_lines
-from customized_grpo.files.paths import as_argument
 from customized_grpo.runtime import launchers
 from customized_grpo.runtime.stopping import ending
 
 if TYPE_CHECKING:
-    from customized_grpo.training.trainer import Trainer
+    pass
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -113,29 +110,9 @@ def train(
         typer.echo(dump_config(config), nl=False)
         return check(config, resume=resume)
     with ending(lambda: kept_run(Path(config.output))):
-        from customized_grpo.training.assemble import assemble
+        from customized_grpo.commands.train import run_training
 
-        _train(assemble(config, resume=resume))
-
-
-def _train(trainer: Trainer) -> None:
-    from customized_grpo.run.checkpoints import FINAL, describe_best
-    from customized_grpo.training.record import held_out_summary
-
-    main = trainer.processes.main
-    notices = (*trainer.directory.notices, *launchers.notices(), *trainer.plan.notices())
-    for notice in notices if main else ():
-        typer.echo(f"note: {notice}", err=True)
-    with _as_failure_of_the_run():
-        trainer.train()
-    if main:
-        path = trainer.directory.path
-        if summary := held_out_summary(trainer.directory.logs()[1]):
-            typer.echo(summary, err=True)
-        if best := describe_best(path):
-            typer.echo(best, err=True)
-        typer.echo(f"as a page: customized-grpo report {as_argument(path)}", err=True)
-        typer.echo(f"adapter: {path / FINAL}")
+        run_training(config, resume=resume)
 
 
 @app.command()
@@ -329,7 +306,7 @@ def check_rewards(
     overrides: Overrides = None,
     metric: Metric = None,
     cases: Annotated[int, typer.Option(help="Number of samples, at most.", min=2)] = 256,
-    output: Annotated[Path | None, PathOption(help="Folder for check_rewards.json.  [default: only print]")] = None,
+    output: Annotated[Path | None, PathOption(help="Folder for its files.  [default: only print]")] = None,
     device: RecipeDevice = None,
 ) -> None:
     """Check a recipe's rewards before training with them.
@@ -349,7 +326,7 @@ def check_rewards(
     check = check_rewards(load_config(recipe, [*(overrides or []), *chosen]), metric or [], cases)
     typer.echo(check.text())
     if output is not None:
-        typer.echo(f"\nfigures: {write_check(check, output)}")
+        typer.echo(f"\n{write_check(check, output)}")
 
 
 @app.command()
@@ -372,15 +349,6 @@ def _device(given: str | None) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-@contextmanager
-def _as_failure_of_the_run() -> Iterator[None]:
-    """Bad input that shows only during a run, such as a deleted photograph, is a failure of the run."""
-    try:
-        yield
-    except InputError as error:
-        raise RunError(str(error)) from error
 
 
 def main() -> None:

@@ -180,7 +180,7 @@ class Shaping(Section):
     threshold: Share = 0.5
     """Identity that is enough for the rule `gated`: 0 is that of another subject, 1 of another view of the subject."""
     calibration: PathText | None = None
-    """File with what each reward gives to bad and good pictures. `null`: measured if a rule needs it."""
+    """File with what rewards give to bad and good pictures. `null`: measured if needed, as is what the file lacks."""
     normalise: Literal["group", "pooled"] = "group"
     """What advantages are divided by: the group's spread, or at least `kappa` times the mean spread of all groups."""
     kappa: Positive = 0.3

@@ -11,10 +11,10 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
+from customized_grpo.calibration.intervals import over_seeds
 from customized_grpo.compare.comparison import Comparison, Results
 from customized_grpo.compare.plots import GREY, plots
 from customized_grpo.compare.tables import write_report
-from customized_grpo.measure.intervals import over_seeds
 
 NAIVE = {"shaping.rule": "linear", "weighting.kind": "constant"}
 WEIGHTS = {f"prompt.{n}": {**NAIVE, "weighting.prompt": n / 10} for n in (3, 5, 7)}

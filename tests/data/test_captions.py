@@ -52,6 +52,7 @@ def test_a_picture_its_caption_and_the_other_pictures_of_its_folder(write: Calla
         prompt="a rex dog on grass\u2028and moss",
         references=(root / "10_rex dog/a.jpg",),
         other_views=(root / "10_rex dog/b.png",),
+        prompt_picture=root / "10_rex dog/a.jpg",  # which its caption describes
     )
     assert (b.prompt, b.other_views) == ("a rex dog in bed", a.references)
     assert (mug.subject, mug.prompt, mug.other_views) == ("mug", "a mug", ())

@@ -67,6 +67,7 @@ def test_the_second_picture_is_the_other_view_and_has_the_prompt(tmp_path: Path)
     for (picture,), colour in ((bench.reference_images(), RED), (bench.other_view_images(), BLUE)):
         assert picture.size == (512, 512)
         assert (np.asarray(picture) == colour).all()
+    assert bench.prompt_picture == bench.other_views[0]
 
 
 @needs_pyarrow

@@ -39,6 +39,7 @@ def test_each_picture_is_asked_for_once_with_another_one_as_reference(root: Path
     assert last.references == (root / "rigid/0_0_0.jpg",)
     assert last.other_views == (root / "rigid/0_0_1.jpg",)  # not the prompt's own picture, rigid/0_0_2.jpg
     assert samples[0].other_views == (root / "deformable/cat_0_0_0_0.jpg",)  # a set of two has no further picture
+    assert [str(sample.prompt_picture) for sample in samples] == [f"{root / sample.id}.jpg" for sample in samples]
     assert last.mask == root / "rigid/masks/0_0_0.jpg"
     assert (last.subject, last.class_word) == ("a1b2", None)
     assert last.extra == {"objaverse_id": "a1b2", "category": "rigid", "dino_scores": [[0.0]]}

@@ -10,39 +10,14 @@ import pytest
 from PIL import Image
 
 from customized_grpo.config import load_config
-from customized_grpo.critters.samples import DEVELOPMENT_CRITTERS, draw_samples
 from customized_grpo.data.dreambench import REFERENCES
-from customized_grpo.measure.known_pictures import Cases, load_cases
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
-from customized_grpo.sections import Data
 from customized_grpo.training.assemble import assemble
+from known_cases import critters, photographs
+
+__all__ = ["critters", "photographs"]
 
 TINY = str(Path(__file__).parents[1] / "tiny.yaml")
-
-
-@pytest.fixture(scope="session")
-def critters() -> Cases:
-    return Cases(draw_samples(24, DEVELOPMENT_CRITTERS, 0))
-
-
-@pytest.fixture
-def photographs(tmp_path: Path) -> Callable[..., Cases]:
-    """A list of plain pictures: subject -> (class word, number of other views), two prompts of each."""
-
-    def make(**subjects: tuple[str | None, int]) -> Cases:
-        entries = []
-        for number, (subject, (word, views)) in enumerate(subjects.items()):
-            (tmp_path / subject).mkdir(exist_ok=True)
-            names = [f"{subject}/{view}.png" for view in range(1 + views)]
-            for view, name in enumerate(names):
-                Image.new("RGB", (50, 30), (40 * number, 60 * view, 99)).save(tmp_path / name)
-            entry = {"image_paths": names[:1], "other_views": names[1:], "class_word": word}
-            entries += [entry | {"prompt": f"a {subject} {where}"} for where in ("in the snow", "at night")]
-        file = tmp_path / "list.json"
-        file.write_text(json.dumps(entries))
-        return load_cases(Data(source=str(file)), 100)
-
-    return make
 
 
 @pytest.fixture

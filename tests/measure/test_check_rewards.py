@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from customized_grpo.calibration.known_pictures import ROWS, Cases
+from customized_grpo.calibration.scored_pictures import Candidate, Judged, judge
 from customized_grpo.critters import metrics as oracle
 from customized_grpo.data import Sample
 from customized_grpo.measure.check_rewards import Check
-from customized_grpo.measure.known_pictures import ROWS, Cases
-from customized_grpo.measure.scored_pictures import Candidate, Judged, judge
 from customized_grpo.rewards.remote_settings import HttpSettings
 
 NAN = math.nan

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from customized_grpo.measure.known_pictures import ROWS, Cases
+from customized_grpo.calibration.file import CalibrationError, check_calibration, read_calibration
+from customized_grpo.calibration.known_pictures import ROWS, Cases
+from customized_grpo.config import load_config
 from customized_grpo.rewards.by_name import REWARDS
 from customized_grpo.rewards.settings import OracleSettings
 from program import Answer, start
@@ -29,7 +31,8 @@ def test_critters_with_the_shipped_encoders_and_every_reward_by_name(run: Callab
     answer = run(TINY, *where, *every, "--cases", 32, "--output", tmp_path / "new" / "folder")
     assert answer.code == 0, answer.error
     file = tmp_path / "new" / "folder" / "check_rewards.json"
-    assert answer.out.endswith(f"\n\nfigures: {file}\n")
+    calibration = file.with_name("calibration.yaml")
+    assert answer.out.endswith(f"\n\nfigures: {file}\ncalibration: {calibration}\n")
     told = json.loads(file.read_text())
     rewards = told["rewards"]
     assert (told["data"], told["cases"], told["subjects"]) == ("critters", 32, 32)
@@ -63,6 +66,15 @@ def test_critters_with_the_shipped_encoders_and_every_reward_by_name(run: Callab
     assert copying[0].endswith("compare with another view: rewards.identity.against=other_view")
     # The CLIP of critters was trained on prompts, which do not tell one critter from another.
     assert [line.split(":")[0] for line in told["findings"] if "cannot tell" in line] == ["clip_i"]
+    known = read_calibration(calibration)
+    assert {key: each.bad.mean for key, each in known.items()} == {
+        "identity": pytest.approx(mean("dino", "other_subject"), abs=1e-5),
+        "prompt": pytest.approx(mean("clip_t", "wrong_prompt"), abs=1e-5),
+    }
+    assert known["identity"].good.mean == pytest.approx(mean("dino", "other_view"), abs=1e-5)
+    assert known["prompt"].good.mean == pytest.approx(mean("clip_t", "right_prompt"), abs=1e-5)
+    assert check_calibration(known, load_config(TINY), calibration) == known
+    assert re.search(r"\n  rewards.identity  .* 0\.\d{3}   other subjects / other views\n", answer.out)
     assert told["notes"] == []
     for line in (*told["findings"], *rewards):
         assert line[:40] in answer.out
@@ -100,8 +112,14 @@ def test_photographs_with_the_required_fields_only(
     run: Callable[..., Answer], photographs: Callable[..., Cases], tmp_path: Path
 ):
     photographs(a=(None, 0), b=(None, 0), c=(None, 0))
-    answer = run(TINY, f"data.source={tmp_path / 'list.json'}", "data.train_samples=null", "--metric", "copy_paste")
+    (tmp_path / "calibration.yaml").touch()  # of an earlier check
+    settings = (f"data.source={tmp_path / 'list.json'}", "data.train_samples=null")
+    answer = run(TINY, *settings, "--metric", "copy_paste", "--output", tmp_path)
     assert answer.code == 0, answer.error
+    assert "\n  rewards.prompt    -                        -                              -   - / -\n" in answer.out
+    assert "rewards.identity, rewards.prompt: the data does not tell; `train` measures it on pictures" in answer.out
+    assert answer.out.endswith(f"\nfigures: {tmp_path / 'check_rewards.json'}\n")
+    assert not (tmp_path / "calibration.yaml").exists()
     assert answer.out.count("no such picture") == 2 * 3  # three rows each of dino and clip_t
     assert answer.out.count("no picture could be scored") == 4  # copy_paste, and the oracles know critters only
     assert "- joint_success: 12 of 12 pictures could not be scored" in answer.out
@@ -142,6 +160,23 @@ def test_dreambench(run: Callable[..., Answer], dreambench: Path, tmp_path: Path
     assert dino["other_view"]["mean"] < 0.95
     assert told["rewards"]["clip_t"]["right_above_wrong_prompt"]["pairs"] == 6
     assert "the built-in encoder has only seen critters" in told["findings"][0]
+
+
+def test_a_reward_that_cannot_tell_good_from_bad_is_a_finding_and_training_refuses_its_file(
+    run: Callable[..., Answer], tmp_path: Path
+):
+    (tmp_path / "mine.py").write_text("def mean(images, samples):\n    return images.mean(dim=(1, 2, 3))\n")
+    settings = (f"rewards.identity.name={tmp_path / 'mine.py'}:mean", "evaluation.metrics=[]")
+    answer = run(TINY, *settings, "--cases", 12, "--output", tmp_path)
+    (finding,) = (
+        line
+        for line in json.loads((tmp_path / "check_rewards.json").read_text())["findings"]
+        if "training refuses to calibrate with it" in line
+    )
+    assert finding.startswith("rewards.identity: cannot tell good pictures (other views: 0.")
+    assert finding[:60] in answer.out
+    with pytest.raises(CalibrationError, match=r"rewards\.identity: it cannot tell good pictures"):
+        read_calibration(tmp_path / "calibration.yaml")
 
 
 @pytest.mark.parametrize(

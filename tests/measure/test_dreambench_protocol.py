@@ -9,6 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from customized_grpo.calibration.intervals import Estimate
+from customized_grpo.calibration.scored_pictures import as_image
 from customized_grpo.config import load_config
 from customized_grpo.data import Sample
 from customized_grpo.measure.dreambench import (
@@ -21,9 +23,7 @@ from customized_grpo.measure.dreambench import (
     real_photographs,
 )
 from customized_grpo.measure.evaluate import write_evaluation
-from customized_grpo.measure.intervals import Estimate
 from customized_grpo.measure.request import make_request
-from customized_grpo.measure.scored_pictures import as_image
 from customized_grpo.rewards.by_name import parse_reward
 from customized_grpo.training.assemble import assemble
 

@@ -1,6 +1,7 @@
 """`evaluate`: the same rows in any batch, resumed as if never stopped, summarised, compared with a base."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -203,3 +204,54 @@ def test_dominance_needs_all_rewards(adapter: bool, stars: int, trained: Path):
     assert summary["dominance"]["rewards"] == names
     assert (summary["dominance"]["better"]["mean"], summary["dominance"]["worse"]["mean"]) == (0, 0)
     assert sum(metric["trained_on"] for metric in summary["metrics"].values()) == stars
+
+
+# --- joint_calibrated ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def calibrated(trained: Path, tmp_path: Path) -> Path:
+    """A copy of a run with the file that a calibrated run keeps."""
+    run = tmp_path / "calibrated"
+    shutil.copytree(trained, run)
+    (run / "calibration.yaml").write_text("identity: {bad: 0.1, good: 0.8}\nprompt: {bad: 0, good: 0.5}\n")
+    return run
+
+
+def test_the_calibrated_figure_of_a_run_is_made_of_its_scores(calibrated: Path, tmp_path: Path):
+    """q of identity: from 0 at .1 to 1 at .8, no more; of the prompt: twice the score, 0 below 0, without a bound."""
+    for base in (False, True):
+        output = tmp_path / f"output-{base}"
+        printed = write_evaluation(make_request(str(calibrated), [], base=base, cases=4), output, None)
+        rows = read_rows(output / "rows.jsonl")
+        assert "joint_calibrated" not in rows[0].scores
+        qualities = [
+            min(max((row.scores["dino"] - 0.1) / 0.7, 0), 1) * max(2 * row.scores["clip_t"], 0) for row in rows
+        ]
+        figure = json.loads((output / "summary.json").read_text())["metrics"]["joint_calibrated"]
+        assert figure["mean"] == pytest.approx(sum(qualities) / 4, abs=1e-6)
+        assert figure["low"] <= figure["mean"] <= figure["high"]
+        assert figure["trained_on"] is not base
+        assert f"joint_calibrated{'' if base else ' *'} " in printed
+
+
+def test_the_adapter_brings_its_calibration(calibrated: Path):
+    (calibrated / "calibration.yaml").rename(calibrated / "adapter" / "calibration.yaml")
+    assert make_request(TINY, [], adapter=calibrated / "adapter").calibrations["identity"].good == 0.8
+    assert not make_request(TINY, []).calibrations
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("identity: {bad: 0, good: 1}", "rewards.prompt is missing"),
+        (
+            "identity: {bad: 0, good: 1, reward: dino model=critters region=centre}\nprompt: {bad: 0, good: 1}",
+            "rewards.identity was 'dino model=critters region=centre' and is 'dino model=critters'",
+        ),
+    ],
+)
+def test_a_calibration_of_other_rewards_leaves_the_figure_out(text: str, problem: str, calibrated: Path):
+    (calibrated / "calibration.yaml").write_text(text)
+    with pytest.warns(UserWarning, match=f"joint_calibrated is left out: .*{problem}"):
+        assert make_request(str(calibrated), []).calibrations == {}

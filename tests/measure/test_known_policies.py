@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from customized_grpo.calibration.intervals import Estimate
 from customized_grpo.config import RunConfig, load_config
 from customized_grpo.critters import world
 from customized_grpo.critters.samples import TEST_CRITTERS, draw_samples
 from customized_grpo.data import Sample
 from customized_grpo.measure.evaluate import score_cases
-from customized_grpo.measure.intervals import Estimate
 from customized_grpo.measure.rows import EvaluationRow, joint_dominance, mean_scores, scores_of
 from customized_grpo.rewards.by_name import parse_reward
 from toy_family import ToyPolicy

@@ -68,7 +68,7 @@ def test_the_command_prints_and_writes_its_results(run: Callable[..., Answer], t
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     weighting = load_config(str(tmp_path / "recipe.yaml")).weighting.model_dump()
     fitted_weights = TimeAwareWeights(
-        **{k: v for k, v in weighting.items() if k not in ("kind", "prompt", "progress")}
+        **{k: v for k, v in weighting.items() if k not in ("kind", "prompt", "progress", "balance")}
     )
     for row in report["steps"]:
         assert fitted_weights.prompt_weight(row["progress"]).item() == pytest.approx(row["fitted_weight"])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.algorithm import TimeAwareWeights
-from customized_grpo.measure.intervals import RESAMPLES
+from customized_grpo.calibration.intervals import RESAMPLES
 from customized_grpo.measure.probe_fit import (
     Fit,
     Shares,

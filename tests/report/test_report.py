@@ -239,6 +239,17 @@ def test_pictures_of_the_base_alone_make_no_film(tmp_path: Path):
     assert "Watch it learn" not in page_of(folder).text
 
 
+def test_the_calibrated_figure_of_a_run_has_a_row_a_chart_and_a_meaning(tmp_path: Path):
+    folder = fake_run(tmp_path / "run")
+    assert "joint quality" not in page_of(folder).text
+    file = folder / "evaluations.jsonl"
+    rows = [json.loads(line) | {"joint_calibrated": 0.25} for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = page_of(folder).text
+    assert text.count("joint quality, calibrated") >= 3
+    assert "identity times prompt, each 0 for what bad and 1 for what good pictures get" in text
+
+
 def test_an_evaluation_explains_its_intervals_and_different_sampling(tmp_path: Path):
     first = fake_evaluation(tmp_path / "one", 3, 8, subjects=1)
     second, third = (fake_evaluation(tmp_path / name, 3, 8, steps=28, subjects=1) for name in ("two", "three"))

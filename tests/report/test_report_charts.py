@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from customized_grpo.measure.intervals import Estimate
+from customized_grpo.calibration.intervals import Estimate
 from customized_grpo.report.charts import Line, Track, line_chart, plane, ticks
 from customized_grpo.report.learning import Series
 

@@ -229,6 +229,20 @@ def test_the_newest_checkpoints_are_kept(keep_last: int | None, kept: list[int],
     assert list(map(update_of, checkpoints_of(run))) == kept
 
 
+def test_what_shaping_remembers_is_saved_with_the_position(tmp_path: Path):
+    write_state(tmp_path, Position(3, 4, {"means": {"prompt": 0.5}}), stepped(1))
+    assert read_state(tmp_path, stepped(0)) == Position(3, 4, {"means": {"prompt": 0.5}})
+
+
+def test_a_checkpoint_of_a_version_that_remembered_nothing_is_read(tmp_path: Path):
+    write_state(tmp_path, Position(3, 4), stepped(1))
+    state = tmp_path / "state.json"
+    values = json.loads(state.read_text())
+    assert values.pop("running") == {}
+    state.write_text(json.dumps(values))
+    assert read_state(tmp_path, stepped(0)) == Position(3, 4, {})
+
+
 def test_a_stopped_run_leaves_the_checkpoints_of_an_uninterrupted_one(make_trainer: MakeTrainer):
     """Stopped after updates 1 and 3: those checkpoints are removed later."""
     trainer = make_trainer(*SMALL, "save_every=2", "keep_last=2")

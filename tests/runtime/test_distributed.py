@@ -66,9 +66,9 @@ SETTINGS = (*SMALL, "window.size=2", "optimizer.max_grad_norm=1e9", "optimizer.l
         ("groups.prompts=2",),
         ("groups.prompts=3",),  # two groups in one process, one in the other
         ("groups.prompts=3", "shaping.rule=gdpo", "weighting.kind=constant", "objective.kl=0.1"),
+        ("groups.prompts=3", *REMEMBERING),
         ("groups.prompts=3", *SCATTERED, "objective.minibatches=2", "objective.trust=dppo"),
         ("groups.prompts=3", *SCATTERED, "noise.steps=all", "objective.minibatches=3", *GUARD),
-        ("groups.prompts=3", *REMEMBERING),
     ],
 )
 def test_two_processes_equal_one(more: tuple[str, ...], make_config: MakeConfig, tmp_path: Path):

@@ -13,6 +13,7 @@ from customized_grpo.commands.generate import GenerationRequest
 from customized_grpo.data.images import to_pictures
 from customized_grpo.measure.request import make_request
 from customized_grpo.run.sampling_settings import SamplingSettings
+from customized_grpo.training.advice import notices
 from customized_grpo.training.rollout import derive_seed, generate
 from customized_grpo.training.trainer import Trainer
 
@@ -69,7 +70,7 @@ def test_evaluations_take_the_steps_that_users_take(make_trainer: MakeTrainer):
     assert request.settings().num_steps == 6
     assert make_request(str(folder), []).config.evaluation_steps == 6
     assert len(trainer.sampler.sigmas) == 4 + 1  # of training
-    (notice,) = [each for each in trainer.plan.notices() if "evaluations with 6" in each]
+    (notice,) = [each for each in notices(trainer.plan) if "evaluations with 6" in each]
     assert notice.startswith("training samples with 4 steps, evaluations with 6: the adapter is to be used with 6")
 
 

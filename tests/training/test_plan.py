@@ -9,6 +9,7 @@ from torch import Tensor
 from customized_grpo.algorithm import SHAPING_RULES, sigma_schedule, step_gradient_factor
 from customized_grpo.config import ConfigError, RunConfig
 from customized_grpo.data import Sample
+from customized_grpo.training.advice import notices
 from customized_grpo.training.plan import Plan
 
 # method.md: w_prompt of the authors' 25 steps, to five digits.
@@ -202,29 +203,29 @@ def test_rows_of_a_rule_without_weights_have_no_weight(plan_of: Callable[..., Pl
 
 def test_notices(plan_of: Callable[..., Plan]):
     every = "window.last=null"
-    (short,) = plan_of("sampling.num_steps=16", every).notices()
+    (short,) = notices(plan_of("sampling.num_steps=16", every))
     assert "with 16 steps no trained step reaches the final phase" in short
-    assert plan_of("sampling.num_steps=17", every).notices() == []  # step 15 of 17 is at .882
-    (early,) = plan_of("sampling.num_steps=25", "window.last=10").notices()
+    assert notices(plan_of("sampling.num_steps=17", every)) == []  # step 15 of 17 is at .882
+    (early,) = notices(plan_of("sampling.num_steps=25", "window.last=10"))
     assert "with 25 steps no trained step reaches the final phase" in early
     assert "the last is step 10. " in early
-    assert plan_of("sampling.num_steps=16", "weighting.kind=constant").notices() == []
-    assert plan_of("shaping.rule=min", "shaping.gamma=.6", "shaping.recentre=true").notices() == [
+    assert notices(plan_of("sampling.num_steps=16", "weighting.kind=constant")) == []
+    assert notices(plan_of("shaping.rule=min", "shaping.gamma=.6", "shaping.recentre=true")) == [
         'the rule "min" has no weights: the section `weighting` has no effect',
         'the rule "min" has no bonus: shaping.gamma has no effect',
         'the rule "min" has no bonus: shaping.recentre has no effect',
     ]
-    assert plan_of("shaping.rule=linear", "weighting.kind=constant", "weighting.prompt=.6").notices() == []
+    assert notices(plan_of("shaping.rule=linear", "weighting.kind=constant", "weighting.prompt=.6")) == []
     several = ("weighting.kind=constant", "objective.minibatches=2")
-    assert plan_of(*several, "objective.trust=dppo").notices() == []
-    assert plan_of(*several, "objective.trust=dppo", "objective.clip_range=1e-3").notices() == [
+    assert notices(plan_of(*several, "objective.trust=dppo")) == []
+    assert notices(plan_of(*several, "objective.trust=dppo", "objective.clip_range=1e-3")) == [
         'the trust region "dppo" does not read objective.clip_range: it has no effect'
     ]
-    assert plan_of(*several, "objective.max_divergence=1e-3").notices() == [
+    assert notices(plan_of(*several, "objective.max_divergence=1e-3")) == [
         'the trust region "clip" does not read objective.max_divergence: it has no effect'
     ]
-    (alone,) = plan_of("weighting.kind=constant", "objective.trust=dppo").notices()
+    (alone,) = notices(plan_of("weighting.kind=constant", "objective.trust=dppo"))
     assert "objective.trust=dppo has no effect; it acts from the second step on" in alone
-    assert "one subject" in plan_of("sampling.num_steps=17", every, count=1).notices()[0]
-    (elsewhere,) = plan_of("sampling.num_steps=17", every, "data.source=list.json").notices()
+    assert "one subject" in notices(plan_of("sampling.num_steps=17", every, count=1))[0]
+    (elsewhere,) = notices(plan_of("sampling.num_steps=17", every, "data.source=list.json"))
     assert "the built-in model has seen nothing but critters" in elsewhere

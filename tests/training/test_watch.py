@@ -13,6 +13,7 @@ from torch import Tensor
 
 from customized_grpo.rewards.by_name import parse_reward
 from customized_grpo.training import watch as watching
+from customized_grpo.training.advice import advice as advice_on
 from customized_grpo.training.record import saturated
 from customized_grpo.training.trainer import Trainer
 from customized_grpo.training.watch import EVALUATIONS, UPDATES, RunWarning, TrainingError, Watch
@@ -258,7 +259,7 @@ def test_degradation_names_what_to_set(make_trainer: Callable[..., Trainer]):
     ],
 )
 def test_advice(overrides: list[str], roles: tuple[str, str], advice: str, make_trainer: Callable[..., Trainer]):
-    found = make_trainer(*overrides, CALIBRATED).plan.advice(*roles)
+    found = advice_on(make_trainer(*overrides, CALIBRATED).plan, *roles)
     assert advice in found
 
 

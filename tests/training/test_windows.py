@@ -13,6 +13,7 @@ from customized_grpo.config import RunConfig
 from customized_grpo.data import Sample
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.rewards import Reward
+from customized_grpo.training.advice import notices
 from customized_grpo.training.plan import Plan
 from customized_grpo.training.rollout import Rollout, Sampler, derive_seed
 from customized_grpo.training.trainer import Trainer
@@ -155,7 +156,7 @@ def scoring(values: list[float]) -> Reward:
 
 
 def test_a_run_is_told_what_weights_by_position_amount_to(plan_of: MakePlan):
-    (notice,) = plan_of(*PUBLISHED, "weighting.progress=position").notices()
+    (notice,) = notices(plan_of(*PUBLISHED, "weighting.progress=position"))
     assert "It is 0.60 on average at every step, and between 0.33 and 0.70 at random" in notice
 
 

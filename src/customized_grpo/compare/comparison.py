@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from customized_grpo.calibration.named_metrics import trained_names
 from customized_grpo.config import ConfigError, RunConfig, load_config
 from customized_grpo.fields import OF_USER, PathText, Seed
 from customized_grpo.files.kinds import DottedKeysOf
 from customized_grpo.files.yaml_text import YamlError, read_yaml
-from customized_grpo.measure.named_metrics import trained_names
 from customized_grpo.measure.request import EvaluationRequest
 
 BASE = "base"  # the arm that every comparison has: the model without an adapter

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from customized_grpo.calibration.intervals import Estimate, over_seeds
 from customized_grpo.compare.comparison import BASE, Comparison, Results
-from customized_grpo.measure.intervals import Estimate, over_seeds
 
 ORACLES = ("oracle_identity", "oracle_prompt")
 

@@ -14,10 +14,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from customized_grpo.calibration.intervals import Estimate, over_seeds
 from customized_grpo.compare.comparison import BASE, Comparison, Results
 from customized_grpo.compare.front import ORACLES, Point, better_than_base, planes
 from customized_grpo.files.durable import replacing, saving
-from customized_grpo.measure.intervals import Estimate, over_seeds
 
 Figures = Mapping[str, Mapping[str, Estimate]]  # arm -> test metric -> its mean over seeds
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]  # trained arm -> results of its finished seeds

@@ -13,12 +13,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from customized_grpo.calibration.intervals import Difference, Estimate, holm, over_seeds, paired_difference
 from customized_grpo.compare.comparison import BASE, OVER_TRAINING, SPREAD, Comparison, Results
 from customized_grpo.compare.degradation import KINDS, ArmDegradation, Counts, degradation_of
 from customized_grpo.compare.front import Beyond, beyond_fronts
 from customized_grpo.compare.plots import write_plots
 from customized_grpo.files.durable import write_text
-from customized_grpo.measure.intervals import Difference, Estimate, holm, over_seeds, paired_difference
 
 WARNING_KEYS = ("update", "kind", "message")  # of a run's warnings in comparison.json; result.json has every field
 

@@ -83,6 +83,7 @@ def load_captions(root: Path) -> list[Sample]:
             prompt=caption,
             references=(picture,),
             other_views=tuple(view for view in by_subject[_subject(picture.parent)] if view != picture),
+            prompt_picture=picture,
         )
         for picture, caption in captions.items()
     ]

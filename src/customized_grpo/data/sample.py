@@ -26,6 +26,7 @@ class Sample:
     other_views: tuple[
         Source, ...
     ] = ()  # further pictures of the subject, for identity rewards that do not favour copies
+    prompt_picture: Source | None = None  # a real one that follows the prompt, if one is known
     mask: Source | None = None  # where the subject is in the first reference, white on black
     class_word: str | None = None  # "dog" for a subject named "dog6"
     extra: Mapping[str, Any] = field(default_factory=dict)  # all other fields of the entry

@@ -129,6 +129,7 @@ def _samples(file: Path, findings: Findings) -> Iterator[tuple[Place, Sample]]:
             prompt=prompt,
             references=(Half(pair, 0),),
             other_views=(Half(pair, 1),),
+            prompt_picture=Half(pair, 1),
             class_word=item,
             extra={"collection": values["collection"], "category": description.get("category")},
         )

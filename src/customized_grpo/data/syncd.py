@@ -103,6 +103,7 @@ def _set(entry: Entry, folder: Path, root: Path) -> Iterator[tuple[Place, Sample
             subject=str(entry.fields.get("objaverse_id") or ids[0]),
             prompt=prompt,
             references=(reference,),
+            prompt_picture=own,
             other_views=further or (own,),
             mask=as_stored(reference.parent / "masks" / f"{reference.stem}.jpg") if masked else None,
             extra={name: value for name, value in entry.fields.items() if name not in _FIELDS},

@@ -6,8 +6,8 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -16,12 +16,10 @@ from typing import Any, Literal
 from torch import Tensor
 
 from customized_grpo.algorithm import group_advantages
-from customized_grpo.config import RunConfig, parse_metric
-from customized_grpo.fields import BUILT_IN
-from customized_grpo.files.durable import make_folder, write_text
-from customized_grpo.measure.intervals import Estimate, estimate
-from customized_grpo.measure.known_pictures import ROWS, Cases, load_cases
-from customized_grpo.measure.scored_pictures import (
+from customized_grpo.calibration.file import CALIBRATION, as_text, calibrated_rewards
+from customized_grpo.calibration.intervals import Estimate, estimate
+from customized_grpo.calibration.known_pictures import ROWS, Cases, load_cases
+from customized_grpo.calibration.scored_pictures import (
     Judged,
     RowStatistics,
     correlation,
@@ -29,6 +27,11 @@ from customized_grpo.measure.scored_pictures import (
     load_candidates,
     row_statistics,
 )
+from customized_grpo.config import RunConfig, parse_metric
+from customized_grpo.fields import BUILT_IN
+from customized_grpo.files.durable import make_folder, write_text
+from customized_grpo.measure.calibration_table import CalibrationTable
+from customized_grpo.rewards.settings import RewardSettings
 
 # Thresholds. The whole 95 % interval of a share must lie beyond its threshold, so that chance does not cross it.
 COPY_WINS = 2 / 3  # of pairs (copy, honest picture) in which the copy scores higher; 1/2 if both are worth the same
@@ -188,13 +191,18 @@ class Check:
     source: str
     cases: Cases
     judged: Sequence[Judged]
+    rewards: Mapping[str, RewardSettings] = field(default_factory=dict)  # for identity and prompt, by key
+
+    @cached_property
+    def calibration(self) -> CalibrationTable:
+        return CalibrationTable(self.judged, self.rewards)
 
     @cached_property
     def findings(self) -> list[str]:
         trained = [judged for judged in self.judged if judged.candidate.key]
         related = [line for pair in combinations(trained, 2) for line in _related(*pair)]
         own = [line for judged in self.judged for line in findings_of(judged)]
-        return [*_critters_encoders(self.judged), *own, *related]
+        return [*_critters_encoders(self.judged), *own, *related, *self.calibration.findings()]
 
     @cached_property
     def notes(self) -> list[str]:
@@ -251,14 +259,14 @@ class Check:
         }
 
     def text(self) -> str:
-        """Legend, a table per reward, correlations, findings and notes."""
+        """Legend, a table per reward, correlations, calibration, findings and notes."""
         count, subjects = len(self.cases.samples), len({*self.cases.subjects})
         data = f"{count} cases of {self.source}, {subjects} subject{'' if subjects == 1 else 's'}"
         lines = [f"{data}. Scored as if they had been generated:"]
         lines += [f"  {_name(row):<14} {words}" for row, words in self.cases.legend().items()]
         for judged in self.judged:
             lines += ["", *self._table(judged)]
-        lines += ["", *self._correlations(), ""]
+        lines += ["", *self._correlations(), *self.calibration.lines(), ""]
         if self.findings:
             lines += ["What is wrong:", *map(_item, self.findings)]
         else:
@@ -319,12 +327,21 @@ def check_rewards(config: RunConfig, metrics: Sequence[str], cases: int) -> Chec
     loaded = load_cases(config.data, cases)
     candidates = load_candidates(config, further)
     size = (config.model.width, config.model.height)
-    return Check(config.data.source, loaded, judge(loaded, candidates, size, config.groups.rollout_batch))
+    judged = judge(loaded, candidates, size, config.groups.rollout_batch)
+    return Check(config.data.source, loaded, judged, calibrated_rewards(config))
 
 
-def write_check(check: Check, folder: Path) -> Path:
-    """Write check_rewards.json into the folder, which is made if it is missing. Returns the file."""
+def write_check(check: Check, folder: Path) -> str:
+    """Write check_rewards.json and calibration.yaml into the folder, which is made if it is missing.
+
+    Returns a line for each file. If the data tells the levels of no reward, there is no calibration.yaml, and an older
+    one is removed.
+    """
     make_folder(folder)
-    file = folder / "check_rewards.json"
-    write_text(file, json.dumps(check.as_dict(), indent=2, allow_nan=False) + "\n")
-    return file
+    figures, calibration = folder / "check_rewards.json", folder / CALIBRATION
+    write_text(figures, json.dumps(check.as_dict(), indent=2, allow_nan=False) + "\n")
+    if not check.calibration.measured:
+        calibration.unlink(missing_ok=True)
+        return f"figures: {figures}"
+    write_text(calibration, as_text(check.calibration.measured))
+    return f"figures: {figures}\ncalibration: {calibration}"

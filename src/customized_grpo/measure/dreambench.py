@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from customized_grpo.calibration.intervals import Estimate, estimate
+from customized_grpo.calibration.scored_pictures import as_image
 from customized_grpo.config import RunConfig
 from customized_grpo.data import Sample
-from customized_grpo.measure.intervals import Estimate, estimate
-from customized_grpo.measure.scored_pictures import as_image
 from customized_grpo.rewards.by_name import parse_reward
 from customized_grpo.rewards.scoring import score
 from customized_grpo.rewards.settings import RewardSettings

@@ -7,17 +7,20 @@ import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from customized_grpo.config import CONFIG, ConfigError, RunConfig, dump_config
+from customized_grpo.calibration.intervals import Estimate
+from customized_grpo.calibration.joint import joint_quality
+from customized_grpo.calibration.named_metrics import trained_names
+from customized_grpo.config import CONFIG, JOINT_CALIBRATED, ConfigError, RunConfig, dump_config
 from customized_grpo.data.images import to_pictures
 from customized_grpo.files.durable import append_text, check_folder, make_folder, write_text
 from customized_grpo.files.pictures import save_png
 from customized_grpo.measure import dreambench
-from customized_grpo.measure.intervals import Estimate
 from customized_grpo.measure.request import CONTENT, EvaluationRequest
 from customized_grpo.measure.rows import (
     EvaluationRow,
@@ -26,6 +29,7 @@ from customized_grpo.measure.rows import (
     mean_scores,
     means_by,
     read_rows,
+    scores_of,
 )
 from customized_grpo.policies import load_policy
 from customized_grpo.policies.base import Policy
@@ -42,7 +46,7 @@ PICTURES, REFERENCES = "images", "references"
 def write_evaluation(request: EvaluationRequest, output: Path, against: Path | None) -> str:
     """The whole command: evaluate, write config.yaml and summary.json, return the table."""
     base = None if against is None else _comparable_rows(request, against)  # before any image is generated
-    rows = evaluate(request, output)
+    rows = with_joint_quality(request, evaluate(request, output))
     summary = summarise(request, rows, base)
     texts = [table(summary)]
     if request.protocol:
@@ -144,6 +148,19 @@ def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.")[:60]
 
 
+def with_joint_quality(request: EvaluationRequest, rows: Sequence[EvaluationRow]) -> list[EvaluationRow]:
+    """The rows with the figure `joint_calibrated`, if the run has calibrations; from the scores of its rewards."""
+    if not request.calibrations:
+        return list(rows)
+    names = trained_names(request.config)
+    roles = {key: str(reward.role) for key, reward in request.config.rewards.items()}
+    scores = {key: scores_of(rows, names[key]) for key in request.calibrations}
+    joint = joint_quality(scores, roles, request.calibrations).tolist()
+    return [
+        replace(row, scores={**row.scores, JOINT_CALIBRATED: value}) for row, value in zip(rows, joint, strict=True)
+    ]
+
+
 # --- folders that hold an evaluation already -------------------------------------------------------------------------
 
 
@@ -222,6 +239,7 @@ def summarise(
 ) -> dict[str, Any]:
     """All statistics as JSON: overall, per subject, per prompt, and joint dominance over the rows of the base."""
     unscored, trained_on = count_unscored(rows), request.trained_on()
+    trained_on += [JOINT_CALIBRATED] if trained_on else []  # made of them
     summary: dict[str, Any] = {
         "images": len(rows),
         "subjects": len({row.subject for row in rows}),

@@ -12,9 +12,9 @@ import yaml
 from torch import Tensor
 
 from customized_grpo.algorithm import step_gradient_factor, step_progress
+from customized_grpo.calibration.intervals import Estimate, estimate
 from customized_grpo.config import RunConfig
 from customized_grpo.data import Sample
-from customized_grpo.measure.intervals import Estimate, estimate
 from customized_grpo.measure.probe_fit import (
     Fit,
     Shares,

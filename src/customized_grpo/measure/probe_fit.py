@@ -22,7 +22,7 @@ from scipy.optimize import least_squares
 from torch import Tensor
 
 from customized_grpo.algorithm import TimeAwareWeights
-from customized_grpo.measure.intervals import LEVEL, Estimate, resample
+from customized_grpo.calibration.intervals import LEVEL, Estimate, resample
 
 FEWEST_STEPS = 7  # with fewer, even the shortest schedule (four numbers) has no corrected information criterion
 RATES = (1.0, 200.0)  # from almost straight to a jump between two steps

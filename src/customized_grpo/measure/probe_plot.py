@@ -8,9 +8,9 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from customized_grpo.calibration.intervals import Estimate
 from customized_grpo.files.durable import replacing
 from customized_grpo.measure.curves import IDENTITY, INK, JOINT, PROMPT
-from customized_grpo.measure.intervals import Estimate
 from customized_grpo.measure.probe_findings import Findings
 
 REWARDS = {"identity_reward": ("identity reward", IDENTITY), "prompt_reward": ("prompt reward", PROMPT)}

@@ -5,13 +5,31 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from customized_grpo.config import CONFIG, Override, RunConfig, key_of, load_config, parse_metric, recipes
+from customized_grpo.algorithm import Calibration
+from customized_grpo.calibration.file import (
+    CALIBRATION,
+    calibrated_rewards,
+    calibration_problems,
+    check_calibration,
+    read_calibration,
+)
+from customized_grpo.calibration.named_metrics import named_metrics, trained_names
+from customized_grpo.config import (
+    CONFIG,
+    JOINT_CALIBRATED,
+    Override,
+    RunConfig,
+    key_of,
+    load_config,
+    parse_metric,
+    recipes,
+)
 from customized_grpo.critters import samples as critters
 from customized_grpo.data import Sample
 from customized_grpo.data.digests import SampleDigest, digests
@@ -19,14 +37,12 @@ from customized_grpo.data.subsets import subset
 from customized_grpo.errors import UsageError
 from customized_grpo.fields import BUILT_IN
 from customized_grpo.measure import dreambench
-from customized_grpo.measure.named_metrics import named_metrics, trained_names
 from customized_grpo.policies.adapter_file import PEFT_CONFIG
 from customized_grpo.rewards.settings import RewardSettings
 from customized_grpo.run.checkpoints import FOLDER as CHECKPOINTS
 from customized_grpo.run.checkpoints import checkpoints_of, find_adapter, folder_of
-from customized_grpo.run.own_samples import RESTORE, OwnSamples
+from customized_grpo.run.own_samples import RESTORE, OwnSamples, read_data
 from customized_grpo.run.sampling_settings import SamplingSettings
-from customized_grpo.training.assemble import read_data
 
 CRITTERS_CASES = 512
 CONTENT = "content"  # the setting that tells whether texts and pictures of the samples are the same
@@ -45,6 +61,7 @@ class EvaluationRequest:
     case_seed   which critters are drawn; has no effect on lists
     split       critters: "test" for final evaluations, "development" while settings are still being chosen
     protocol    DreamBench's: identity inside the mask is one more metric if there are masks
+    calibrations  of the run's rewards by key, if it has any: the figure `joint_calibrated` is added
     """
 
     config: RunConfig
@@ -57,6 +74,7 @@ class EvaluationRequest:
     case_seed: int = 0
     split: Literal["test", "development"] = "test"
     protocol: bool = False
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
 
     @cached_property
     def samples(self) -> list[Sample]:
@@ -164,12 +182,29 @@ def make_request(
         held_out=held_out,
         own=OwnSamples.read(Path(target)) if held_out else None,
         protocol=protocol,
+        calibrations=_calibrations(
+            config, [*([Path(target)] if is_folder else []), *([folder_of(adapter)] if adapter else [])]
+        ),
     )
     if held_out:
         _refuse_another_split(config, load_config(target))
     elif request.adapter is not None:
         _warn_if_trained_on(request, request.adapter)
     return request
+
+
+def _calibrations(config: RunConfig, folders: Sequence[Path]) -> dict[str, Calibration]:
+    """Of the first of these folders that has the file; none if it does not fit the rewards, with a warning."""
+    file = next((file for folder in folders if (file := folder / CALIBRATION).is_file()), None)
+    if file is None:
+        return {}
+    known = read_calibration(file)
+    problems = list(calibration_problems(known, config))
+    problems += [f"rewards.{key} is missing" for key in calibrated_rewards(config) if key not in known]
+    if problems:
+        warnings.warn(f"{JOINT_CALIBRATED} is left out: {file} is of other rewards: {problems[0]}", stacklevel=3)
+        return {}
+    return {key: calibration.scale() for key, calibration in check_calibration(known, config, file).items()}
 
 
 def _refuse_another_split(config: RunConfig, run: RunConfig) -> None:

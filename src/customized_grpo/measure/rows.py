@@ -14,8 +14,8 @@ import torch
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
+from customized_grpo.calibration.intervals import Estimate, estimate
 from customized_grpo.errors import UsageError
-from customized_grpo.measure.intervals import Estimate, estimate
 
 _Score = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]  # JSON has no NaN
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import isnan, nan
 from pathlib import Path, PurePath
 
+from customized_grpo.calibration.intervals import Estimate
 from customized_grpo.files.paths import inside
-from customized_grpo.measure.intervals import Estimate
 from customized_grpo.measure.rows import EvaluationRow
 from customized_grpo.report import formats
 from customized_grpo.report.content import Arm, Case, Film, Picture, Wall

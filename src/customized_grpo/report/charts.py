@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from markupsafe import Markup
 
-from customized_grpo.measure.intervals import Estimate
+from customized_grpo.calibration.intervals import Estimate
 from customized_grpo.report.labels import number
 from customized_grpo.report.learning import Series
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from customized_grpo.measure.intervals import Estimate
+from customized_grpo.calibration.intervals import Estimate
 
 Scores = Mapping[str, float | None]
 Rows = Sequence[Mapping[str, Any]]

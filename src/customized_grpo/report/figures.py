@@ -8,11 +8,11 @@ from typing import Literal
 
 from markupsafe import Markup
 
+from customized_grpo.calibration.intervals import Estimate
 from customized_grpo.compare.front import better_than_base
-from customized_grpo.measure.intervals import Estimate
 from customized_grpo.report.charts import Line, Owner, Track, line_chart, plane, step_chart
 from customized_grpo.report.content import Arm, Part
-from customized_grpo.report.labels import YES_OR_NO, label
+from customized_grpo.report.labels import YES_OR_NO, is_trained, label
 from customized_grpo.report.learning import held_out_metrics, series, step_pulls
 
 Log = Literal["updates", "held_out"]
@@ -20,7 +20,7 @@ IDENTITY, PROMPT, BOTH = "s1", "s2", "s3"
 COLOURS = {
     **dict.fromkeys(("identity_reward", "reward_identity", "oracle_identity", "saturated_identity"), IDENTITY),
     **dict.fromkeys(("prompt_reward", "reward_prompt", "oracle_prompt", "saturated_prompt"), PROMPT),
-    **dict.fromkeys(("joint_success", "both_good"), BOTH),
+    **dict.fromkeys(("joint_success", "joint_calibrated", "both_good"), BOTH),
     **dict.fromkeys(("both_bad",), "s0"),
 }
 COUNT = 7  # colours for arms, in the style sheet
@@ -138,7 +138,7 @@ def _named(metrics: Sequence[str]) -> dict[str, str]:
 
 
 def _about(metric: str) -> str:
-    kind = ", trained on" if _is_reward(metric) else ", never trained on" if metric in YES_OR_NO else ""
+    kind = ", trained on" if is_trained(metric) else ", never trained on" if metric in YES_OR_NO else ""
     return f"Held-out cases{kind}."
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import yaml
 
+from customized_grpo.calibration.intervals import Estimate, estimate
 from customized_grpo.config import CONFIG
-from customized_grpo.measure.intervals import Estimate, estimate
 from customized_grpo.measure.rows import EvaluationRow, read_rows
 from customized_grpo.report import formats
 from customized_grpo.report.cases import (
@@ -29,6 +29,7 @@ from customized_grpo.report.cases import (
 from customized_grpo.report.comparisons import comparison_part
 from customized_grpo.report.content import Arm, History, MetricRow, Part, Rows, Table
 from customized_grpo.report.formats import ReportError
+from customized_grpo.report.labels import is_trained
 from customized_grpo.report.learning import at_end, at_start
 from customized_grpo.report.probes import PROBE, probe_part
 
@@ -120,7 +121,7 @@ def _before_and_after(title: str, base: Mapping[str, Any], tuned: Mapping[str, A
     rows = []
     for metric, before in base.items():
         figures = [read_estimate(before), read_estimate(tuned.get(metric))]
-        rows.append(MetricRow(metric, metric.endswith("_reward"), figures, _change(figures)))
+        rows.append(MetricRow(metric, is_trained(metric), figures, _change(figures)))
     return Table(title, (BASE, TUNED), rows, ["Intervals: 95 %, over cases."])
 
 
@@ -166,7 +167,7 @@ def _run_table(arms: Sequence[Arm]) -> Table | None:
             figures = [at_start(held_out[0], metric), *(at_end(own, metric) for own in held_out)]
         else:
             figures = [figure for own in held_out for figure in (at_start(own, metric), at_end(own, metric))]
-        rows.append(MetricRow(metric, metric.endswith("_reward"), figures, _change(figures)))
+        rows.append(MetricRow(metric, is_trained(metric), figures, _change(figures)))
     ends = [(own[0]["update"], own[-1]["update"]) for own in held_out]
     if len(evaluated) == 1:
         columns = [f"update {update}" for update in ends[0]]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 
 from customized_grpo.compare.comparison import OVER_TRAINING
+from customized_grpo.config import JOINT_CALIBRATED, OF_AVERAGE
 
 LABELS = {
     "identity_reward": "identity reward",
     "prompt_reward": "prompt reward",
     "oracle_identity": "identity right",
     "oracle_prompt": "prompt right",
+    "joint_calibrated": "joint quality, calibrated",
     "copy_paste": "copy-paste index",
     "dino": "DINO identity",
     "clip_t": "CLIP prompt",
@@ -26,8 +28,16 @@ MEANINGS = {
     "oracle_identity": "share of pictures with the right subject, judged by an exact oracle that reads the pixels",
     "oracle_prompt": "share of pictures that follow the prompt, judged by an exact oracle that reads the pixels",
     "joint_success": "share of pictures that get both subject and prompt right, judged by an exact oracle",
+    "joint_calibrated": "identity times prompt, each 0 for what bad and 1 for what good pictures get: for identity at "
+    "most 1, for the prompt without a bound",
     "copy_paste": "1 for a copy of the reference, −1 for another view of the subject: lower means less copying",
 }
+
+
+def is_trained(metric: str) -> bool:
+    """Whether a held-out figure of a run is a reward that it was trained on, or is made of them."""
+    name = metric.removesuffix(OF_AVERAGE)
+    return name.endswith("_reward") or name == JOINT_CALIBRATED
 
 
 def label(metric: str) -> str:

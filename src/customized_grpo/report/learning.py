@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
 
-from customized_grpo.measure.intervals import Estimate, over_seeds
+from customized_grpo.calibration.intervals import Estimate, over_seeds
 from customized_grpo.report.content import Arm, History, Rows
 
 NORMAL_95 = 1.96

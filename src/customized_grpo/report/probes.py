@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from customized_grpo.measure.intervals import Estimate
+from customized_grpo.calibration.intervals import Estimate
 from customized_grpo.report.cases import read_estimate
 from customized_grpo.report.charts import Line, line_chart
 from customized_grpo.report.content import MetricRow, Part, Table

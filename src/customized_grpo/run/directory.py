@@ -1,6 +1,6 @@
 """The files of a run. Each is replaced in one step, so a crash leaves the old version or the new one.
 
-config.yaml  samples.json  environment.json  metrics.jsonl  evaluations.jsonl  run.lock
+config.yaml  samples.json  calibration.yaml  environment.json  metrics.jsonl  evaluations.jsonl  run.lock
 images/eval-00020.png          images/eval-00020/cases.json 00.png ...   images/reference-00.png ...
 checkpoints/step-00020/        adapter/        adapter-ema/        best/step-00020/
 """
@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -70,13 +71,21 @@ class RunDirectory:
     """The folder of one run: a new folder for a new run, an existing one for a resumed run. Locked until `close`.
 
     own_samples  of a run whose data lies in files; kept in the folder, and beside each adapter
+    files        texts by name that are kept in the same places
     notices      settings that changed since the last start, one line each
 
     Raises RunDirectoryError if the folder cannot be used, before anything in it changes.
     """
 
-    def __init__(self, config: RunConfig, *, resume: bool, own_samples: OwnSamples | None = None):
-        self.config, self.own_samples = config, own_samples
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        resume: bool,
+        own_samples: OwnSamples | None = None,
+        files: Mapping[str, str] = MappingProxyType({}),
+    ):
+        self.config, self.own_samples, self.files = config, own_samples, files
         self.references_kept = False  # whether images/reference-*.png are those of this start
         self.path = path = Path(config.output)
         self.notices = check_access(config, resume=resume)
@@ -85,8 +94,7 @@ class RunDirectory:
             self._lock = take_lock(path)
             try:
                 write_text(path / CONFIG, dump_config(config))  # first: with it, the run can be resumed
-                if own_samples is not None:
-                    own_samples.write(path)
+                self._keep_beside(path)
                 write_text(path / "environment.json", json.dumps(environment(), indent=2) + "\n")
                 (path / FOLDER).mkdir(exist_ok=True)
                 (path / "images").mkdir(exist_ok=True)
@@ -268,9 +276,14 @@ class RunDirectory:
     def _save_adapter(self, policy: Policy, folder: Path) -> None:
         policy.save_adapter(folder)
         write_text(folder / CONFIG, dump_config(self.config))
+        self._keep_beside(folder)
+        write_text(folder / SAMPLING, json.dumps(asdict(SamplingSettings.of(self.config)), indent=2) + "\n")
+
+    def _keep_beside(self, folder: Path) -> None:
         if self.own_samples is not None:
             self.own_samples.write(folder)
-        write_text(folder / SAMPLING, json.dumps(asdict(SamplingSettings.of(self.config)), indent=2) + "\n")
+        for name, text in self.files.items():
+            write_text(folder / name, text)
 
     @contextmanager
     def _writing(self, what: str) -> Iterator[None]:

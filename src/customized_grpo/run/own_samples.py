@@ -15,11 +15,12 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from customized_grpo.data import Sample
+from customized_grpo.data import Sample, load_data
 from customized_grpo.data.digests import SampleDigest, digests
 from customized_grpo.errors import InputError
 from customized_grpo.files.durable import write_text
 from customized_grpo.files.json_text import read_json
+from customized_grpo.sections import Data
 
 OWN_SAMPLES = "samples.json"  # the file in the folder of a run, and beside each of its adapters
 _Part = dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]+ [0-9a-f]+$")]]  # id -> digests of text and pictures
@@ -36,6 +37,17 @@ _NAMED = 3  # samples that a message names
 
 class DataChangedError(InputError, ValueError):
     """The data is no longer what a run was trained on; one line with what has changed, and the way out."""
+
+
+def read_data(data: Data, held_out_share: float, seed: int = 0) -> tuple[list[Sample], list[Sample]]:
+    """All samples of a data source with files: (training, held-out). A share of 0 holds out none.
+
+    held_out_share  of the subjects, in [0, 1)
+
+    Raises DataError or UsageError if the source cannot be read.
+    """
+    root = None if data.root is None else Path(data.root)
+    return load_data(data.source, root=root, class_word=data.class_word, held_out_share=held_out_share, seed=seed)
 
 
 @dataclass(frozen=True)

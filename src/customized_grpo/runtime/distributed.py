@@ -11,11 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from accelerate.utils import gather, pad_across_processes, reduce
+from accelerate.utils import broadcast_object_list, gather, pad_across_processes, reduce
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -28,6 +29,9 @@ from customized_grpo.runtime.memory import first_line, is_exhausted
 BUCKET = 25 * 2**20  # gradients summed per message (100 MiB): few messages, and a small copy
 # What gloo, which raises plain RuntimeErrors, says of a process that has gone; NCCL and the store raise DistErrors.
 LOST = re.compile("connection (closed|reset|refused|aborted)|timed out|timeout|broken pipe|socket", re.IGNORECASE)
+
+
+T = TypeVar("T")
 
 
 class DistributedError(RunError, RuntimeError):
@@ -127,6 +131,15 @@ class Processes:
                     f"process 0 resumes from {main}, process {index} from {other}: they would train different "
                     "models; all processes need the same run folder, on a file system that every node sees: output=..."
                 )
+
+    def from_main(self, value: T) -> T:
+        """The first process's value, of any kind, in every process."""
+        if self.count == 1:
+            return value
+        values = [value]
+        with _collective():
+            broadcast_object_list(values)
+        return values[0]
 
     @contextmanager
     def main_first(self) -> Iterator[None]:

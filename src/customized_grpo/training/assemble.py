@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from customized_grpo.calibration.file import RewardCalibration, check_calibration, read_calibration
+from customized_grpo.calibration.file import CALIBRATION, as_text
 from customized_grpo.config import ConfigError, RunConfig
 from customized_grpo.critters import samples as critters
-from customized_grpo.data import Sample, load_data
+from customized_grpo.data import Sample
 from customized_grpo.data.digests import digests
 from customized_grpo.data.subsets import fair_order, subset
 from customized_grpo.fields import BUILT_IN
@@ -22,14 +22,14 @@ from customized_grpo.rewards.settings import INSTEAD, IdentitySettings
 from customized_grpo.run.access import check_access
 from customized_grpo.run.checkpoints import checkpoints_of
 from customized_grpo.run.directory import RunDirectory
-from customized_grpo.run.follower import FollowedDirectory
-from customized_grpo.run.own_samples import OWN_SAMPLES, RESTORE, OwnSamples
+from customized_grpo.run.follower import FollowedDirectory, RunFiles
+from customized_grpo.run.own_samples import OWN_SAMPLES, RESTORE, OwnSamples, read_data
 from customized_grpo.run.trackers import Trackers
 from customized_grpo.runtime.device import usable_device
 from customized_grpo.runtime.distributed import Processes
 from customized_grpo.sections import Data
+from customized_grpo.training.calibrate import kept_calibrations, measure_missing
 from customized_grpo.training.evaluation import HeldOut
-from customized_grpo.training.plan import needs_calibration
 from customized_grpo.training.trainer import Trainer
 
 
@@ -38,17 +38,6 @@ def check_inputs(config: RunConfig) -> None:
     usable_device(config.device)
     find_family(config.model)
     load_samples(config)
-
-
-def read_data(data: Data, held_out_share: float, seed: int = 0) -> tuple[list[Sample], list[Sample]]:
-    """All samples of a data source with files: (training, held-out). A share of 0 holds out none.
-
-    held_out_share  of the subjects, in [0, 1)
-
-    Raises DataError or UsageError if the source cannot be read.
-    """
-    root = None if data.root is None else Path(data.root)
-    return load_data(data.source, root=root, class_word=data.class_word, held_out_share=held_out_share, seed=seed)
 
 
 def load_samples(config: RunConfig) -> tuple[list[Sample], list[Sample]]:
@@ -114,16 +103,6 @@ def load_rewards(config: RunConfig) -> dict[str, Reward]:
     """The trained rewards by their keys."""
     device = torch.device(config.device)
     return {key: reward.make(device) for key, reward in config.trained().items()}
-
-
-def load_calibrations(config: RunConfig) -> dict[str, RewardCalibration]:
-    """What the rewards give to bad and good pictures, from the file that the recipe names. Raises CalibrationError."""
-    file = config.shaping.calibration
-    if file is None:
-        raise ConfigError("shaping.calibration: is missing; write the file with check-rewards")
-    calibrations = read_calibration(Path(file))
-    check_calibration(calibrations, config, file)
-    return calibrations
 
 
 def load_metrics(config: RunConfig, rewards: dict[str, Reward]) -> dict[str, Reward]:
@@ -211,6 +190,7 @@ def assemble(config: RunConfig, *, resume: bool = False) -> Trainer:
     ]
     if problems:
         raise ConfigError("\n".join(problems))
+    kept = kept_calibrations(config, resume=resume)
     local = config.model_copy(update={"device": str(processes.device)})  # this process's own GPU
     policy = load_policy(config.model, local.device, shard=config.model.shard)
     for steps in (config.sampling.num_steps, config.evaluation_steps):
@@ -218,10 +198,16 @@ def assemble(config: RunConfig, *, resume: bool = False) -> Trainer:
     add_adapter(policy, config)
     if config.model.shard:
         policy.shard()
-    calibrations = load_calibrations(config) if needs_calibration(config) else {}
     rewards = load_rewards(local)
     metrics = load_metrics(local, rewards)
-    directory = RunDirectory(config, resume=resume, own_samples=known) if processes.main else FollowedDirectory(config)
-    evaluation = HeldOut(held_out, metrics, config.groups.rollout_batch, processes)
+    calibrations = {}
+    if kept is not None:
+        calibrations = measure_missing(config, kept, [*train, *held_out], rewards, policy, processes)
+    files = {CALIBRATION: as_text(calibrations)} if calibrations else {}
+    directory: RunFiles = FollowedDirectory(config)
+    if processes.main:
+        directory = RunDirectory(config, resume=resume, own_samples=known, files=files)
     scales = {key: calibration.scale() for key, calibration in calibrations.items()}
+    roles = {key: str(reward.role) for key, reward in config.rewards.items()}
+    evaluation = HeldOut(held_out, metrics, config.groups.rollout_batch, processes, roles, scales)
     return Trainer(config, policy, rewards, train, evaluation, directory, processes, scales)

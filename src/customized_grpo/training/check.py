@@ -14,6 +14,7 @@ from customized_grpo.run.access import check_access
 from customized_grpo.run.trackers import Trackers
 from customized_grpo.runtime.device import missing_here, named_device
 from customized_grpo.training.assemble import own_samples, sample_problems
+from customized_grpo.training.calibrate import kept_calibrations
 
 
 @dataclass
@@ -33,7 +34,10 @@ class Check:
 
 
 def check_run(config: RunConfig, *, resume: bool) -> Check:
-    """Check device, folder, trackers, data, model, adapter and rewards of a run as `assemble` does; write nothing."""
+    """Check device, folder, trackers, data, calibration, model, adapter and rewards as `assemble` does; write nothing.
+
+    What depends on the number of processes is not checked: a dry run is one.
+    """
     check = Check()
     with check.part():
         if problem := missing_here(named_device(config.device)):
@@ -45,6 +49,8 @@ def check_run(config: RunConfig, *, resume: bool) -> Check:
     with check.part():
         train, held_out, _ = own_samples(config, resume=resume, check=False)
         check.problems += sample_problems(config, train, held_out)
+    with check.part():
+        kept_calibrations(config, resume=resume)
     with check.part():
         size = adapter_size(config.model, config.adapter)
         check.notes.append(

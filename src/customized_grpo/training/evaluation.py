@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from customized_grpo.algorithm import Calibration
+from customized_grpo.calibration.joint import joint_quality
+from customized_grpo.config import JOINT_CALIBRATED
 from customized_grpo.data import Sample
 from customized_grpo.data.images import to_pictures
 from customized_grpo.files.pictures import Shown
@@ -62,6 +65,8 @@ class HeldOut:
     metrics: Mapping[str, Reward]  # rewards as "<key>_reward", and the metrics of `evaluation.metrics` by name
     batch: int  # images per forward pass
     processes: Processes
+    roles: Mapping[str, str] = field(default_factory=dict)  # of the rewards by key
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)  # of identity and prompt, if the run has any
     _reasons: Reasons = field(default_factory=Reasons, init=False, repr=False, compare=False)
 
     def evaluate(
@@ -101,9 +106,16 @@ class HeldOut:
         return torch.cat([self._generate(policy, sigmas, half) for half in (cases[:middle], cases[middle:])])
 
     def report(self, policy: Policy, sigmas: Tensor, *, grid: int) -> tuple[dict[str, Any], list[Shown]]:
-        """Mean, standard deviation and count of every metric's scores, and the first `grid` cases."""
+        """Mean, standard deviation and count of every metric's scores, and the first `grid` cases.
+
+        A run that has calibrations also gets the figure `joint_calibrated`, from the scores of its rewards.
+        """
         scored = self.evaluate(policy, sigmas, shown=grid)
-        row: dict[str, Any] = {name: values.nanmean().item() for name, values in scored.scores.items()}
-        row["spread"] = {name: spread(values) for name, values in scored.scores.items()}
-        row["scored"] = {name: int((~values.isnan()).sum()) for name, values in scored.scores.items()}
+        scores = dict(scored.scores)
+        if self.calibrations:
+            of_rewards = {key: scores[f"{key}_reward"] for key in self.calibrations}
+            scores[JOINT_CALIBRATED] = joint_quality(of_rewards, self.roles, self.calibrations)
+        row: dict[str, Any] = {name: values.nanmean().item() for name, values in scores.items()}
+        row["spread"] = {name: spread(values) for name, values in scores.items()}
+        row["scored"] = {name: int((~values.isnan()).sum()) for name, values in scores.items()}
         return row, scored.shown(self.samples, grid)

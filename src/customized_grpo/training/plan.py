@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,8 +21,6 @@ from customized_grpo.algorithm import (
 )
 from customized_grpo.config import JOINT_CALIBRATED, OF_AVERAGE, RunConfig
 from customized_grpo.data import Sample
-from customized_grpo.fields import BUILT_IN
-from customized_grpo.sections import Objective, Shaping, Weighting
 from customized_grpo.training.rollout import derive_seed
 from customized_grpo.training.windows import DrawnSteps
 
@@ -52,7 +50,7 @@ class Plan:
         )
 
     @property
-    def _weighted(self) -> bool:
+    def weighted(self) -> bool:
         return SHAPING_RULES[self.config.shaping.rule].uses_weights
 
     def batch(self, update: int) -> list[Sample]:
@@ -119,10 +117,10 @@ class Plan:
         """
         reading = self.config.weighting.progress
         if reading == "position":
-            return self._weights_by_position().mean().expand(len(steps))
+            return self.weights_by_position().mean().expand(len(steps))
         return self.weights.prompt_weight(step_progress(steps, self.sigmas, reading))
 
-    def _weights_by_position(self) -> Tensor:
+    def weights_by_position(self) -> Tensor:
         """Weight of the prompt rewards at each position [size] in the order in which an image drew its steps.
 
         The release of arXiv 2510.18263 reads its table at the position in its loop, u = j / T, although the steps of
@@ -137,7 +135,7 @@ class Plan:
         Columns are the steps of the window, or with `position` the places in the order of drawing.
         """
         if self.config.weighting.progress == "position":
-            return self._weights_by_position()
+            return self.weights_by_position()
         return self.prompt_weight(window)
 
     def at_trained_steps(self, update: int, advantages: Tensor) -> Tensor:
@@ -194,7 +192,7 @@ class Plan:
         rows = []
         for step, weight, pull in zip(steps, prompt_weight.tolist(), self.pull(steps).tolist(), strict=True):
             parts = {"prompt_weight": weight, "prompt_pull": weight * pull, "identity_pull": (1 - weight) * pull}
-            rows.append({"step": step, "pull": pull, **(parts if self._weighted else {})})
+            rows.append({"step": step, "pull": pull, **(parts if self.weighted else {})})
         return rows
 
     def seed(self, update: int, group: int, member: int | None) -> int:
@@ -208,99 +206,13 @@ class Plan:
 
     def lr(self, optimizer_step: int) -> float:
         """The learning rate of an optimiser step: linear warm-up over the first updates, then constant."""
-        warmup = self.config.optimizer.warmup * self._steps_per_rollout
+        warmup = self.config.optimizer.warmup * self.steps_per_rollout
         return self.config.optimizer.lr * min((optimizer_step + 1) / max(warmup, 1), 1)
 
-    def advice(self, rising: str, falling: str) -> str:
-        """What to set so that a reward of the role `falling` does not fall while one of `rising` rises."""
-        weighting, rule = self.config.weighting, self.config.shaping.rule
-        if {rising, falling} != {"identity", "prompt"}:
-            return "train on one of the two, or give the quality reward another weight"
-        choices = []
-        if self._weighted:
-            names = ("high", "low") if weighting.kind == "tdw" else ("prompt",)
-            now = {name: getattr(weighting, name) for name in names}
-            change = 0.1 if falling == "prompt" else -0.1
-            new = " ".join(f"weighting.{name}={min(max(w + change, 0), 1):g}" for name, w in now.items())
-            choices.append(f"{new} (now {' and '.join(f'{w:g}' for w in now.values())})")
-        if rule != "joint":
-            choices.append("shaping.rule=joint")
-        elif weighting.balance == "off":
-            choices.append("weighting.balance=proportional")
-        return f"start again with {', or with '.join(choices)}"
-
     @property
-    def _steps_per_rollout(self) -> int:
+    def steps_per_rollout(self) -> int:
         """Optimiser steps on one rollout, if no minibatch is without signal."""
         return self.config.objective.updates_per_rollout * self.config.objective.minibatches
-
-    def notices(self) -> list[str]:
-        """What a user should know before the run starts, one sentence each."""
-        notices = [*self._unused_settings(), *self._about_weights()]
-        steps, config = self.config.evaluation_steps, self.config
-        if steps != config.sampling.num_steps:
-            notices.append(
-                f"training samples with {config.sampling.num_steps} steps, evaluations with {steps}: the adapter is "
-                f"to be used with {steps}, as sampling.json beside it says"
-            )
-        if self.config.model.path == BUILT_IN != self.config.data.source:
-            notices.append(
-                "the built-in model has seen nothing but critters: with other data a run shows that everything works, "
-                "but its pictures mean nothing"
-            )
-        if len({sample.subject for sample in self.samples}) == 1:
-            notices.append("all training samples show one subject: the adapter will overfit to it")
-        return notices
-
-    def _about_weights(self) -> Iterator[str]:
-        """What time-aware weights do in this run, if it is not what one expects."""
-        if not self._weighted or not isinstance(self.weights, TimeAwareWeights):
-            return
-        reading = self.config.weighting.progress
-        if reading == "position":
-            weights = self._weights_by_position()
-            yield (
-                "weighting.progress=position copies the authors' release: a step's prompt weight has nothing to do "
-                f"with the step. It is {weights.mean():.2f} on average at every step, and between "
-                f"{weights.min():.2f} and {weights.max():.2f} at random"
-            )
-        elif not self.weights.in_final_phase(step_progress(self.reachable, self.sigmas, reading)).any():
-            yield (
-                f"with {self.config.sampling.num_steps} steps no trained step reaches the final phase of the "
-                f"time-aware weights (progress {self.weights.end} and later): the last is step "
-                f"{self.reachable[-1]}. Our experiments do without it; to reach it, use more steps or lower "
-                "weighting.end"
-            )
-
-    def _unused_settings(self) -> Iterator[str]:
-        """Settings that this run's rule does not read: not an error, since a sweep over rules may keep them."""
-        shaping, default = self.config.shaping, Shaping()
-        if not self._weighted and self.config.weighting != Weighting(kind="constant"):
-            yield f'the rule "{shaping.rule}" has no weights: the section `weighting` has no effect'
-        if not self._weighted and self.config.on_degradation == "balance":
-            yield f'the rule "{shaping.rule}" has no weights: on_degradation=balance has no effect'
-        for name in ("gamma", "recentre"):
-            if not SHAPING_RULES[shaping.rule].uses_bonus and getattr(shaping, name) != getattr(default, name):
-                yield f'the rule "{shaping.rule}" has no bonus: shaping.{name} has no effect'
-        for name, reader in (("joint_share", "joint"), ("threshold", "gated")):
-            if shaping.rule != reader and getattr(shaping, name) != getattr(default, name):
-                yield f'only the rule "{reader}" reads shaping.{name}: it has no effect'
-        if shaping.normalise == "group" and shaping.kappa != default.kappa:
-            yield "shaping.kappa has no effect without shaping.normalise=pooled"
-        if shaping.calibration is not None and not needs_calibration(self.config):
-            yield f'the rule "{shaping.rule}" needs no calibration: shaping.calibration has no effect'
-        yield from self._unused_trust()
-
-    def _unused_trust(self) -> Iterator[str]:
-        objective, default = self.config.objective, Objective()
-        for name, readers in (("clip_range", ("clip", "guard")), ("max_divergence", ("dppo",))):
-            if objective.trust not in readers and getattr(objective, name) != getattr(default, name):
-                yield f'the trust region "{objective.trust}" does not read objective.{name}: it has no effect'
-        if objective.trust == "dppo" and self._steps_per_rollout == 1:
-            yield (
-                "with one optimiser step per rollout the policy is the one that sampled: objective.trust=dppo has no "
-                "effect; it acts from the second step on (objective.minibatches)"
-            )
 
     def _generator(self, *parts: object) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(self.config.seed, *parts))

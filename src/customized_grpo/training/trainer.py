@@ -24,6 +24,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ from customized_grpo.run.logs import LogRow
 from customized_grpo.runtime.distributed import Processes
 from customized_grpo.runtime.memory import MicroBatches
 from customized_grpo.runtime.stopping import StopRequest
+from customized_grpo.training.advice import advice
 from customized_grpo.training.evaluation import HeldOut
 from customized_grpo.training.learner import Learner
 from customized_grpo.training.plan import Plan
@@ -98,7 +100,7 @@ class Trainer:
         self.scorer = Scorer(self.rewards)
         measures = {str(metric): metric.measures for metric in config.evaluation.metrics}
         trained = {key: f"{key}_reward" for key in self.rewards}
-        self.watch = Watch(trained, self.plan.roles, measures, advice=self.plan.advice)
+        self.watch = Watch(trained, self.plan.roles, measures, advice=partial(advice, self.plan))
 
     # --- the algorithm -----------------------------------------------------------------------------------------------
 

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
+from customized_grpo.calibration.known_pictures import ROWS, Cases, another, load_cases
+from customized_grpo.calibration.scored_pictures import Candidate, judge
 from customized_grpo.critters import metrics as oracle
 from customized_grpo.critters.samples import DEVELOPMENT_CRITTERS, draw_samples
-from customized_grpo.measure.known_pictures import ROWS, Cases, another, load_cases
-from customized_grpo.measure.scored_pictures import Candidate, judge
 from customized_grpo.sections import Data
 
 

@@ -7,11 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from customized_grpo.config import RunConfig, load_config, parse_metric
-from customized_grpo.critters.weights import FOLDER
-from customized_grpo.data import Sample
-from customized_grpo.measure.known_pictures import ROWS, Cases
-from customized_grpo.measure.scored_pictures import (
+from customized_grpo.calibration.known_pictures import ROWS, Cases
+from customized_grpo.calibration.scored_pictures import (
     Candidate,
     Judged,
     correlation,
@@ -19,6 +16,9 @@ from customized_grpo.measure.scored_pictures import (
     load_candidates,
     row_statistics,
 )
+from customized_grpo.config import RunConfig, load_config, parse_metric
+from customized_grpo.critters.weights import FOLDER
+from customized_grpo.data import Sample
 from customized_grpo.rewards import Reward
 from customized_grpo.rewards.scoring import RewardError
 

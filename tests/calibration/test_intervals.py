@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from customized_grpo.measure.intervals import estimate, estimates, holm, over_seeds, paired_difference
+from customized_grpo.calibration.intervals import estimate, estimates, holm, over_seeds, paired_difference
 
 
 def test_an_interval_is_the_bootstrap_of_the_mean():

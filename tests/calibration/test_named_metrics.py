@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from customized_grpo.calibration.named_metrics import named_metrics, trained_names
 from customized_grpo.config import load_config, parse_metric
-from customized_grpo.measure.named_metrics import named_metrics, trained_names
 
 TINY = str(Path(__file__).parents[1] / "tiny.yaml")
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from customized_grpo.algorithm import group_advantages
+from customized_grpo.calibration.intervals import Estimate, estimate
+from customized_grpo.calibration.known_pictures import ROWS, Cases
+from customized_grpo.calibration.named_metrics import named_metrics
 from customized_grpo.config import RunConfig
 from customized_grpo.data import fit, load_image
 from customized_grpo.data.images import Source
-from customized_grpo.measure.intervals import Estimate, estimate
-from customized_grpo.measure.known_pictures import ROWS, Cases
-from customized_grpo.measure.named_metrics import named_metrics
 from customized_grpo.rewards import Reward
 from customized_grpo.rewards.scoring import score
 from customized_grpo.rewards.settings import RewardSettings
@@ -39,6 +39,24 @@ class Candidate:
     encoder: str | None = None  # kind, as in RewardSettings
     model: str | None = None
     role: str | None = None  # None: the key is the role
+
+    @classmethod
+    def of(cls, label: str, reward: Reward, settings: RewardSettings, key: str | None) -> Candidate:
+        return cls(
+            label=label,
+            reward=reward,
+            measures=settings.measures,
+            key=key,
+            against=getattr(settings, "against", "reference"),
+            encoder=settings.encoder,
+            model=settings.own_model,
+            role=settings.role,
+        )
+
+    @property
+    def quality(self) -> str | None:
+        """What it is trained for, if it is: identity, prompt or quality."""
+        return self.key and (self.role or self.key)
 
     def judges(self, quality: Literal["identity", "prompt"]) -> bool:
         """Whether it must tell good from bad in this quality: it claims to measure it, or is trained for it."""
@@ -68,16 +86,7 @@ def load_candidates(config: RunConfig, further: Sequence[RewardSettings] = ()) -
     candidates: dict[str, Candidate] = {}
     for key, settings, short in wanted:
         label = next(name for name in (short, f"{settings}", f"{settings} ({key})") if name not in candidates)
-        candidates[label] = Candidate(
-            label=label,
-            reward=settings.make(device),
-            measures=settings.measures,
-            key=key,
-            against=getattr(settings, "against", "reference"),
-            encoder=settings.encoder,
-            model=settings.own_model,
-            role=settings.role,
-        )
+        candidates[label] = Candidate.of(label, settings.make(device), settings, key)
     return list(candidates.values())
 
 
@@ -147,14 +156,17 @@ class Pairs:
         return self.share.as_dict() | {"pairs": self.count}
 
 
-def judge(cases: Cases, candidates: Sequence[Candidate], size: tuple[int, int], batch: int) -> list[Judged]:
-    """Score every picture by every reward, `batch` at a time, fitted to (width, height) like a generated image.
+def judge(
+    cases: Cases, candidates: Sequence[Candidate], size: tuple[int, int], batch: int, rows: Sequence[str] = ROWS
+) -> list[Judged]:
+    """Score every picture of these rows by every reward, `batch` at a time, fitted to (width, height) like a
+    generated image.
 
     Raises RewardError if a reward returns anything but one finite number or NaN per picture.
     """
     count = len(cases.samples)
     scores = [{row: torch.full((count,), math.nan, dtype=torch.float64) for row in ROWS} for _ in candidates]
-    pictures = [(row, i, shown) for row in ROWS for i, shown in enumerate(cases.rows[row]) if shown is not None]
+    pictures = [(row, i, shown) for row in rows for i, shown in enumerate(cases.rows[row]) if shown is not None]
     for start in tqdm(range(0, len(pictures), batch), desc="scoring", leave=False):
         part = pictures[start : start + batch]
         images = torch.stack([as_image(shown.picture, size) for _, _, shown in part])

@@ -15,8 +15,8 @@ from customized_grpo.data import Sample
 from customized_grpo.data.images import Source
 from customized_grpo.data.subsets import subset
 from customized_grpo.fields import BUILT_IN
+from customized_grpo.run.own_samples import read_data
 from customized_grpo.sections import Data
-from customized_grpo.training.assemble import read_data
 
 ROWS = ("copy", "other_view", "other_subject", "right_prompt", "wrong_prompt")
 
@@ -37,9 +37,14 @@ def load_cases(data: Data, count: int) -> Cases:
 
     Raises DataError if the list cannot be used.
     """
+    return cases_of(data, [] if data.source == BUILT_IN else read_data(data, 0)[0], count)
+
+
+def cases_of(data: Data, samples: Sequence[Sample], count: int) -> Cases:
+    """At most `count` cases of data whose samples have been read: critters are drawn, whatever the samples are."""
     if data.source == BUILT_IN:
         return Cases(critters.draw_samples(count, critters.DEVELOPMENT_CRITTERS, 0))
-    return Cases(subset(read_data(data, 0)[0], count))
+    return Cases(subset(samples, count))
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,18 @@ class Cases:
         return all({"critter", "scene", "place", "hat"} <= sample.extra.keys() for sample in self.samples)
 
     @cached_property
+    def pictured(self) -> bool:
+        """Whether the data has real pictures that follow their sample's prompt."""
+        return any(sample.prompt_picture is not None for sample in self.samples)
+
+    @property
+    def prompt_known(self) -> bool:
+        """Whether `right_prompt` shows pictures that follow the samples' own prompts."""
+        return self.truth_known or self.pictured
+
+    @cached_property
     def third_view(self) -> Tensor:
-        """[N]: whether the picture of `other_view` differs from the view that `against=other_view` compares with."""
+        """[N]: whether `against=other_view` compares the picture of `other_view` with views other than itself."""
         return torch.tensor([len(sample.other_views) > 1 for sample in self.samples])
 
     @cached_property
@@ -68,11 +83,12 @@ class Cases:
         cases = list(zip(self.samples, another(self.subjects), strict=True))
         rows: dict[str, ShownCases] = {
             "copy": [Shown(sample.references[0], sample) for sample in self.samples],
-            # The last view: if there are several, identity is compared with the first.
-            "other_view": [Shown(s.other_views[-1], s) if s.other_views else None for s in self.samples],
+            "other_view": [_last_view(sample) for sample in self.samples],
             "other_subject": [None if j is None else Shown(self.samples[j].references[0], s) for s, j in cases],
         }
-        return rows | (self._drawn() if self.truth_known else self._named())
+        if self.truth_known:
+            return rows | self._drawn()
+        return rows | (self._real() if self.pictured else self._named())
 
     def _drawn(self) -> dict[str, ShownCases]:
         """The right picture, drawn, with its own prompt and with the prompt of another situation."""
@@ -88,6 +104,15 @@ class Cases:
             extra = {**self.samples[j].extra, "critter": sample.extra["critter"]}
             mismatched = replace(sample, id=f"{sample.id}-wrong", prompt=self.samples[j].prompt, extra=extra)
             wrong.append(Shown(picture, mismatched))
+        return {"right_prompt": right, "wrong_prompt": wrong}
+
+    def _real(self) -> dict[str, ShownCases]:
+        """The picture that follows the prompt, with its own prompt and with the prompt of another sample."""
+        right, wrong = ShownCases(), ShownCases()
+        for sample, prompt in zip(self.samples, wrong_prompts(self.samples), strict=True):
+            picture = sample.prompt_picture
+            right.append(None if picture is None else Shown(picture, sample))
+            wrong.append(None if picture is None or prompt is None else Shown(picture, with_prompt(sample, prompt)))
         return {"right_prompt": right, "wrong_prompt": wrong}
 
     def _named(self) -> dict[str, ShownCases]:
@@ -111,7 +136,9 @@ class Cases:
         """What each row shows, in words."""
         right = "the right picture, drawn: right subject and right prompt (faithful)"
         wrong = "the same picture, with the prompt of another sample"
-        if not self.truth_known:
+        if self.pictured:
+            right = "the picture that the prompt was written for"
+        elif not self.truth_known:
             right = 'the reference, with its class word as the prompt ("a photo of a dog")'
             wrong = "the reference, with the class word of another sample"
         return {
@@ -132,7 +159,9 @@ class Cases:
             )
         if not self.shown("other_subject"):
             yield f"all samples show one subject ({self.subjects[0]}): whether rewards recognise it is not checked"
-        if self.truth_known:
+        if self.prompt_known:
+            if not self.shown("wrong_prompt"):
+                yield "all samples have one prompt: whether rewards tell it from a wrong one is not checked"
             return
         words = self._class_words()
         if without := words.count(""):
@@ -142,6 +171,22 @@ class Cases:
             )
         if len({*words} - {""}) == 1:
             yield f"all class words are {max(words)!r}: there is no wrong prompt to check with"
+
+
+def _last_view(sample: Sample) -> Shown | None:
+    """The last other view; if there are several, it is compared with the others and not with itself."""
+    *others, last = sample.other_views or (None,)
+    return None if last is None else Shown(last, replace(sample, other_views=tuple(others)) if others else sample)
+
+
+def wrong_prompts(samples: Sequence[Sample]) -> list[str | None]:
+    """For each sample the prompt of another one; None if all have the same."""
+    return [None if j is None else samples[j].prompt for j in another([sample.prompt for sample in samples])]
+
+
+def with_prompt(sample: Sample, prompt: str) -> Sample:
+    """The sample with a prompt that its picture does not follow."""
+    return replace(sample, id=f"{sample.id}-wrong", prompt=prompt)
 
 
 def another(keys: Sequence[str]) -> list[int | None]:

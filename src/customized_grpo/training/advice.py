@@ -1,0 +1,103 @@
+"""What a user is told: before a run about its settings, and when a reward falls about what to set instead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from customized_grpo.algorithm import SHAPING_RULES, TimeAwareWeights, step_progress
+from customized_grpo.config import JOINT_CALIBRATED
+from customized_grpo.fields import BUILT_IN
+from customized_grpo.sections import Objective, Shaping, Weighting
+from customized_grpo.training.plan import Plan, needs_calibration
+
+
+def notices(plan: Plan) -> list[str]:
+    """What a user should know before the run starts, one sentence each."""
+    notices = [*_unused_settings(plan), *_about_weights(plan)]
+    steps, config = plan.config.evaluation_steps, plan.config
+    if steps != config.sampling.num_steps:
+        notices.append(
+            f"training samples with {config.sampling.num_steps} steps, evaluations with {steps}: the adapter is to be "
+            f"used with {steps}, as sampling.json beside it says"
+        )
+    if config.model.path == BUILT_IN != config.data.source:
+        notices.append(
+            "the built-in model has seen nothing but critters: with other data a run shows that everything works, "
+            "but its pictures mean nothing"
+        )
+    if len({sample.subject for sample in plan.samples}) == 1:
+        notices.append("all training samples show one subject: the adapter will overfit to it")
+    return notices
+
+
+def _about_weights(plan: Plan) -> Iterator[str]:
+    """What time-aware weights do in this run, if it is not what one expects."""
+    if not plan.weighted or not isinstance(plan.weights, TimeAwareWeights):
+        return
+    reading = plan.config.weighting.progress
+    if reading == "position":
+        weights = plan.weights_by_position()
+        yield (
+            "weighting.progress=position copies the authors' release: a step's prompt weight has nothing to do "
+            f"with the step. It is {weights.mean():.2f} on average at every step, and between "
+            f"{weights.min():.2f} and {weights.max():.2f} at random"
+        )
+    elif not plan.weights.in_final_phase(step_progress(plan.reachable, plan.sigmas, reading)).any():
+        yield (
+            f"with {plan.config.sampling.num_steps} steps no trained step reaches the final phase of the "
+            f"time-aware weights (progress {plan.weights.end} and later): the last is step "
+            f"{plan.reachable[-1]}. Our experiments do without it; to reach it, use more steps or lower "
+            "weighting.end"
+        )
+
+
+def _unused_settings(plan: Plan) -> Iterator[str]:
+    """Settings that this run's rule does not read: not an error, since a sweep over rules may keep them."""
+    shaping, default = plan.config.shaping, Shaping()
+    if not plan.weighted and plan.config.weighting != Weighting(kind="constant"):
+        yield f'the rule "{shaping.rule}" has no weights: the section `weighting` has no effect'
+    if not plan.weighted and plan.config.on_degradation == "balance":
+        yield f'the rule "{shaping.rule}" has no weights: on_degradation=balance has no effect'
+    for name in ("gamma", "recentre"):
+        if not SHAPING_RULES[shaping.rule].uses_bonus and getattr(shaping, name) != getattr(default, name):
+            yield f'the rule "{shaping.rule}" has no bonus: shaping.{name} has no effect'
+    for name, reader in (("joint_share", "joint"), ("threshold", "gated")):
+        if shaping.rule != reader and getattr(shaping, name) != getattr(default, name):
+            yield f'only the rule "{reader}" reads shaping.{name}: it has no effect'
+    if shaping.normalise == "group" and shaping.kappa != default.kappa:
+        yield "shaping.kappa has no effect without shaping.normalise=pooled"
+    if shaping.calibration is not None and not needs_calibration(plan.config):
+        effect = f"shaping.calibration only adds the held-out figure {JOINT_CALIBRATED}"
+        yield f'the rule "{shaping.rule}" needs no calibration: {effect}'
+    yield from _unused_trust(plan)
+
+
+def _unused_trust(plan: Plan) -> Iterator[str]:
+    objective, default = plan.config.objective, Objective()
+    for name, readers in (("clip_range", ("clip", "guard")), ("max_divergence", ("dppo",))):
+        if objective.trust not in readers and getattr(objective, name) != getattr(default, name):
+            yield f'the trust region "{objective.trust}" does not read objective.{name}: it has no effect'
+    if objective.trust == "dppo" and plan.steps_per_rollout == 1:
+        yield (
+            "with one optimiser step per rollout the policy is the one that sampled: objective.trust=dppo has no "
+            "effect; it acts from the second step on (objective.minibatches)"
+        )
+
+
+def advice(plan: Plan, rising: str, falling: str) -> str:
+    """What to set so that a reward of the role `falling` does not fall while one of `rising` rises."""
+    weighting, rule = plan.config.weighting, plan.config.shaping.rule
+    if {rising, falling} != {"identity", "prompt"}:
+        return "train on one of the two, or give the quality reward another weight"
+    choices = []
+    if plan.weighted:
+        names = ("high", "low") if weighting.kind == "tdw" else ("prompt",)
+        now = {name: getattr(weighting, name) for name in names}
+        change = 0.1 if falling == "prompt" else -0.1
+        new = " ".join(f"weighting.{name}={min(max(w + change, 0), 1):g}" for name, w in now.items())
+        choices.append(f"{new} (now {' and '.join(f'{w:g}' for w in now.values())})")
+    if rule != "joint":
+        choices.append("shaping.rule=joint")
+    elif weighting.balance == "off":
+        choices.append("weighting.balance=proportional")
+    return f"start again with {', or with '.join(choices)}"

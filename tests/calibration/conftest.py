@@ -1,0 +1,3 @@
+from known_cases import critters, photographs
+
+__all__ = ["critters", "photographs"]
