@@ -148,7 +148,7 @@ def test_only_two_modules_report_errors():
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("sys.exit", "exit", "SystemExit"):
                 ending.add(file)
     programs = {"cli.py", "compare/arm.py"}
-    # There bad input becomes a failure of the run, and one of the problems of a dry run.
+    # During a run bad input becomes a failure of the run; a dry run collects all problems.
     assert catching == programs | {"commands/train.py", "training/check.py"}
     assert ending == programs | {"runtime/stopping.py"}  # after a signal
 

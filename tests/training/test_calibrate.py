@@ -11,7 +11,7 @@ from PIL import Image
 
 from customized_grpo.calibration.file import CalibrationError, RewardCalibration, read_calibration
 from customized_grpo.calibration.joint import joint_quality
-from customized_grpo.calibration.levels import REFERENCE
+from customized_grpo.calibration.levels import BASE_LOWER, BASE_UPPER, OTHER_VIEW, REFERENCE, STRANGER
 from customized_grpo.config import RunConfig
 from customized_grpo.training import calibrate
 from customized_grpo.training.advice import notices
@@ -130,14 +130,10 @@ def test_the_base_draws_at_most_so_many_prompts(
 @pytest.mark.parametrize(
     ("data", "key", "bad", "good"),
     [
-        ({"subjects": 1}, "identity", "lower decile of the base's groups", "other views"),
-        ({"views": 0}, "identity", "other subjects", "upper decile of the base's groups"),
-        (
-            {"subjects": 1, "views": 0},
-            "identity",
-            *(f"{which} decile of the base's groups" for which in ("lower", "upper")),
-        ),
-        ({"prompt": "it"}, "prompt", *(f"{which} decile of the base's groups" for which in ("lower", "upper"))),
+        ({"subjects": 1}, "identity", BASE_LOWER, OTHER_VIEW),
+        ({"views": 0}, "identity", STRANGER, BASE_UPPER),
+        ({"subjects": 1, "views": 0}, "identity", BASE_LOWER, BASE_UPPER),
+        ({"prompt": "it"}, "prompt", BASE_LOWER, BASE_UPPER),
     ],
 )
 def test_what_the_data_does_not_have_comes_from_the_base(

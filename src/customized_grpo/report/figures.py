@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from markupsafe import Markup
@@ -53,6 +53,12 @@ LEARNING = (
         {"reward_identity": "identity", "reward_prompt": "prompt"},
     ),
 )
+LEVEL = Panel(
+    "Level of the weights",
+    "The prompt's mean weight over all steps that can be trained; it follows training, as weighting.balance says.",
+    {"level": "prompt weight"},
+    (0, 1),
+)
 CONFLICT = (
     Panel(
         "Do the rewards agree on what is good?",
@@ -75,6 +81,7 @@ CONFLICT = (
         {"saturated_identity": "identity", "saturated_prompt": "prompt"},
         (0, 1),
     ),
+    LEVEL,
 )
 CONFLICT_OF_ARMS = (
     Panel(
@@ -92,6 +99,7 @@ CONFLICT_OF_ARMS = (
     ),
     Panel("Both good", "Share of images above their group's average on both rewards at once.", {"both_good": ""}),
     Panel("Both bad", "Share of images above their group's average on neither reward.", {"both_bad": ""}),
+    replace(LEVEL, names={"level": ""}),
 )
 
 

@@ -108,14 +108,15 @@ def measure_missing(
 
 def _of_known_pictures(config: RunConfig, cases: Cases, candidates: Sequence[Candidate]) -> dict[str, Levels]:
     size, batch = (config.model.width, config.model.height), config.groups.rollout_batch
-    levels = {}
+    levels = {str(candidate.key): Levels() for candidate in candidates}
     for quality, rows in ROWS.items():
         chosen = [candidate for candidate in candidates if candidate.quality == quality]
+        if not chosen or (quality == "prompt" and not cases.prompt_known):
+            continue
         with_copy = any(candidate.against == "other_view" for candidate in chosen)  # see known_levels
-        shown = (*rows, "copy") if with_copy else rows
-        for judged in judge(cases, chosen, size, batch, shown) if chosen else ():
+        for judged in judge(cases, chosen, size, batch, (*rows, "copy") if with_copy else rows):
             levels[str(judged.candidate.key)] = known_levels(judged)
-    return {str(candidate.key): levels[str(candidate.key)] for candidate in candidates}
+    return levels
 
 
 def _base_groups(config: RunConfig, policy: Policy, samples: Sequence[Sample], *, bar: bool) -> Tensor:
