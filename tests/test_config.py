@@ -179,6 +179,20 @@ def test_a_mistake_is_one_line_that_names_key_and_value(override: str, line: str
             'objective.step_scale: "guard" scales the ratio of each step by its own noise, and two scales would undo '
             "each other; set objective.step_scale=none, or objective.trust=clip",
         ),
+        (
+            ["objective.kind=nft", "objective.kl=.1"],
+            "objective.kl: 0.1 needs noisy steps, and nft has none; set objective.kl=0, and a larger objective.beta "
+            "to keep the policy nearer",
+        ),
+        (
+            ["objective.kind=nft", "objective.trust=dppo"],
+            'objective.trust: "dppo" limits a ratio of probabilities, and nft has none; set objective.trust=clip, '
+            "which nft does not read",
+        ),
+        (
+            ["objective.kind=nft", "noise.steps=all"],
+            "noise.steps: nft samples without noise; set noise.steps=trained, or objective.kind=grpo",
+        ),
         *(
             (
                 ["weighting.progress=position", *more],

@@ -199,6 +199,7 @@ QUICK = ("optimizer.lr=1e-2",)
 JOINT = ("shaping.rule=joint", CALIBRATED)
 OTHER_CALIBRATION = ROOT / "docs" / "results" / "tuning2" / "calibration.yaml"
 SCATTERED = ("window.strategy=scattered", "sampling.num_steps=10", "window.last=8")
+NFT = ("objective.kind=nft",)
 TWICE = ("objective.updates_per_rollout=2", "optimizer.lr=1e-2")
 LIST = ("data.source={list}", "data.train_samples=null", "data.held_out_share=.4")
 
@@ -283,6 +284,9 @@ CASES: dict[str, Case] = {
     "weighting.end": Case(0.7, planned, LONG),
     "weighting.rate": Case(10, planned, LONG),
     "weighting.balance": Case("proportional", rows, (CALIBRATED,)),
+    "objective.kind": Case("nft", learnt),
+    "objective.beta": Case(0.5, learnt, (*NFT, *TWICE)),
+    "objective.old_decay": Case(0.9, learnt, (*NFT, "updates=2", *QUICK)),
     "objective.clip_range": Case(1e3, rows, TWICE),
     "objective.trust": Case("guard", rows, ("objective.step_scale=none",)),
     "objective.max_divergence": Case(1e3, rows, (*TWICE, "objective.trust=dppo")),

@@ -172,12 +172,28 @@ class RunConfig(Section):
                 'objective.step_scale: "guard" scales the ratio of each step by its own noise, and two scales would '
                 "undo each other; set objective.step_scale=none, or objective.trust=clip"
             )
+        if objective.kind == "nft":
+            yield from self._nft_problems()
         per_image = self.window.strategy == "scattered" and self.window.per == "image"
         if self.weighting.progress == "position" and not per_image:
             yield (
                 'weighting.progress: "position" is the order in which each image draws its steps; add '
                 "window.strategy=scattered window.per=image"
             )
+
+    def _nft_problems(self) -> Iterator[str]:
+        if self.objective.kl > 0:
+            yield (
+                f"objective.kl: {self.objective.kl:g} needs noisy steps, and nft has none; set objective.kl=0, and a "
+                "larger objective.beta to keep the policy nearer"
+            )
+        if self.objective.trust != "clip":
+            yield (
+                f'objective.trust: "{self.objective.trust}" limits a ratio of probabilities, and nft has none; set '
+                "objective.trust=clip, which nft does not read"
+            )
+        if self.noise.steps == "all":
+            yield "noise.steps: nft samples without noise; set noise.steps=trained, or objective.kind=grpo"
 
     def _reward_problems(self) -> Iterator[str]:
         for key, reward in self.rewards.items():

@@ -219,16 +219,22 @@ class Weighting(Section):
 class Objective(Section):
     """The loss, and how many optimiser steps a rollout is used for."""
 
+    kind: Literal["grpo", "nft"] = "grpo"
+    """`grpo`: policy gradient on noisy steps. `nft`: DiffusionNFT on noised pictures, which come from any solver."""
     clip_range: Positive = 1e-4
     """Clip range of the probability ratio. Small, because log-probabilities are means over dimensions."""
     trust: Literal["clip", "dppo", "guard"] = "clip"
     """How the policy is kept near the one that sampled: PPO's clip, Flow-DPPO's mask, or GRPO-Guard's ratio."""
     max_divergence: Positive = 1e-5
     """Divergence from the policy that sampled, above which `dppo` drops an entry that would move further away."""
+    beta: Positive = 1.0
+    """Strength of `nft`'s contrast: a smaller one lets the policy go further from the one that sampled."""
+    old_decay: Decay = 0.1
+    """Share of `nft`'s sampling policy that stays after each rollout; the adapter is the rest. 0 is on policy."""
     kl: NonNegative = 0.0
     """Coefficient of the KL divergence to the base model. Above 0 each trained step costs one more forward pass."""
     step_scale: Literal["none", "equal"] = "none"
-    """`equal` scales ratio and KL so that all denoising steps pull equally hard; `none` leaves them as published."""
+    """`equal` scales ratio and KL, or `nft`'s loss, so that all steps pull equally hard; `none` is as published."""
     minibatches: Count = 1
     """Number of optimiser steps in one pass over a rollout; each takes an equal part of every group's images."""
     updates_per_rollout: Count = 1

@@ -69,6 +69,7 @@ SETTINGS = (*SMALL, "window.size=2", "optimizer.max_grad_norm=1e9", "optimizer.l
         ("groups.prompts=3", *REMEMBERING),
         ("groups.prompts=3", *SCATTERED, "objective.minibatches=2", "objective.trust=dppo"),
         ("groups.prompts=3", *SCATTERED, "noise.steps=all", "objective.minibatches=3", *GUARD),
+        ("groups.prompts=3", *SCATTERED, "objective.kind=nft", "objective.minibatches=2", "optimizer.lr=.2"),
     ],
 )
 def test_two_processes_equal_one(more: tuple[str, ...], make_config: MakeConfig, tmp_path: Path):

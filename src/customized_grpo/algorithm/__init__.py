@@ -23,6 +23,9 @@ from .objectives import (
     divergence_objective,
     guarded_objective,
     kl_to_base,
+    nft_objective,
+    nft_pull,
+    nft_scales,
 )
 from .rules import SHAPING_RULES, Rule, ScoredGroups
 from .rules.sars import synergy_bonus
@@ -78,6 +81,9 @@ __all__ = [
     "kl_to_base",
     "log_prob",
     "mask_unscored",
+    "nft_objective",
+    "nft_pull",
+    "nft_scales",
     "own_quantity",
     "progress",
     "progress_from_sigma",

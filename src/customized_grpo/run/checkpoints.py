@@ -35,6 +35,7 @@ from customized_grpo.policies.adapter_file import ADAPTER_FILE
 FOLDER, FINAL = "checkpoints", "adapter"  # in a run's folder: what it resumes from, and its result
 BEST = "best"  # in a run's folder: the adapter of its best evaluation
 EMA = "ema"  # in a checkpoint: the moving average of the adapter; after its last update in adapter-ema/
+OLD = "old"  # in a checkpoint: the copy of the adapter that samples with `objective.kind: nft`
 MANIFEST, TENSORS, STATE = "manifest.json", "optimizer.safetensors", "state.json"
 INTERIM = "interim"  # an empty file in a checkpoint that was saved only because the run was stopped, or ended
 DAMAGED = ".damaged"  # ending of checkpoints that were found damaged

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from customized_grpo.algorithm import SHAPING_RULES, TimeAwareWeights, step_progress
 from customized_grpo.config import JOINT_CALIBRATED
 from customized_grpo.fields import BUILT_IN
-from customized_grpo.sections import Objective, Shaping, Weighting
+from customized_grpo.sections import Noise, Objective, Shaping, Weighting
 from customized_grpo.training.plan import Plan, needs_calibration
 
 
@@ -69,7 +69,25 @@ def _unused_settings(plan: Plan) -> Iterator[str]:
     if shaping.calibration is not None and not needs_calibration(plan.config):
         effect = f"shaping.calibration only adds the held-out figure {JOINT_CALIBRATED}"
         yield f'the rule "{shaping.rule}" needs no calibration: {effect}'
-    yield from _unused_trust(plan)
+    yield from _unused_of_kind(plan)
+    if plan.config.objective.kind == "grpo":
+        yield from _unused_trust(plan)
+
+
+def _unused_of_kind(plan: Plan) -> Iterator[str]:
+    """Settings that the other kind of objective reads."""
+    objective, default, noise = plan.config.objective, Objective(), plan.config.noise
+    if objective.kind == "grpo":
+        for name in ("beta", "old_decay"):
+            if getattr(objective, name) != getattr(default, name):
+                yield f"only objective.kind=nft reads objective.{name}: it has no effect"
+        return
+    for name in ("clip_range", "max_divergence"):
+        if getattr(objective, name) != getattr(default, name):
+            yield f"objective.kind=nft has no ratio to limit: objective.{name} has no effect"
+    for name in ("dynamics", "level"):
+        if getattr(noise, name) != getattr(Noise(), name):
+            yield f"objective.kind=nft samples without noise: noise.{name} has no effect"
 
 
 def _unused_trust(plan: Plan) -> Iterator[str]:
@@ -82,6 +100,12 @@ def _unused_trust(plan: Plan) -> Iterator[str]:
             "with one optimiser step per rollout the policy is the one that sampled: objective.trust=dppo has no "
             "effect; it acts from the second step on (objective.minibatches)"
         )
+
+
+def restraint(plan: Plan) -> str:
+    """What to set, beside a lower learning rate, so that the policy stays nearer to where it came from."""
+    objective = plan.config.objective
+    return f"objective.beta={2 * objective.beta:g}" if objective.kind == "nft" else "objective.kl=0.01"
 
 
 def advice(plan: Plan, rising: str, falling: str) -> str:

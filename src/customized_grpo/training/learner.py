@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from customized_grpo.algorithm import (
     guarded_objective,
     kl_to_base,
     log_prob,
+    nft_objective,
 )
 from customized_grpo.config import RunConfig
 from customized_grpo.data import Sample
@@ -26,6 +28,7 @@ from customized_grpo.policies.base import Policy
 from customized_grpo.policies.shadow import Shadow
 from customized_grpo.runtime.distributed import Processes
 from customized_grpo.runtime.memory import MicroBatches
+from customized_grpo.training.forward import NoisedPoint
 from customized_grpo.training.plan import Plan
 from customized_grpo.training.record import Means
 from customized_grpo.training.rollout import Point, Rollout, Sampler
@@ -38,7 +41,7 @@ class Learner:
 
     config: RunConfig
     policy: Policy  # with an adapter
-    sampler: Sampler  # that made the rollouts
+    sampler: Sampler  # replays the transitions of rollouts
     plan: Plan
     batches: MicroBatches
     processes: Processes
@@ -50,9 +53,12 @@ class Learner:
         fused = self.policy.device.type == "cuda" or None  # the default kernel makes temporary copies of all weights
         self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=decay, fused=fused)
         self.steps = 0  # optimiser steps so far
+        kl = ("kl",) if self.config.objective.kl > 0 else ()
+        grpo = self.config.objective.kind == "grpo"
+        self.figures = ("ratio_mean", "clip_fraction", "approx_kl", *kl) if grpo else ("velocity_change",)
 
     def optimise(
-        self, update: int, rollout: Rollout, advantages: Tensor, samples: Sequence[Sample], first: int = 0
+        self, update: int, rollout: Rollout[Any], advantages: Tensor, samples: Sequence[Sample], first: int = 0
     ) -> dict[str, float]:
         """`updates_per_rollout` passes over a rollout's trained transitions, each of `minibatches` optimiser steps.
 
@@ -61,7 +67,7 @@ class Learner:
         """
         config = self.config.objective
         own = slice(first, first + len(rollout.images))
-        figures = Means("ratio_mean", "clip_fraction", "approx_kl", *(("kl",) if config.kl > 0 else ()))
+        figures = Means(*self.figures)
         norms = []
         for images in self._minibatches(len(advantages)) * config.updates_per_rollout:
             chosen = advantages.masked_fill(~images[:, None], torch.nan)
@@ -88,11 +94,15 @@ class Learner:
         return [slots == part for part in range(parts)]
 
     def _active(self, advantages: Tensor) -> Tensor:
-        """Which entries have a gradient: not those without a score, and of flat groups only those of KL."""
-        return ~advantages.isnan() & ((advantages != 0) | (self.config.objective.kl > 0))
+        """Which entries have a gradient: not those without a score, and of flat groups only those of KL.
+
+        With `nft` flat groups have one, too: it draws the policy back to the one that sampled.
+        """
+        config = self.config.objective
+        return ~advantages.isnan() & ((advantages != 0) | (config.kl > 0) | (config.kind == "nft"))
 
     def _accumulate(
-        self, update: int, rollout: Rollout, advantages: Tensor, own: slice, samples: Sequence[Sample]
+        self, update: int, rollout: Rollout[Any], advantages: Tensor, own: slice, samples: Sequence[Sample]
     ) -> list[dict[str, Tensor]]:
         """Accumulate the gradient of a minibatch, by step and micro-batch; returns their diagnostics.
 
@@ -127,10 +137,21 @@ class Learner:
         return batches
 
     def _loss(
-        self, rollout: Rollout, point: Point, images: Tensor, advantage: Tensor, scale: float, scored: int
+        self,
+        rollout: Rollout[Any],
+        point: Point | NoisedPoint,
+        images: Tensor,
+        advantage: Tensor,
+        scale: float,
+        scored: int,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective of one micro-batch of images at one step, and its diagnostics."""
         config = self.config.objective
+        if isinstance(point, NoisedPoint):
+            latents = point.latents[images]
+            velocity = self.policy.velocity(latents, point.sigma, rollout.condition[images])
+            fixed = point.old_velocity[images], latents, point.clean[images], point.sigma
+            return nft_objective(velocity, *fixed, advantage.to(velocity), config.beta, scale=scale, normaliser=scored)
         mean, std = self.sampler.replay(self.policy, rollout, point, images)
         loss, diagnostics = self._policy_loss(point, images, mean, std, advantage, scale, scored)
         if config.kl > 0:

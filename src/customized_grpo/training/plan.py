@@ -11,6 +11,8 @@ from customized_grpo.algorithm import (
     SHAPING_RULES,
     ConstantWeights,
     TimeAwareWeights,
+    nft_pull,
+    nft_scales,
     progress,
     scattered_steps,
     step_distribution,
@@ -159,13 +161,21 @@ class Plan:
         return range(window.first, len(self.sigmas) - 2 if window.last is None else window.last + 1)
 
     def scales(self, steps: Sequence[int]) -> Tensor:
-        """The factor `step_scale` on each step's log-ratio [len(steps)], comparable between windows."""
+        """The factor `step_scale` on each step's log-ratio [len(steps)], comparable between windows; with `nft` on its
+        loss."""
         noise, kind = self.config.noise, self.config.objective.step_scale
+        if self.config.objective.kind == "nft":
+            return nft_scales(kind, self.sigmas, steps, over=self.reachable)
         return step_scales(kind, noise.dynamics, self.sigmas, steps, noise.level, over=self.reachable)
 
     def pull(self, steps: Sequence[int]) -> Tensor:
-        """How strongly each step's loss pulls on the velocity: the ratio's scale times |d mean / d velocity| / std."""
+        """How strongly each step's loss pulls on the velocity: the ratio's scale times |d mean / d velocity| / std.
+
+        With `nft` it is the loss's scale times sigma^2.
+        """
         at, noise = torch.tensor(list(steps)), self.config.noise
+        if self.config.objective.kind == "nft":
+            return self.scales(steps) * nft_pull(self.sigmas[at])
         sigma, sigma_next = self.sigmas[at], self.sigmas[at + 1]
         return self.ratio_scales(steps) * step_gradient_factor(
             noise.dynamics, sigma, sigma_next, noise.level, self.sigmas[1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,13 +32,16 @@ class Point:
     mean: Tensor | None = None  # [B, ...] of the policy that sampled, if the trust region needs it
 
 
+P = TypeVar("P")  # what is trained of B images at one step: `Point`, or `NoisedPoint` of forward.py
+
+
 @dataclass(frozen=True)
-class Rollout:
-    """P groups of G images, group by group (B = P G), and their trained transitions."""
+class Rollout(Generic[P]):
+    """P groups of G images, group by group (B = P G), and what is trained of them."""
 
     images: Tensor  # [B, 3, H, W] in [0, 1], on the CPU
     condition: Condition  # of the B images
-    trajectory: tuple[Point, ...]  # by ascending step
+    trajectory: tuple[P, ...]  # by ascending step
 
 
 def derive_seed(*parts: object) -> int:
@@ -97,7 +101,7 @@ class Sampler:
         seed_of: Callable[[int, int | None], int],
         ready: Callable[[Tensor, slice], None] = lambda images, part: None,  # noqa: ARG005
         trained: Tensor | None = None,
-    ) -> Rollout:
+    ) -> Rollout[Point]:
         """`size` images for each entry of `condition`, with the transitions of `steps` (true indices, ascending).
 
         Each image takes noise at the steps that it trains, or at all but the last (`noise_everywhere`); the others are
@@ -115,7 +119,7 @@ class Sampler:
         noise = policy.noise(condition, [seed_of(group, None) for group in range(len(condition))])
         prefixes = [
             denoise(policy, noise[part], condition[part], self.sigmas, range(first))
-            for part in _parts(len(condition), self.batch)
+            for part in parts_of(len(condition), self.batch)
         ]
         latents = torch.cat(prefixes).repeat_interleave(size, dim=0)
         members = condition.repeat(size)
@@ -125,7 +129,7 @@ class Sampler:
             for member in range(size)
         ]
         images, points = [], []
-        for part in _parts(len(members), self.batch):
+        for part in parts_of(len(members), self.batch):
             own = {step: None if images is None else images[part] for step, images in noisy.items()}
             x, transitions = self._stochastic(policy, latents[part], members[part], own, generators[part], steps)
             x = denoise(policy, x, members[part], self.sigmas, range(last + 1, total))
@@ -169,12 +173,12 @@ class Sampler:
             latents = sample
         return latents, points
 
-    def replay(self, policy: Policy, rollout: Rollout, point: Point, images: Tensor) -> tuple[Tensor, Tensor]:
+    def replay(self, policy: Policy, rollout: Rollout[Any], point: Point, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and std of a stored transition of some images under the current policy."""
         condition = rollout.condition[images]
         return self.distribution(policy, point.latents[images], condition, point.sigma, point.sigma_next)
 
-    def worst_changes(self, policy: Policy, rollout: Rollout, images: Tensor) -> Tensor:
+    def worst_changes(self, policy: Policy, rollout: Rollout[Point], images: Tensor) -> Tensor:
         """Largest difference between replayed and stored log-probabilities of these images, at each step [T].
 
         NaN if one is NaN, 0 if none of them took noise at the step.
@@ -202,7 +206,7 @@ class Sampler:
         return step_distribution(dynamics, latents, velocity, sigma, sigma_next, self.noise_level, self.sigmas[1])
 
 
-def _parts(total: int, size: int) -> list[slice]:
+def parts_of(total: int, size: int) -> list[slice]:
     """Slices of at most `size` that together cover `total`, the remainder included."""
     return [slice(start, min(start + size, total)) for start in range(0, total, size)]
 

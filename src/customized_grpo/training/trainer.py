@@ -1,6 +1,6 @@
 """Customized-GRPO (arXiv 2510.18263), top to bottom.
 
-    for each update:  rollout -> rewards -> advantages per denoising step -> clipped objective -> AdamW
+    for each update:  rollout -> rewards -> advantages per denoising step -> clipped objective, or NFT -> AdamW
 
 What differs from the authors' release, and why:
  1. Time-aware weights belong to the true step, which the trajectory stores. The release looks them up by loop position
@@ -37,14 +37,15 @@ from customized_grpo.policies.base import Policy
 from customized_grpo.policies.shadow import Shadow
 from customized_grpo.rewards import Reward
 from customized_grpo.rewards.scoring import Scorer
-from customized_grpo.run.checkpoints import EMA, Best, Position
+from customized_grpo.run.checkpoints import EMA, OLD, Best, Position
 from customized_grpo.run.follower import RunFiles
 from customized_grpo.run.logs import LogRow
 from customized_grpo.runtime.distributed import Processes
 from customized_grpo.runtime.memory import MicroBatches
 from customized_grpo.runtime.stopping import StopRequest
-from customized_grpo.training.advice import advice
+from customized_grpo.training.advice import advice, restraint
 from customized_grpo.training.evaluation import HeldOut
+from customized_grpo.training.forward import ForwardSampler
 from customized_grpo.training.learner import Learner
 from customized_grpo.training.plan import Plan
 from customized_grpo.training.record import (
@@ -96,11 +97,15 @@ class Trainer:
         self.learner = Learner(
             config, self.policy, self.sampler, self.plan, self.batches, self.processes, tuple(self.shadows.values())
         )
+        self.forward = None  # samples in place of the other one with nft
+        if config.objective.kind == "nft":
+            self.shadows[OLD] = old = Shadow(self.policy, config.objective.old_decay)
+            self.forward = ForwardSampler(sigmas, config.groups.rollout_batch, old)
         self.best = -math.inf  # of the figure that `keep_best` names
         self.scorer = Scorer(self.rewards)
         measures = {str(metric): metric.measures for metric in config.evaluation.metrics}
         trained = {key: f"{key}_reward" for key in self.rewards}
-        self.watch = Watch(trained, self.plan.roles, measures, advice=partial(advice, self.plan))
+        self.watch = Watch(trained, self.plan.roles, measures, partial(advice, self.plan), restraint(self.plan))
 
     # --- the algorithm -----------------------------------------------------------------------------------------------
 
@@ -173,7 +178,7 @@ class Trainer:
         seconds: dict[str, float] = {}
         self.scorer.start()
         with clock(seconds, "rollout"):
-            rollout = replace(self.sampler, batch=self.batches.rollout).rollout(
+            rollout = replace(self.forward or self.sampler, batch=self.batches.rollout).rollout(
                 self.policy,
                 self.policy.encode(samples),
                 size,
@@ -193,10 +198,12 @@ class Trainer:
         advantages = self.shaper.advantages(scores, self.shaper.column_weight(steps, running), running)
         advantages = self.plan.at_trained_steps(self.update, advantages)  # [P G, T]
         with clock(seconds, "update"):
-            if self.ratio_checks < RATIO_CHECKS:
+            if self.forward is None and self.ratio_checks < RATIO_CHECKS:
                 self.check_ratio(rollout)
             diagnostics = self.learner.optimise(self.update + 1, rollout, advantages, samples, own.start * size)
         self.update += 1
+        if self.forward is not None:
+            self.forward.old.follow(self.update)
         self.shaper.running = running
         return {
             "update": self.update,

@@ -72,12 +72,14 @@ class Watch:
     roles     key of a reward -> its role; default: the key itself
     measures  untrained metric -> "identity", "prompt" or "both"
     advice    what to set if the reward of the second role falls while one of the first rises
+    restraint  what to set if the policy should stay nearer to where it came from
     """
 
     trained: Mapping[str, str]
     roles: Mapping[str, str] = field(default_factory=dict)
     measures: Mapping[str, str] = field(default_factory=dict)
     advice: Callable[[str, str], str] = lambda rising, falling: ""  # noqa: ARG005
+    restraint: str = "objective.kl=0.01"
     evaluations: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=EVALUATIONS))
     saturation: dict[str, deque[float]] = field(default_factory=dict)
     reported: set[tuple[str, ...]] = field(default_factory=set)
@@ -155,7 +157,7 @@ class Watch:
                     message = (
                         f"{self._window()} the {key} reward of held-out cases rose from {rise} while {metric}, "
                         f"which is not trained on, fell from {fall}; start again with a lower optimizer.lr or with "
-                        f"objective.kl=0.01, and keep the best adapter: {shlex.quote(f'keep_best={metric}')}"
+                        f"{self.restraint}, and keep the best adapter: {shlex.quote(f'keep_best={metric}')}"
                     )
                     yield (kind, key, metric), RunWarning(update, kind, message, name, metric)
 

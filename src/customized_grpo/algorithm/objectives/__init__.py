@@ -1,4 +1,4 @@
-"""What is minimised: one file per trust region, and the KL divergence.
+"""What is minimised: one file per trust region, the KL divergence, and DiffusionNFT, which needs neither.
 
 A trust region keeps the policy near the one that sampled the images. With one optimiser step per rollout the two are
 the same, and all of them have the same gradient up to a factor per step.
@@ -10,6 +10,7 @@ from .clip import clipped_objective
 from .dppo import divergence_objective
 from .guard import guarded_objective
 from .kl import kl_to_base
+from .nft import nft_objective, nft_pull, nft_scales
 
 TrustRegion = Literal["clip", "dppo", "guard"]
 TRUST_REGIONS: tuple[TrustRegion, ...] = get_args(TrustRegion)
@@ -23,4 +24,7 @@ __all__ = [
     "divergence_objective",
     "guarded_objective",
     "kl_to_base",
+    "nft_objective",
+    "nft_pull",
+    "nft_scales",
 ]
