@@ -35,6 +35,7 @@ NUMBERS = {
     "GroupSize": ("groups.size=1", "greater than or equal to 2, not 1"),
     "NoiseLevel": ("noise.level=0", "greater than or equal to 0.001, not 0"),
     "Shift": ("sampling.shift=101", "less than or equal to 100; or 'checkpoint', not 101"),
+    "Decay": ("adapter.ema.decay=1", "less than 1, not 1"),
     "Steps": ("sampling.num_steps=1", "greater than or equal to 2, not 1"),
 }
 

@@ -97,6 +97,7 @@ def test_models_on_the_hub_that_are_not_here_are_notes(make_config: MakeConfig):
         ("data.source=missing.json", r"missing.json cannot be used, 1 problem:\n  no such file or directory"),
         ("data={{source: '{list}', held_out_share: 0}}", "leaves no held-out sample to evaluate on"),
         ("data={{source: '{list}', held_out_share: 1}}", "held_out_share = 1.0 must be in"),
+        ("shaping={{rule: joint, calibration: missing.yaml}}", "missing.yaml cannot be read"),
         ("rewards.identity.model={tmp}", "{tmp} is not the kind of model needed here: it has no config.json"),
         ("rewards.prompt.model=./clip", "no model in ./clip; name a folder"),
         ("rewards.prompt={{name: hpsv3, base: '{tmp}'}}", "{tmp} is not the kind of model .* no config.json"),

@@ -35,7 +35,10 @@ class Check:
 
 
 def check_run(config: RunConfig, *, resume: bool) -> Check:
-    """Check all of a run that `assemble` checks and that needs no weights; write nothing."""
+    """Check device, folder, trackers, data, calibration, model, adapter and rewards as `assemble` does; write nothing.
+
+    What depends on the number of processes is not checked: a dry run is one.
+    """
     check = Check()
     with check.part():
         if problem := missing_here(named_device(config.device)):
