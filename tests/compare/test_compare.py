@@ -225,18 +225,40 @@ def test_killed_and_continued_it_writes_the_same_file(finished: Comparison, tmp_
 
 
 def test_an_arm_that_fails_is_named_and_the_others_run(tmp_path: Path):
-    """The encoder of one arm's reward does not exist."""
-    arms = {"naive": {"rewards.identity.model": str(tmp_path / "none")}, "sars_tdw": None}
+    """The reward of one arm cannot score what it gets."""
+    (tmp_path / "mine.py").write_text("def score(images, samples):\n    raise ValueError('no such picture')\n")
+    arms = {"naive": {"rewards.identity.name": f"{tmp_path / 'mine.py'}:score"}, "sars_tdw": None}
     overrides = {**FILE["overrides"], "updates": 1, "evaluation.every": 0}
-    primary = {**FILE["primary"], "metric": "dino"}
+    primary = {**FILE["primary"], "metric": "clip_t"}
     file = write(tmp_path, arms=arms, overrides=overrides, primary=primary, compare_on=[], test={"cases": 1})
     log = tmp_path / "log.txt"
     assert run_comparison(file, log, jobs=2) == 1
     arm_log = tmp_path / "out" / "arms" / "naive" / "seed-0" / "log.txt"
     message = f"failed: naive (seed 0); see {arm_log}. Fix this, then run the same command again"
     assert log.read_text().split("\n")[-2] == message
-    assert "error: no model in" in arm_log.read_text()
+    assert "ValueError: no such picture" in arm_log.read_text()
     assert {*collect(Comparison.read(file))} == {"base", "sars_tdw"}
+
+
+def test_what_an_arm_lacks_is_said_before_anything_runs(tmp_path: Path):
+    """Each arm is checked as `train --dry-run` checks a run; what all arms lack is said once."""
+    none = tmp_path / "none"
+    arms = {
+        "naive": {"rewards.identity.model": str(none)},
+        "sars_tdw": None,
+        "joint": {"shaping.rule": "joint", "shaping.calibration": str(tmp_path / "calibration.yaml")},
+    }
+    with pytest.raises(ConfigError) as error:
+        compare(write(tmp_path, arms=arms), output=None, jobs=1, device="cpu")
+    own = [f"arms.naive: no model in {none}", f"arms.joint: {tmp_path / 'calibration.yaml'}"]
+    assert [line[: len(start)] for line, start in zip(str(error.value).splitlines(), own, strict=True)] == own
+
+    overrides = {**FILE["overrides"], "rewards.prompt.model": str(none)}
+    with pytest.raises(ConfigError) as error:
+        compare(write(tmp_path, overrides=overrides), output=None, jobs=1, device="cpu")
+    assert str(error.value).startswith(f"no model in {none}")
+    assert len(str(error.value).splitlines()) == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_arm_is_a_process_that_reports_damaged_files_in_one_line(finished: Comparison, tmp_path: Path):

@@ -64,6 +64,8 @@ def test_the_command_prints_and_writes_its_results(run: Callable[..., Answer], t
     assert schedule in out
     assert Image.open(tmp_path / "probe" / "probe.png").width > 1000
 
+    assert "objective.kind=nft" not in out
+
     recipe = yaml.safe_load(TINY.read_text()) | yaml.safe_load(schedule)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     weighting = load_config(str(tmp_path / "recipe.yaml")).weighting.model_dump()
@@ -78,6 +80,12 @@ def test_the_command_prints_and_writes_its_results(run: Callable[..., Answer], t
     assert again.error.endswith(
         f"error: {tmp_path / 'probe' / 'probe.json'} exists; choose another folder with --output\n"
     )
+
+
+def test_pulls_are_said_to_be_of_log_probabilities_where_training_uses_none(run: Callable[..., Answer]):
+    answer = run(*SMALL, "objective.kind=nft")
+    assert answer.code == 0, answer.error
+    assert answer.out.endswith("those of log-probabilities, which objective.kind=nft does without.\n")
 
 
 def test_a_trained_adapter_is_probed_and_different_sampling_is_noted(

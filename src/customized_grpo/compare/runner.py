@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,14 @@ from tqdm import tqdm
 from customized_grpo.compare.comparison import BASE, Comparison
 from customized_grpo.compare.results import RESULT, collect
 from customized_grpo.compare.tables import write_report
+from customized_grpo.config import ConfigError
 from customized_grpo.errors import RunError
 from customized_grpo.files.durable import check_folder, make_folder, saving
 from customized_grpo.files.paths import as_argument
+from customized_grpo.policies import find_family
+from customized_grpo.runtime.device import usable_device
 from customized_grpo.runtime.stopping import StopRequest
-from customized_grpo.training.assemble import check_inputs
+from customized_grpo.training.check import check_run
 
 LOG = "log.txt"
 
@@ -80,11 +83,10 @@ def compare(file: Path, *, output: Path | None, jobs: int | None, device: str | 
     """
     comparison = Comparison.read(file, output)
     check_folder(comparison.output)
-    # Checked once here; otherwise every arm would fail on its own, one after the other.
-    check_inputs(comparison.config(BASE, comparison.seeds[0], device))
     collect(comparison)  # a damaged result is reported now, not after hours
-    make_folder(comparison.output)
     pending = deque(job for job in comparison.jobs if not (comparison.folder(*job) / RESULT).exists())
+    _check(comparison, pending, device)
+    make_folder(comparison.output)
     free, running, failed = deque(slots(jobs, device)), list[Running](), list[tuple[str, int]]()
     finished = len(comparison.jobs) - len(pending)
     bar = tqdm(total=len(comparison.jobs), initial=finished, desc="comparing", unit="run")
@@ -114,6 +116,30 @@ def compare(file: Path, *, output: Path | None, jobs: int | None, device: str | 
         log = comparison.folder(*failed[0]) / LOG
         raise ComparisonError(f"{table}\n\nfailed: {names}; see {log}. Fix this, then run the same command again")
     return _with_place(table, comparison)
+
+
+def _check(comparison: Comparison, pending: Iterable[tuple[str, int]], device: str | None) -> None:
+    """Check one seed of each pending arm as `train --dry-run` does, so that none fails in an hour.
+
+    Raises ConfigError with every problem; those of all arms stand there once.
+    """
+    seeds: dict[str, int] = {}
+    for arm, seed in pending:
+        seeds.setdefault(arm, seed)
+    problems: dict[str, list[str]] = {}
+    for arm, seed in seeds.items():
+        config = comparison.config(arm, seed, device)
+        usable_device(config.device)
+        find_family(config.model)
+        started = (Path(config.output) / "config.yaml").is_file()
+        for problem in check_run(config, resume=started).problems:
+            problems.setdefault(problem, []).append(arm)
+    if problems:
+        lines = (
+            problem if len(arms) == len(seeds) else f"arms.{', '.join(arms)}: {problem}"
+            for problem, arms in problems.items()
+        )
+        raise ConfigError("\n".join(lines))
 
 
 def _start(comparison: Comparison, file: Path, arm: str, seed: int, slot: Slot) -> Running:

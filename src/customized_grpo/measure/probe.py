@@ -46,6 +46,8 @@ def run_probe(config: RunConfig, adapter: Path | None, *, prompts: int, draws: i
     findings = Findings.of(config, samples, sigmas, profile)
     title = f"{prompts} prompts, {draws} draws each, {config.noise.dynamics} noise of level {config.noise.level:g}"
     print(f"\nNoise at one step only: {title}\n\n{findings.text()}", end="")
+    if config.objective.kind == "nft":
+        print("\nGradient factor and norm are those of log-probabilities, which objective.kind=nft does without.")
     if output is not None:
         make_folder(output)
         run = {"prompts": prompts, "draws": draws, "adapter": None if adapter is None else str(adapter)}

@@ -15,7 +15,7 @@ from customized_grpo.data import Sample
 from customized_grpo.data.digests import digests
 from customized_grpo.data.subsets import fair_order, subset
 from customized_grpo.fields import BUILT_IN
-from customized_grpo.policies import find_family, load_policy
+from customized_grpo.policies import load_policy
 from customized_grpo.policies.base import Policy
 from customized_grpo.rewards import Reward
 from customized_grpo.rewards.settings import INSTEAD, IdentitySettings
@@ -25,19 +25,11 @@ from customized_grpo.run.directory import RunDirectory
 from customized_grpo.run.follower import FollowedDirectory, RunFiles
 from customized_grpo.run.own_samples import OWN_SAMPLES, RESTORE, OwnSamples, read_data
 from customized_grpo.run.trackers import Trackers
-from customized_grpo.runtime.device import usable_device
 from customized_grpo.runtime.distributed import Processes
 from customized_grpo.sections import Data
 from customized_grpo.training.calibrate import kept_calibrations, measure_missing
 from customized_grpo.training.evaluation import HeldOut
 from customized_grpo.training.trainer import Trainer
-
-
-def check_inputs(config: RunConfig) -> None:
-    """Checks that device, model and data exist, and loads no model. Raises an InputError if one does not."""
-    usable_device(config.device)
-    find_family(config.model)
-    load_samples(config)
 
 
 def load_samples(config: RunConfig) -> tuple[list[Sample], list[Sample]]:
