@@ -63,8 +63,12 @@ def test_the_rules_own_quantity_is_pooled_too(shaper_of: Callable[..., Shaper]):
 
 def test_observing_twice_without_keeping_changes_nothing(shaper_of: Callable[..., Shaper]):
     """An update that ran out of memory is repeated: its rewards count once."""
-    shaper = shaper_of("weighting.balance=dual")
-    assert shaper.observe(FIRST, [0]) == shaper.observe(FIRST, [0])
+    shaper = shaper_of("weighting.balance=dual", "shaping.rule=joint", "shaping.normalise=pooled", CALIBRATED)
+    shaper.running = before = shaper.observe(FIRST, [0])
+    again = [shaper.observe(FLAT, [0]) for _ in range(2)]
+    assert again[0] == again[1] != before
+    assert again[0].updates == 2
+    assert shaper.running == before
 
 
 def test_proportional_weights_by_hand(shaper_of: Callable[..., Shaper]):
