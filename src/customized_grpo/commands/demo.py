@@ -66,7 +66,7 @@ def run_demo(folder: Path, *, seed: int, updates: int | None, cases: int, device
     """
     start = time.perf_counter()
     settings = {"output": folder / "run", "seed": seed, "device": device, "updates": updates}
-    config = load_config("critters", [(key, value) for key, value in settings.items() if value is not None])
+    config = load_config("critters-paper", [(key, value) for key, value in settings.items() if value is not None])
     trainer = assemble(config)
     print(f"Training the built-in model with SARS + TDW, {config.updates} updates, seed {seed}.", flush=True)
     training = time.perf_counter()

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from customized_grpo.calibration.named_metrics import trained_names
@@ -19,6 +19,7 @@ from customized_grpo.files.yaml_text import YamlError, read_yaml
 from customized_grpo.measure.request import EvaluationRequest
 
 BASE = "base"  # the arm that every comparison has: the model without an adapter
+FRONT = "front"  # in place of an arm: the line through the arms of `front`
 OVER_TRAINING = "_over_training"  # a held-out figure's mean over a run's evaluations; compared like a test metric
 SPREAD = (  # the note under every table of figures
     "Means over seeds with 95 % t intervals. Where cases are drawn (critters), every seed has test cases of its own; "
@@ -43,6 +44,28 @@ class Primary(_Section):
     metric: str = "joint_success"
 
 
+Arms = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(lambda x: (x,) if isinstance(x, str) else x)]
+
+
+class Contrast(_Section):
+    """`arm` minus `against`, seed by seed; of several arms the worst. `against: front` is the margin beyond it."""
+
+    arm: Arms
+    against: Arms
+
+    def __str__(self) -> str:
+        sides = (arms[0] if len(arms) == 1 else f"worst of {', '.join(arms)}" for arms in (self.arm, self.against))
+        return " - ".join(sides)
+
+
+class Family(_Section):
+    """Contrasts that were fixed before the runs. Holm's correction is made inside the family."""
+
+    contrasts: Annotated[tuple[Contrast, ...], Field(min_length=1)]
+    metric: str = "joint_success"
+    equivalent_within: Annotated[float, Field(gt=0)] | None = None  # bound of an equivalence test, stated beforehand
+
+
 class Test(_Section):
     """How a trained arm is tested: its result is the mean over its last checkpoints."""
 
@@ -62,6 +85,7 @@ class Comparison(_Section):
     primary: Primary
     compare_on: tuple[str, ...] = ()  # metrics in the table and in the other differences; empty: all of the recipe's
     front: tuple[str, ...] = ()  # arms that differ in one weight, in order of it; a line joins them in the plane
+    families: Mapping[str, Family] = {}  # name -> questions fixed beforehand; tested apart from all other differences
     selections: Mapping[str, tuple[str, ...]] = {}  # name -> arms drawn together in plots of curves; empty: all
     arms: Annotated[Mapping[str, Lines | None], Field(min_length=1)]
 
@@ -147,7 +171,7 @@ class Comparison(_Section):
         for arm in dict.fromkeys((self.primary.arm, *self.primary.against)):
             if arm not in self.arms:
                 problems.append(f"primary: no arm is named {arm!r}; arms: {', '.join(self.arms)}")
-        problems += self._plot_problems()
+        problems += [*self._plot_problems(), *self._family_problems()]
         return problems + ([] if problems else self._inequalities(configs))
 
     def _plot_problems(self) -> Iterator[str]:
@@ -171,6 +195,19 @@ class Comparison(_Section):
                 elif arms.count(arm) > 1:
                     yield f"{where}: {arm} is named {arms.count(arm)} times; name it once"
 
+    def _family_problems(self) -> Iterator[str]:
+        """Contrasts with arms that do not exist, of an arm with itself, or with a front that is not there."""
+        for name, family in self.families.items():
+            for contrast in family.contrasts:
+                named = dict.fromkeys((*contrast.arm, *(contrast.against if contrast.against != (FRONT,) else ())))
+                for arm in named:
+                    if arm != BASE and arm not in self.arms:
+                        yield f"families.{name}: no arm is named {arm!r}; arms: {', '.join(self.arms)}"
+                if {*contrast.arm} & {*contrast.against}:
+                    yield f"families.{name}: {contrast} compares an arm with itself"
+                if contrast.against == (FRONT,) and (not self.front or len(contrast.arm) > 1):
+                    yield f"families.{name}: against the front goes one arm, and the file names the arms of `front`"
+
     def _inequalities(self, configs: Mapping[str, RunConfig]) -> list[str]:
         """Arms on unequal terms or with too few checkpoints, and metrics that no arm is tested on."""
         base = configs[BASE]
@@ -179,7 +216,11 @@ class Comparison(_Section):
         tested += [f"{name}{OVER_TRAINING}" for name in held_out] if base.evaluation.every else []
         problems = [
             f"{where}: {metric} is not tested; tested: {', '.join(tested)} (more with evaluation.metrics)"
-            for where, metrics in (("primary.metric", (self.primary.metric,)), ("compare_on", self.compare_on))
+            for where, metrics in (
+                ("primary.metric", (self.primary.metric,)),
+                ("compare_on", self.compare_on),
+                *((f"families.{name}.metric", (family.metric,)) for name, family in self.families.items()),
+            )
             for metric in metrics
             if metric not in tested
         ]

@@ -71,14 +71,20 @@ def beyond_fronts(comparison: Comparison, results: Results) -> list[Beyond]:
     tested = {arm: next(iter(by_seed.values()))["test"] for arm, by_seed in results.items()}
     for plane in planes(comparison, tested):
         for arm in (arm for arm in results if arm not in (BASE, *ends)):
-            corners = [_points(results[corner], plane) for corner in comparison.front if corner != arm]
-            points = _points(results[arm], plane)
-            seeds = [seed for seed in points if all(seed in corner for corner in corners)]
-            margins = [beyond_front(points[seed], [corner[seed] for corner in corners]) for seed in seeds]
+            margins = [*margins_by_seed(comparison, results, arm, plane).values()]
             if margins:
                 seeds_beyond = sum(margin > 0 for margin in margins)
                 beyond.append(Beyond(arm, plane, over_seeds(margins), len(margins), seeds_beyond))
     return beyond
+
+
+def margins_by_seed(comparison: Comparison, results: Results, arm: str, plane: tuple[str, str]) -> dict[int, float]:
+    """`beyond_front` of an arm, for the seeds that it shares with every other arm of the front."""
+    names = [corner for corner in comparison.front if corner != arm]
+    corners = [_points(results.get(corner, {}), plane) for corner in names]
+    points = _points(results.get(arm, {}), plane)
+    seeds = [seed for seed in points if all(seed in corner for corner in corners)]
+    return {seed: beyond_front(points[seed], [corner[seed] for corner in corners]) for seed in seeds}
 
 
 def planes(comparison: Comparison, figures: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from customized_grpo.calibration.intervals import Difference, Estimate, holm, over_seeds, paired_difference
+from customized_grpo.compare.cells import cell, p_cell
 from customized_grpo.compare.comparison import BASE, OVER_TRAINING, SPREAD, Comparison, Results
 from customized_grpo.compare.degradation import KINDS, ArmDegradation, Counts, degradation_of
+from customized_grpo.compare.families import contrasts_of, family_table
 from customized_grpo.compare.front import Beyond, beyond_fronts
 from customized_grpo.compare.plots import write_plots
 from customized_grpo.files.durable import write_text
@@ -62,6 +64,7 @@ def tabulate(comparison: Comparison, results: Results) -> tuple[dict[str, Any], 
     """The contents of comparison.json and of table.md."""
     figures = _figures(results)
     tested = differences(comparison, results)
+    families = contrasts_of(comparison, results)
     beyond = beyond_fronts(comparison, results)
     degradation = [degradation_of(arm, by_seed) for arm, by_seed in results.items() if arm != BASE]
     content = {
@@ -78,6 +81,7 @@ def tabulate(comparison: Comparison, results: Results) -> tuple[dict[str, Any], 
             }
             for arm, by_seed in results.items()
         },
+        **({"families": [contrast.as_dict() for contrast in families]} if comparison.families else {}),
         "differences": [difference.as_dict() for difference in tested],
         "beyond_front": [arm.as_dict() for arm in beyond],
         "degradation": [arm.as_dict() for arm in degradation],
@@ -85,7 +89,9 @@ def tabulate(comparison: Comparison, results: Results) -> tuple[dict[str, Any], 
         "finished": sum(map(len, results.values())),
         "runs": len(comparison.jobs),
     }
-    tables = [*_arm_tables(comparison, figures, results), _difference_table(tested)]
+    tables = _arm_tables(comparison, figures, results)
+    tables += [family_table(families)] if families else []
+    tables.append(_difference_table(tested))
     tables += [_front_table(comparison, beyond)] if beyond else []
     tables += [_degradation_table(degradation), *_note_on_commits(results)]
     return _without_nan(content), "\n\n".join(tables)
@@ -178,7 +184,7 @@ def _arm_tables(comparison: Comparison, figures: Mapping[str, Mapping[str, Estim
 def _arm_table(metrics: Sequence[str], figures: Mapping[str, Mapping[str, Estimate]], results: Results) -> str:
     lines = [f"| arm | seeds | {' | '.join(metrics)} |", "| --- " * (len(metrics) + 2) + "|"]
     for arm, of_arm in figures.items():
-        cells = [_cell(of_arm[metric]) if metric in of_arm else "" for metric in metrics]
+        cells = [cell(of_arm[metric]) if metric in of_arm else "" for metric in metrics]
         lines.append(f"| {arm} | {len(results[arm])} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -188,9 +194,9 @@ def _difference_table(differences: Sequence[ArmDifference]) -> str:
         return "No two arms share a finished seed yet."
     lines = ["| difference | metric | mean [95 %] | p | Holm | seeds |", "| --- | --- | --- | --- | --- | --- |"]
     for tested in differences:
-        corrected = "primary" if tested.corrected is None else _p(tested.corrected)
+        corrected = "primary" if tested.corrected is None else p_cell(tested.corrected)
         paired = tested.difference
-        cells = (_cell(paired.estimate, "+"), _p(paired.p_value), corrected, str(paired.pairs))
+        cells = (cell(paired.estimate, "+"), p_cell(paired.p_value), corrected, str(paired.pairs))
         lines.append(f"| {tested.arm} - {tested.against} | {tested.metric} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", "Paired by seed, t-test; Holm's correction over everything that is not primary."])
 
@@ -214,7 +220,7 @@ def _front_table(comparison: Comparison, beyond: Sequence[Beyond]) -> str:
 
 
 def _margin_cell(margin: Beyond | None) -> str:
-    return f"{_cell(margin.margin, '+')} in {margin.beyond} of {margin.seeds}" if margin else ""
+    return f"{cell(margin.margin, '+')} in {margin.beyond} of {margin.seeds}" if margin else ""
 
 
 def _degradation_table(arms: Sequence[ArmDegradation]) -> str:
@@ -261,13 +267,3 @@ def _note_on_commits(results: Results) -> list[str]:
         return []
     counted = ", ".join(f"{code} ({count} runs)" for code, count in commits.items())
     return [f"The runs were made with different code: {counted}."]
-
-
-def _cell(figure: Estimate, sign: str = "") -> str:
-    if math.isnan(figure.low):
-        return f"{figure.mean:{sign}.3f}"
-    return f"{figure.mean:{sign}.3f} [{figure.low:{sign}.3f}, {figure.high:{sign}.3f}]"
-
-
-def _p(value: float) -> str:
-    return "-" if math.isnan(value) else "<.001" if value < 0.001 else f"{value:.3f}"
