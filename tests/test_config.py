@@ -201,9 +201,12 @@ def test_a_mistake_is_one_line_that_names_key_and_value(override: str, line: str
             )
             for more in ([], ["window.strategy=scattered", "window.per=update"])
         ),
-        (["shaping.rule=gdpo"], 'shaping.rule: "gdpo" needs static weights; add weighting.kind=constant'),
         (
-            ["weighting.prompt=.6"],
+            ["shaping.rule=gdpo", "weighting.kind=tdw"],
+            'shaping.rule: "gdpo" needs static weights; add weighting.kind=constant',
+        ),
+        (
+            ["weighting.kind=tdw", "weighting.prompt=.6"],
             "weighting.prompt: 0.6 is a constant weight, which tdw ignores; add weighting.kind=constant, or set "
             "weighting.high and weighting.low",
         ),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import trials
 from customized_grpo.algorithm import SHAPING_RULES
 from rule_planes import FOLDER, PLANES, gaps, plane
 
@@ -21,6 +22,11 @@ def test_every_rule_has_a_row_a_plane_and_a_paragraph(rule: str):
 def test_the_weights_have_the_gaps_of_the_code():
     early, late = (", ".join(f"{gap:+.2f}" for gap in gaps(name)) for name in ("linear-early", "linear-late"))
     assert f"| above copies, above drifted | {early} | {late} |" in PAGE
+
+
+def test_the_table_of_trials_is_that_of_the_rows():
+    _, _, rest = PAGE.partition(trials.BEGIN)
+    assert rest.partition(trials.END)[0] == trials.table()
 
 
 def test_the_planes_are_drawn():

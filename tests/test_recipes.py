@@ -246,7 +246,7 @@ def test_what_differs_from_the_release_has_a_comment():
 
 
 def plan_of(name: str, shift: float) -> Plan:
-    config = load_config(name)
+    config = load_config(name, ["weighting.kind=tdw"])
     return Plan(config, [], sigma_schedule(config.sampling.num_steps, shift))
 
 
@@ -291,3 +291,24 @@ def test_recipes_for_one_card_are_what_practice_says(name: str):
     assert (config.adapter.ema.decay, config.adapter.ema.every) == (0.9, 8)
     assert (config.model.width, config.model.height, config.model.guidance) == (512, 512, 2.5)
     assert config.groups.prompts >= (8 if name == "own-subject" else 16)
+
+
+@pytest.mark.parametrize("name", ["critters", "critters-fast", "kontext", "kontext-vlm", "own-subject"])
+def test_what_won_the_trials_is_the_default(name: str):
+    """docs/results/tuning2; the paper's method has recipes of its own."""
+    config = load_config(name)
+    assert (config.shaping.rule, config.shaping.normalise, config.shaping.kappa) == ("joint", "pooled", 0.3)
+    assert (config.weighting.kind, config.weighting.prompt) == ("constant", 0.5)
+
+
+@pytest.mark.parametrize("name", ["critters-paper", "kontext-paper"])
+def test_the_papers_method_is_one_line_away(name: str):
+    config = load_config(name)
+    assert (config.shaping.rule, config.shaping.normalise) == ("sars", "group")
+    assert (config.weighting.kind, config.weighting.high, config.weighting.low) == ("tdw", 0.7, 0.3)
+
+
+def test_the_published_experiment_is_run_with_the_papers_recipe():
+    """What differs between the two recipes for critters is the method alone."""
+    sections = [load_config(name).model_dump(exclude={"output"}) for name in ("critters", "critters-paper")]
+    assert [key for key in sections[0] if sections[0][key] != sections[1][key]] == ["shaping", "weighting"]

@@ -196,6 +196,13 @@ def test_above_the_threshold_only_the_prompt_counts_in_the_gated_rule():
     near(strict, group_advantages(torch.tensor([0.25, 0.5, 0.55])))
 
 
+def test_the_gated_rule_has_no_bounds():
+    """Prompts below bad and above good differ all the same, and so do identities below bad."""
+    rewards = {"prompt": torch.tensor([[-2.0, 2, 6]]), "identity": torch.tensor([[2.0, 0, 2]])}  # 1, -1, 1
+    # -.5, .5 - 5 x 1.5^2 = -10.75, 1.5
+    near(shaped("gated", rewards, HALF)[0, :, 0], group_advantages(torch.tensor([-0.5, -10.75, 1.5])))
+
+
 @pytest.mark.parametrize("rule", SHAPING_RULES)
 def test_exactly_the_rules_that_declare_calibration_refuse_to_go_without(rule):
     if not SHAPING_RULES[rule].uses_calibration:
