@@ -46,7 +46,7 @@ def test_slots_are_the_gpus_that_the_user_allows(
 
 
 def test_what_an_arm_lacks_is_said_before_anything_runs(tmp_path: Path):
-    """Each arm is checked as `train --dry-run` checks a run; what all arms lack is said once."""
+    """Each arm is checked as `train --dry-run` checks a run. A problem that all arms share is listed once."""
     none = tmp_path / "none"
     arms = {
         "naive": {"rewards.identity.model": str(none)},

@@ -121,7 +121,7 @@ def compare(file: Path, *, output: Path | None, jobs: int | None, device: str | 
 def _check(comparison: Comparison, pending: Iterable[tuple[str, int]], device: str | None) -> None:
     """Check one seed of each pending arm as `train --dry-run` does, so that none fails in an hour.
 
-    Raises ConfigError with every problem; those of all arms stand there once.
+    Raises ConfigError with every problem; one that all arms share is listed once.
     """
     seeds: dict[str, int] = {}
     for arm, seed in pending:
