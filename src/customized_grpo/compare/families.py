@@ -72,12 +72,13 @@ def _sides(comparison: Comparison, results: Results, contrast: Contrast, metric:
 
 def _worst(results: Results, arms: Sequence[str], metric: str) -> BySeed:
     """The lowest figure of these arms, for the seeds that all of them have."""
-    by_arm = [_scored(results.get(arm, {}), metric) for arm in arms]
+    by_arm = [scored(results.get(arm, {}), metric) for arm in arms]
     seeds = set.intersection(*({*values} for values in by_arm))
     return {seed: min(values[seed] for values in by_arm) for seed in sorted(seeds)}
 
 
-def _scored(by_seed: Mapping[int, Mapping[str, Any]], metric: str) -> BySeed:
+def scored(by_seed: Mapping[int, Mapping[str, Any]], metric: str) -> BySeed:
+    """A test metric by seed; seeds that could not be scored are left out."""
     return {seed: run["test"][metric] for seed, run in by_seed.items() if run["test"].get(metric) is not None}
 
 

@@ -17,7 +17,7 @@ from customized_grpo.calibration.intervals import Difference, Estimate, holm, ov
 from customized_grpo.compare.cells import cell, p_cell
 from customized_grpo.compare.comparison import BASE, OVER_TRAINING, SPREAD, Comparison, Results
 from customized_grpo.compare.degradation import KINDS, ArmDegradation, Counts, degradation_of
-from customized_grpo.compare.families import contrasts_of, family_table
+from customized_grpo.compare.families import contrasts_of, family_table, scored
 from customized_grpo.compare.front import Beyond, beyond_fronts
 from customized_grpo.compare.plots import write_plots
 from customized_grpo.files.durable import write_text
@@ -108,13 +108,8 @@ def _trained_on(comparison: Comparison, arm: str) -> list[str]:
 
 
 def _over_seeds(by_seed: Mapping[int, Mapping[str, Any]]) -> dict[str, Estimate]:
-    by_metric = {metric: _values(by_seed, metric) for metric in next(iter(by_seed.values()))["test"]}
+    by_metric = {metric: scored(by_seed, metric) for metric in next(iter(by_seed.values()))["test"]}
     return {metric: over_seeds(list(values.values())) for metric, values in by_metric.items() if values}
-
-
-def _values(by_seed: Mapping[int, Mapping[str, Any]], metric: str) -> dict[int, float]:
-    """A test metric by seed; seeds that could not be scored are left out."""
-    return {seed: run["test"][metric] for seed, run in by_seed.items() if run["test"].get(metric) is not None}
 
 
 def differences(comparison: Comparison, results: Results) -> list[ArmDifference]:
@@ -130,7 +125,7 @@ def differences(comparison: Comparison, results: Results) -> list[ArmDifference]
             continue
         tested = next(iter(results[arm].values()))["test"]
         for metric in compared_metrics(comparison, tested):
-            first, second = (_values(results[name], metric) for name in (arm, against))
+            first, second = (scored(results[name], metric) for name in (arm, against))
             if first.keys() & second.keys():
                 is_primary = (arm, metric) == (primary.arm, primary.metric) and against in primary.against
                 paired.append((is_primary, arm, against, metric, paired_difference(first, second)))
