@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from customized_grpo.compare.comparison import BASE, OVER_TRAINING, Comparison
-from customized_grpo.compare.results import RESULT, read_result, read_run_logs
+from customized_grpo.compare.results import RESULT, SECONDS, read_result, read_run_logs
 from customized_grpo.config import RunConfig, dump_config
 from customized_grpo.errors import InputError, RunError, UsageError
 from customized_grpo.files.durable import make_folder, write_text
@@ -64,6 +64,8 @@ def run_arm(comparison: Comparison, arm: str, seed: int, device: str | None = No
         "held_out": held_out,
         "warnings": [warning for row in updates for warning in row.get("warnings", ())],
     }
+    seconds = [round(sum(row["seconds"].values()), 3) for row in updates if "seconds" in row]
+    write_text(folder / SECONDS, json.dumps(seconds) + "\n")
     write_text(folder / RESULT, _compact(result))
     return result
 

@@ -86,6 +86,7 @@ class Comparison(_Section):
     compare_on: tuple[str, ...] = ()  # metrics in the table and in the other differences; empty: all of the recipe's
     front: tuple[str, ...] = ()  # arms that differ in one weight, in order of it; a line joins them in the plane
     families: Mapping[str, Family] = {}  # name -> questions fixed beforehand; tested apart from all other differences
+    time_to: Mapping[str, float] = {}  # held-out figure -> level; a table says when each arm first reaches it
     selections: Mapping[str, tuple[str, ...]] = {}  # name -> arms drawn together in plots of curves; empty: all
     arms: Annotated[Mapping[str, Lines | None], Field(min_length=1)]
 

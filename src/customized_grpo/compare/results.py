@@ -12,6 +12,10 @@ from customized_grpo.files.json_text import check_shape, read_json
 from customized_grpo.run.logs import LOGS, LogRow, read_logs
 
 RESULT = "result.json"
+SECONDS = "seconds.json"  # beside it: seconds of each update; not in the result, which is the same on any machine
+
+
+_SECONDS = TypeAdapter(list[float])
 
 
 class _Row(BaseModel):
@@ -65,11 +69,20 @@ def read_result(folder: Path) -> dict[str, Any]:
     return read_json(folder / RESULT, _Result, way_out)
 
 
+def _seconds(folder: Path) -> dict[str, list[float]]:
+    if not (folder / SECONDS).exists():
+        return {}
+    return {"seconds": read_json(folder / SECONDS, _SECONDS, "restore the file, or delete it")}
+
+
 def collect(comparison: Comparison) -> Results:
-    """The results of all finished arms, by arm and seed. Raises JsonError if one of them is damaged."""
+    """The results of all finished arms, by arm and seed; with "seconds" where they are known.
+
+    Raises JsonError if one of them is damaged.
+    """
     finished: Results = {}
     for arm, seed in comparison.jobs:
         folder = comparison.folder(arm, seed)
         if (folder / RESULT).exists():
-            finished.setdefault(arm, {})[seed] = read_result(folder)
+            finished.setdefault(arm, {})[seed] = read_result(folder) | _seconds(folder)
     return {arm: finished[arm] for arm in (BASE, *comparison.arms) if arm in finished}

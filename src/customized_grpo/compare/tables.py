@@ -20,6 +20,7 @@ from customized_grpo.compare.degradation import KINDS, ArmDegradation, Counts, d
 from customized_grpo.compare.families import contrasts_of, family_table, scored
 from customized_grpo.compare.front import Beyond, beyond_fronts
 from customized_grpo.compare.plots import write_plots
+from customized_grpo.compare.time_to import time_table, times_to
 from customized_grpo.files.durable import write_text
 
 WARNING_KEYS = ("update", "kind", "message")  # of a run's warnings in comparison.json; result.json has every field
@@ -65,6 +66,7 @@ def tabulate(comparison: Comparison, results: Results) -> tuple[dict[str, Any], 
     figures = _figures(results)
     tested = differences(comparison, results)
     families = contrasts_of(comparison, results)
+    reached = times_to(comparison, results)
     beyond = beyond_fronts(comparison, results)
     degradation = [degradation_of(arm, by_seed) for arm, by_seed in results.items() if arm != BASE]
     content = {
@@ -82,6 +84,7 @@ def tabulate(comparison: Comparison, results: Results) -> tuple[dict[str, Any], 
             for arm, by_seed in results.items()
         },
         **({"families": [contrast.as_dict() for contrast in families]} if comparison.families else {}),
+        **({"time_to": [arm.as_dict() for arm in reached]} if comparison.time_to else {}),
         "differences": [difference.as_dict() for difference in tested],
         "beyond_front": [arm.as_dict() for arm in beyond],
         "degradation": [arm.as_dict() for arm in degradation],
@@ -92,6 +95,7 @@ def tabulate(comparison: Comparison, results: Results) -> tuple[dict[str, Any], 
     tables = _arm_tables(comparison, figures, results)
     tables += [family_table(families)] if families else []
     tables.append(_difference_table(tested))
+    tables += [time_table(reached)] if reached else []
     tables += [_front_table(comparison, beyond)] if beyond else []
     tables += [_degradation_table(degradation), *_note_on_commits(results)]
     return _without_nan(content), "\n\n".join(tables)
