@@ -6,7 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may download anything; huggingface
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from customized_grpo.critters.weights import resolve
 from customized_grpo.data import Sample
 from customized_grpo.policies.base import Targets
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
+from customized_grpo.sections import Model
 from customized_grpo.training.assemble import assemble
 from customized_grpo.training.trainer import Trainer
 from program import Refusal
@@ -68,20 +69,15 @@ def make_policy() -> Callable[..., FluxKontextPolicy]:
         share_qkv: bool = False,
         height: int = 32,
         width: int = 32,
-        guidance: float = 2.5,
         max_sequence_length: int = models.TEXT_TOKENS,
-        dtype: torch.dtype = torch.float32,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        device: str = "cpu",
+        shard: bool = False,
         **further: Any,
     ) -> FluxKontextPolicy:
-        policy = FluxKontextPolicy(
-            resolve(path, "generator"),
-            height=height,
-            width=width,
-            guidance=guidance,
-            max_sequence_length=max_sequence_length,
-            dtype=dtype,
-            **further,
-        )
+        size = {"height": height, "width": width, "max_sequence_length": max_sequence_length}
+        model = Model(path=str(path), dtype=dtype, **size, **further)
+        policy = FluxKontextPolicy(resolve(path, "generator"), model, device, shard=shard)
         if rank is not None:
             policy.add_adapter(rank, alpha, targets, seed=seed, share_qkv=share_qkv)
         return policy

@@ -17,6 +17,7 @@ from customized_grpo.files.pretrained import ModelError, find
 from customized_grpo.measure.rows import EvaluationRow
 from customized_grpo.policies.adapter_file import ADAPTER_FILE
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
+from customized_grpo.sections import Model
 from program import TINY, Refusal
 
 GENERATOR = FOLDER / "generator"
@@ -187,7 +188,7 @@ def test_an_error_of_the_hub_is_one_line(error: Exception, message: str, monkeyp
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of rank 4, for the built-in model."""
     folder = tmp_path_factory.mktemp("adapter")
-    policy = FluxKontextPolicy(GENERATOR, height=32, width=32, max_sequence_length=16)
+    policy = FluxKontextPolicy(GENERATOR, Model())
     policy.add_adapter(4, 4.0)
     policy.save_adapter(folder)
     return folder

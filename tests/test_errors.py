@@ -23,7 +23,7 @@ CALLERS_MISTAKES = {
     "data/sources.py:load_data": "the caller asks for files of the built-in world, which has none",
     "calibration/intervals.py:estimate": "the caller passes no scored value",
     "calibration/intervals.py:paired_difference": "the caller passes seeds with none in common",
-    "policies/flux_kontext.py:FluxKontextPolicy.noise": "the caller passes another number of seeds than of images",
+    "policies/diffusers_policy.py:DiffusersPolicy.noise": "the caller passes another number of seeds than of images",
     "rewards/settings.py:RewardSettings.make": "abstract",
 }
 CAUGHT_INSIDE = {

@@ -17,9 +17,11 @@ from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import tiny_models
 from customized_grpo.algorithm import sigma_schedule
 from customized_grpo.config import ConfigError, RunConfig, load_config
 from customized_grpo.critters.weights import FOLDER
+from customized_grpo.files.pretrained import ModelError
 from customized_grpo.policies import load_policy
 from customized_grpo.rewards.scoring import RewardError
 from customized_grpo.rewards.settings import ClipTSettings, DinoSettings, RewardSettings
@@ -145,7 +147,7 @@ def stops(config: RunConfig) -> Any:
     """The error that stops a run."""
     try:
         assemble(config).train()
-    except (RewardError, ConfigError) as error:
+    except (RewardError, ConfigError, ModelError) as error:
         return str(error)
     return "finished"
 
@@ -157,7 +159,7 @@ def encoder_devices(config: RunConfig) -> Any:
 @pytest.fixture(autouse=True)
 def _meta_is_a_device(monkeypatch: pytest.MonkeyPatch):
     """Users may not choose it; here it is the one device other than the CPU that every machine has."""
-    for place in ("runtime.device", "policies.flux_kontext"):
+    for place in ("runtime.device", "policies.diffusers_policy"):
         monkeypatch.setattr(f"customized_grpo.{place}.usable_device", torch.device)
 
 
@@ -212,6 +214,10 @@ CASES: dict[str, Case] = {
     "save_every": Case(1, files, ("updates=2",)),
     "keep_last": Case(1, files, ("updates=2", "save_every=1")),
     "model.path": Case("{guided}", rows),
+    "model.family": Case("uno", stops),  # another model's
+    "model.base_adapter": Case("{adapter}", rows),
+    "model.quantise": Case("int8", rows, ("model.dtype=bfloat16",)),
+    "model.reference_size": Case(16, rows, ("model.path={uno}", "model.family=uno", "model.reference_size=32")),
     "model.shard": Case("true", stops),  # one process cannot
     "model.dtype": Case("bfloat16", rows),
     "model.height": Case(36, rows),
@@ -303,6 +309,8 @@ CASES: dict[str, Case] = {
     "groups.rollout_batch": Case(2, forward_batches),
     "groups.update_batch": Case(2, forward_batches),
     "evaluation.every": Case(1, evaluations),
+    "evaluation.height": Case(36, evaluations, ("evaluation.every=1",)),
+    "evaluation.width": Case(36, evaluations, ("evaluation.every=1",)),
     "evaluation.num_steps": Case(5, evaluations, ("evaluation.every=1",)),
     "evaluation.metrics": Case("[copy_paste]", evaluations, ("evaluation.every=1",)),
     "evaluation.grid": Case(1, evaluations, ("evaluation.every=1",)),
@@ -360,6 +368,11 @@ def places(tmp_path_factory: pytest.TempPathFactory, guided_checkpoint: Path) ->
     names = [f"{picture.parent.name}/00.png" for picture in pictures]
     pairs = [{"prompt": f"thing {n}", "image_paths": [names[n], names[n - 1]], "subject": str(n)} for n in range(3)]
     (folder / "pairs.json").write_text(json.dumps(pairs))
+    policy = load_policy(load_config(TINY).model, "cpu")
+    policy.add_adapter(2, 2.0)
+    for weight in policy.trainable_parameters().values():
+        torch.nn.init.normal_(weight, std=0.1)
+    policy.save_adapter(folder / "adapter")
     return {
         "list": str(folder / "list.json"),
         "pairs": str(folder / "pairs.json"),
@@ -369,6 +382,8 @@ def places(tmp_path_factory: pytest.TempPathFactory, guided_checkpoint: Path) ->
         "dino": str(folder / "dino"),
         "clip": str(folder / "clip"),
         "guided": str(guided_checkpoint),
+        "uno": str(tiny_models.saved(tiny_models.flux_dev(), folder / "uno")),
+        "adapter": str(folder / "adapter"),
     }
 
 

@@ -23,7 +23,8 @@ from transformers import (
 
 from customized_grpo.algorithm import sigma_schedule, step_progress
 from customized_grpo.config import RunConfig, load_config, recipes
-from customized_grpo.policies.flux_lora import lora_size
+from customized_grpo.policies.flux1 import Flux1Policy
+from customized_grpo.policies.lora import lora_size
 from customized_grpo.training.plan import Plan
 
 KONTEXT = "black-forest-labs/FLUX.1-Kontext-dev"
@@ -106,7 +107,9 @@ def test_the_models_have_their_published_sizes():
 
 @cache
 def adapter_size(name: str) -> int:
-    return lora_size(TRANSFORMER, load_config(name).adapter)
+    with torch.device("meta"):
+        transformer: Any = FluxTransformer2DModel.from_config(TRANSFORMER)
+    return lora_size(transformer.requires_grad_(False), load_config(name).adapter, Flux1Policy.layers)
 
 
 def test_the_published_adapter_has_956_million_weights():
@@ -126,12 +129,13 @@ def test_the_parameters_in_a_comment_are_those_of_its_adapter(name: str):
         assert float(said[1]) == round(adapter_size(name) / 1e6, 1)
 
 
-def on_the_gpu(config: RunConfig) -> float:
+def on_the_gpu(name: str) -> float:
     """GB of weights, gradients and optimiser: bfloat16 base and HPSv3, float32 adapter with Adam, other encoders."""
+    config = load_config(name)
     named = [*config.trained().values(), *map(config.resolve, config.evaluation.metrics)]
     rewards = {str(reward.own_model): 2 if reward.name == "hpsv3" else 4 for reward in named if not reward.remote}
-    size, parts = lora_size(TRANSFORMER, config.adapter), sizes()
-    adapter = size * (4 + 4 + 8 + (0 if config.adapter.ema.decay is None else 4))
+    parts = sizes()
+    adapter = adapter_size(name) * (4 + 4 + 8 + (0 if config.adapter.ema.decay is None else 4))
     base = 2 * (parts["transformer"] + parts["vae"])
     return (base + adapter + sum(parts[model] * bytes_ for model, bytes_ in rewards.items())) / 1e9
 
@@ -147,7 +151,7 @@ def test_every_figure_of_memory_is_computed():
                 assert float(said) == round(2 * sizes()["MizzenAI/HPSv3"] / 1e9, 1), line
             else:
                 assert "weights, gradients and optimiser" in line, line
-                assert float(said) == round(on_the_gpu(load_config(name))), line
+                assert float(said) == round(on_the_gpu(name)), line
 
 
 # --- the published settings ------------------------------------------------------------------------------------------

@@ -62,6 +62,12 @@ class ToyPolicy:
     def sigmas(self, num_steps: int, shift: float | str) -> Tensor:
         return sigma_schedule(num_steps, 1.0 if shift == "checkpoint" else float(shift))
 
+    @contextmanager
+    def sized(self, height: int, width: int) -> Iterator[None]:
+        usual, self.size = self.size, (3, height, width)
+        yield
+        self.size = usual
+
     def encode(self, samples: Sequence[Sample]) -> OwnCondition:
         pictures = (torch.tensor(np.asarray(sample.reference_images()[0]) / 255) for sample in samples)
         return Colours(pixels.float().mean(dim=(0, 1))[:, None, None] for pixels in pictures)

@@ -233,6 +233,17 @@ class RunConfig(Section):
         """Number of denoising steps with which the adapter is evaluated and used."""
         return self.evaluation.num_steps or self.sampling.num_steps
 
+    @property
+    def evaluation_size(self) -> tuple[int, int]:
+        """Height and width of the pictures with which the adapter is evaluated and used, in pixels."""
+        return self.evaluation.height or self.model.height, self.evaluation.width or self.model.width
+
+    @property
+    def evaluation_model(self) -> Model:
+        """The section `model` with the size of the pictures with which the adapter is evaluated and used."""
+        height, width = self.evaluation_size
+        return self.model.model_copy(update={"height": height, "width": width})
+
     # --- rewards and their models ------------------------------------------------------------------------------------
 
     def trained(self) -> dict[str, RewardSettings]:

@@ -28,7 +28,10 @@ from customized_grpo.fields import (
 from customized_grpo.rewards.by_name import AnyReward
 
 # Defaults of the section `model` for any model other than the built-in one.
-OF_OTHER_MODELS: Mapping[str, Any] = {"dtype": "bfloat16", "height": 512, "width": 512, "max_sequence_length": 512}
+OF_OTHER_MODELS: Mapping[str, Any] = {
+    **{"dtype": "bfloat16", "height": 512, "width": 512},
+    **{"guidance": None, "max_sequence_length": 512},
+}
 
 
 class Model(Section):
@@ -36,14 +39,22 @@ class Model(Section):
 
     path: PathText = BUILT_IN
     """The built-in generator (`critters`), or a folder or hub id of a model in diffusers' format."""
+    family: Literal["uno"] | None = None
+    """`uno`: FLUX.1-dev with UNO's adapter. `null`: what the checkpoint says."""
+    base_adapter: PathText | None = None
+    """Adapter that is fused into the frozen weights, so that training begins from it: a file, or its folder."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the frozen weights. The adapter is always float32."""
+    quantise: Literal["int8", "fp8"] | None = None
+    """Precision in which the frozen blocks are kept, with a float32 adapter on top: half the memory of bfloat16."""
     height: Pixels = 32
-    """Height of generated pictures and references, in pixels."""
+    """Height of generated pictures, in pixels."""
     width: Pixels = 32
-    """Width of generated pictures and references, in pixels."""
-    guidance: NonNegative = 2.5
-    """Scale of the embedded guidance. Checkpoints without embedded guidance ignore it."""
+    """Width of generated pictures, in pixels."""
+    reference_size: Pixels | None = None
+    """Size at which references enter, in pixels; what it means for each family: docs/models.md. `null`: as usual."""
+    guidance: NonNegative | None = 2.5
+    """Scale of the guidance, embedded or classifier-free: docs/models.md. `null` means the family's usual one."""
     max_sequence_length: Tokens = 16
     """Length to which T5 pads or cuts prompts, in tokens."""
     gradient_checkpointing: bool = False
@@ -54,6 +65,14 @@ class Model(Section):
     """Folder in which encoded prompts and references are kept for later runs. `null` keeps none on disk."""
     shard: bool = False
     """Divide the frozen weights among the processes (FSDP2), for a model that is too large for one GPU."""
+
+    @model_validator(mode="after")
+    def _quantised_from_half(self) -> Self:
+        if self.quantise and self.dtype != "bfloat16":
+            raise ValueError(f"quantise={self.quantise} needs dtype=bfloat16, not {self.dtype}")
+        if self.quantise and self.shard:
+            raise ValueError(f"quantise={self.quantise} cannot be sharded; set shard=false, or quantise=null")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -274,6 +293,10 @@ class Evaluation(Section):
     """Number of updates between evaluations. 0 means never."""
     num_steps: Steps | None = None
     """Number of denoising steps of evaluations and of users of the adapter. `null` means `sampling.num_steps`."""
+    height: Pixels | None = None
+    """Height of the pictures of evaluations and of users of the adapter. `null` means `model.height`."""
+    width: Pixels | None = None
+    """Width of the pictures of evaluations and of users of the adapter. `null` means `model.width`."""
     metrics: tuple[AnyReward, ...] = ()
     """Rewards that are measured but not trained on: names, lines such as `dino region=centre`, or mappings."""
     grid: Index = 8

@@ -159,7 +159,7 @@ def test_settings_without_adapter_are_the_models(request_for: GenerationRequest,
         load_config("critters")
     )  # the built-in model has no guidance
     kontext = replace(request_for, steps=None, model=str(guided_checkpoint)).settings()
-    assert kontext == SamplingSettings(28, "checkpoint", 2.5, 512, 512, 512)
+    assert kontext == SamplingSettings(28, "checkpoint", None, 512, 512, 512)  # the family's own guidance
 
 
 def test_size_and_steps_reach_the_picture(request_for: GenerationRequest, tmp_path: Path):

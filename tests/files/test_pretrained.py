@@ -16,6 +16,7 @@ from customized_grpo.critters.weights import FOLDER
 from customized_grpo.files import pretrained
 from customized_grpo.files.pretrained import ModelError, check_complete, find, load_part, loading, model_type
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
+from customized_grpo.sections import Model
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_an_edited_file_of_a_model(
 ):
     edit(generator / file, lambda content: content.update(change))
     with pytest.raises(ModelError, match=f"{message}.*; check its files, or download the model again$") as refused:
-        FluxKontextPolicy(generator, height=32, width=32, max_sequence_length=16)
+        FluxKontextPolicy(generator, Model())
     assert "\n" not in str(refused.value)
 
 

@@ -20,11 +20,10 @@ from customized_grpo.critters.weights import FOLDER
 from customized_grpo.data import Sample
 from customized_grpo.errors import UsageError
 from customized_grpo.files.durable import SavingError
-from customized_grpo.policies import flux_encoder
+from customized_grpo.policies import encoder
 from customized_grpo.policies.condition_cache import ConditionCache, content_key, model_identity
-from customized_grpo.policies.flux_condition import FluxCondition
-from customized_grpo.policies.flux_encoder import TEXT_ENCODERS
-from customized_grpo.policies.flux_kontext import FluxKontextPolicy
+from customized_grpo.policies.conditions import EncodedSamples
+from customized_grpo.policies.flux_kontext import FluxKontextEncoder, FluxKontextPolicy
 
 MakePolicy = Callable[..., FluxKontextPolicy]
 KEY = content_key("a")
@@ -145,24 +144,25 @@ def with_second(sample: Sample) -> Sample:
 
 def must_not_encode(policy: FluxKontextPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail if an encoder is called or moved."""
-    for name in TEXT_ENCODERS:
+    for name in FluxKontextEncoder.text_encoders:
         monkeypatch.setattr(getattr(policy.pipe, name), "forward", lambda *_, **__: pytest.fail("a prompt"))
         monkeypatch.setattr(getattr(policy.pipe, name), "to", lambda *_, **__: pytest.fail("moved"))
     monkeypatch.setattr(policy.pipe.vae, "encode", lambda *_, **__: pytest.fail("a picture"))
 
 
-def equal(one: FluxCondition, other: FluxCondition) -> bool:
-    names = ("text", "pooled", "reference", "reference_ids")
+def equal(one: EncodedSamples, other: EncodedSamples) -> bool:
     return all(
-        getattr(a, name).dtype == getattr(b, name).dtype and torch.equal(getattr(a, name), getattr(b, name))
+        a.references == b.references
+        and a.tensors[name].dtype == b.tensors[name].dtype
+        and torch.equal(a.tensors[name], b.tensors[name])
         for a, b in zip(one.entries, other.entries, strict=True)
-        for name in names
+        for name in ("text", "pooled", "reference")
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_second_policy_reads_what_the_first_encoded_bit_for_bit(
-    dtype: torch.dtype, tmp_path: Path, samples: list[Sample], make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
+    dtype: str, tmp_path: Path, samples: list[Sample], make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
 ):
     mixed = [samples[0], with_second(samples[1]), samples[2]]
     plain = make_policy(dtype=dtype).encode(mixed)
@@ -183,7 +183,7 @@ def test_keys_hold_only_values_that_are_the_same_in_every_process(
         recorded.append(settings)
         return model_identity(modules, settings)
 
-    monkeypatch.setattr(flux_encoder, "model_identity", recording)
+    monkeypatch.setattr(encoder, "model_identity", recording)
     make_policy(condition_cache=tmp_path).encode(samples[:1])
     assert len(recorded) == 2  # of the text encoders and of the VAE
     while recorded:
@@ -205,17 +205,16 @@ from safetensors.torch import save_file
 from customized_grpo.critters.weights import resolve
 from customized_grpo.data import Sample
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
-policy = FluxKontextPolicy(
-    resolve("critters", "generator"), height=32, width=32, max_sequence_length=16, condition_cache=sys.argv[1]
-)
-policy.pipe.encode_prompt = policy.pipe.prepare_latents = None
+from customized_grpo.sections import Model
+policy = FluxKontextPolicy(resolve("critters", "generator"), Model(condition_cache=sys.argv[1]))
+policy.pipe.encode_prompt = policy.pipe.vae.encode = None
 entry = policy.encode([Sample("elsewhere", "critter", {sample.prompt!r}, (Path(sys.argv[2]),))]).entries[0]
-save_file({{"text": entry.text, "pooled": entry.pooled, "reference": entry.reference}}, sys.argv[3])
+save_file(dict(entry.tensors), sys.argv[3])
 """
     out = tmp_path / "out.safetensors"
     subprocess.run([sys.executable, "-c", program, tmp_path / "cache", picture, out], check=True, timeout=300)
     theirs = load_file(out)
-    assert all(torch.equal(getattr(ours, name), theirs[name]) for name in ("text", "pooled", "reference"))
+    assert all(torch.equal(ours.tensors[name], theirs[name]) for name in ("text", "pooled", "reference"))
 
 
 def test_a_damaged_condition_is_encoded_again(
@@ -260,7 +259,7 @@ def test_settings_that_change_the_bits_are_in_the_key(tmp_path: Path, samples: l
     assert files(width=48) == 3
     assert files(height=48) == 4  # 48x32 and 32x48 hold the same number of pixels
     assert files(max_sequence_length=20) == 5
-    assert files(dtype=torch.bfloat16) == 7
+    assert files(dtype="bfloat16") == 7
     assert files(guidance=5.0, rank=4) == 7  # read by the transformer alone
 
 

@@ -22,7 +22,7 @@ PACKAGE = Path(customized_grpo.__file__).parent
 @pytest.fixture
 def toy(tmp_path: Path, make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """Settings for a checkpoint of a toy family, registered as CONTRIBUTING describes: by an entry in `FAMILIES`."""
-    monkeypatch.setitem(FAMILIES, "Toy", ToyPolicy)
+    monkeypatch.setitem(FAMILIES, "ToyPipeline", "toy_family:ToyPolicy")
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "model_index.json").write_text(json.dumps({"_class_name": "ToyPipeline"}))
     size = ("model.height=32", "model.width=32")

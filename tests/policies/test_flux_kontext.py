@@ -13,7 +13,8 @@ from customized_grpo.data import Sample, fit
 from customized_grpo.errors import UsageError
 from customized_grpo.files.pretrained import ModelError
 from customized_grpo.policies import adapter_file
-from customized_grpo.policies.flux_kontext import ADAPTER_FILE, FluxKontextPolicy
+from customized_grpo.policies.adapter_file import ADAPTER_FILE
+from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.training.rollout import Sampler, generate
 
 MakePolicy = Callable[..., FluxKontextPolicy]
@@ -38,7 +39,7 @@ def through_diffusers(pipe: FluxKontextPipeline, sample: Sample, policy: FluxKon
         _auto_resize=False,
         num_inference_steps=steps,
         guidance_scale=policy.guidance,
-        max_sequence_length=policy.max_sequence_length,
+        max_sequence_length=policy.encoder.max_sequence_length,
         generator=torch.Generator().manual_seed(SEED),
         output_type="pt",
         return_dict=False,
@@ -124,12 +125,12 @@ def test_an_encoded_entry_does_not_depend_on_its_neighbours(samples: list[Sample
     assert torch.equal(torch.get_rng_state(), before)  # or a resumed run would draw different numbers
     alone = make_policy().encode(samples[1:2])
     for name in ("text", "pooled", "reference"):
-        assert torch.equal(getattr(together.entries[1], name), getattr(alone.entries[0], name))
+        assert torch.equal(together.entries[1].tensors[name], alone.entries[0].tensors[name])
 
 
 def test_half_precision_does_not_round_the_time(samples: list[Sample], make_policy: MakePolicy):
     """diffusers alone would round it to bfloat16, where 612.87, 612 and 613.75 thousandths are equal."""
-    policy = make_policy(dtype=torch.bfloat16)
+    policy = make_policy(dtype="bfloat16")
     condition = policy.encode(samples[:1])
     latents, times = policy.noise(condition, [1]), []
     policy.module.time_text_embed.register_forward_hook(lambda _module, inputs, _output: times.append(inputs[0]))
@@ -196,7 +197,7 @@ def test_a_checkpoint_without_a_usable_schedule_is_refused(scheduler: object, me
 
 
 def test_only_the_adapter_is_trainable_and_in_float32(make_policy: MakePolicy):
-    policy = make_policy(rank=3, targets=("to_q", "proj_mlp"), dtype=torch.bfloat16)
+    policy = make_policy(rank=3, targets=("to_q", "proj_mlp"), dtype="bfloat16")
     weights = policy.trainable_parameters()
     # Width 64: to_q of 1 double and 3 single blocks 64 -> 64, proj_mlp of 3 single blocks 64 -> 256.
     assert sum(w.numel() for w in weights.values()) == 3 * (4 * (64 + 64) + 3 * (64 + 256))
@@ -207,7 +208,7 @@ def test_only_the_adapter_is_trainable_and_in_float32(make_policy: MakePolicy):
 
 
 def test_half_precision_still_steps_in_float32(samples: list[Sample], make_policy: MakePolicy):
-    half, full = make_policy(dtype=torch.bfloat16), make_policy()
+    half, full = make_policy(dtype="bfloat16"), make_policy()
     latents = full.noise(full.encode(samples[:1]), [1])
     with torch.no_grad():
         rounded, exact = (p.velocity(latents, 0.6, p.encode(samples[:1])) for p in (half, full))

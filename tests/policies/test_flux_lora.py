@@ -19,8 +19,9 @@ from customized_grpo.critters.weights import resolve
 from customized_grpo.data import Sample
 from customized_grpo.errors import UsageError
 from customized_grpo.files.pretrained import ModelError
-from customized_grpo.policies.flux_kontext import ADAPTER_FILE, FluxKontextPolicy
-from customized_grpo.policies.flux_lora import ADAPTER
+from customized_grpo.policies.adapter_file import ADAPTER_FILE
+from customized_grpo.policies.flux_kontext import FluxKontextPolicy
+from customized_grpo.policies.lora import ADAPTER
 from customized_grpo.run.access import RunDirectoryError
 from customized_grpo.training.assemble import assemble
 from customized_grpo.training.trainer import Trainer

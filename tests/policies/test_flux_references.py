@@ -9,7 +9,7 @@ from torch import Tensor
 
 from customized_grpo.config import RunConfig
 from customized_grpo.data import Sample
-from customized_grpo.policies.flux_condition import FluxCondition
+from customized_grpo.policies.conditions import EncodedSamples
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.training import assemble as assembling
 from customized_grpo.training.rollout import Sampler
@@ -32,7 +32,7 @@ def mixed(samples: list[Sample]) -> list[Sample]:
     return [one, with_second(two), three, many, with_second(five)]
 
 
-def velocity_of(policy: FluxKontextPolicy, latents: Tensor, condition: FluxCondition) -> Tensor:
+def velocity_of(policy: FluxKontextPolicy, latents: Tensor, condition: EncodedSamples) -> Tensor:
     with torch.no_grad():
         return policy.velocity(latents, 0.6, condition)
 
@@ -41,8 +41,9 @@ def test_references_are_images_one_two_three_each_with_its_own_rows_and_columns(
     mixed: list[Sample], make_policy: MakePolicy
 ):
     policy = make_policy()
-    ids = [entry.reference_ids for entry in policy.encode(mixed).entries]
-    tokens = len(ids[0])
+    sizes = [entry.references for entry in policy.encode(mixed).entries]
+    tokens = policy.grid[0] * policy.grid[1]
+    ids = [policy.positions(policy.grid, references)[tokens:] for references in sizes]
     assert [len(each) // tokens for each in ids] == [1, 2, 1, 3, 2]
     three = ids[3].reshape(3, tokens, 3)
     assert [three[n, :, 0].unique().tolist() for n in range(3)] == [[1], [2], [3]]
@@ -57,7 +58,9 @@ def test_the_tokens_of_a_reference_do_not_depend_on_the_others(mixed: list[Sampl
     sample = mixed[3]
     (entry,) = policy.encode([sample]).entries
     alone = [replace(sample, id=f"alone-{n}", references=(r,)) for n, r in enumerate(sample.references)]
-    assert torch.equal(entry.reference, torch.cat([e.reference for e in policy.encode(alone).entries]))
+    assert torch.equal(
+        entry.tensors["reference"], torch.cat([e.tensors["reference"] for e in policy.encode(alone).entries])
+    )
 
 
 def test_each_sample_of_a_mixed_batch_gets_what_it_gets_alone(

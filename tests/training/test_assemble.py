@@ -15,7 +15,7 @@ from customized_grpo.config import ConfigError, RunConfig
 from customized_grpo.critters.weights import FOLDER
 from customized_grpo.data import Sample
 from customized_grpo.errors import InputError, UsageError
-from customized_grpo.policies import FAMILIES, load_policy
+from customized_grpo.policies import load_policy
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.run.access import RunDirectoryError
 from customized_grpo.run.sampling_settings import SamplingSettings
@@ -169,11 +169,7 @@ def test_only_training_leaves_the_weights_to_be_sharded(make_config: MakeConfig,
     """`evaluate` and `probe` with a sharded run's settings do not shard, so the model must not stay on the CPU."""
     waits: list[bool] = []
 
-    class Recorder(FluxKontextPolicy):
-        def __init__(self, *_: object, shard: bool, **__: object):
-            waits.append(shard)
-
-    monkeypatch.setitem(FAMILIES, "FluxKontext", Recorder)
+    monkeypatch.setattr(FluxKontextPolicy, "__init__", lambda *_, shard: waits.append(shard))
     config = make_config("model.shard=true")
     load_policy(config.model, config.device)
     load_policy(config.model, config.device, shard=config.model.shard)

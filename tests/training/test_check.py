@@ -10,7 +10,7 @@ import torch
 
 from customized_grpo.config import RunConfig, load_config
 from customized_grpo.critters import samples as critters
-from customized_grpo.policies import flux_kontext
+from customized_grpo.policies import diffusers_policy
 from customized_grpo.rewards import encoder
 from customized_grpo.training.check import check_run
 from program import TINY, Refusal, start
@@ -21,7 +21,7 @@ DINO = "facebook/dinov2-base is not in the hub's cache on this machine and could
 
 @pytest.fixture(autouse=True)
 def no_weights(monkeypatch: pytest.MonkeyPatch):
-    for module in (flux_kontext, encoder):
+    for module in (diffusers_policy, encoder):
         monkeypatch.setattr(module, "load_part", lambda *_, **__: pytest.fail("weights were loaded"))
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from customized_grpo.algorithm import sigma_schedule
 from customized_grpo.commands.generate import GenerationRequest
 from customized_grpo.data.images import to_pictures
+from customized_grpo.measure.evaluate import evaluate
 from customized_grpo.measure.request import make_request
 from customized_grpo.run.sampling_settings import SamplingSettings
 from customized_grpo.training.advice import notices
@@ -72,6 +73,25 @@ def test_evaluations_take_the_steps_that_users_take(make_trainer: MakeTrainer):
     assert len(trainer.sampler.sigmas) == 4 + 1  # of training
     (notice,) = [each for each in notices(trainer.plan) if "evaluations with 6" in each]
     assert notice.startswith("training samples with 4 steps, evaluations with 6: the adapter is to be used with 6")
+
+
+def test_evaluations_have_the_size_that_users_want(make_trainer: MakeTrainer):
+    """Another one than in training: `generate`, `evaluate` and sampling.json agree with the run's own evaluations."""
+    size = ("evaluation.height=40", "evaluation.width=48")
+    trainer = make_trainer(*size, "evaluation.every=1", "evaluation.metrics=[]", "evaluation.grid=1")
+    trainer.train()
+    folder, sample = trainer.directory.path, trainer.held_out.samples[0]
+    assert SamplingSettings.read(folder / "adapter") == SamplingSettings(4, 3.0, 2.5, 40, 48, 16)
+    with trainer.policy.sized(40, 48):
+        condition = trainer.policy.encode([sample])
+        expected = generate(trainer.policy, condition, sigma_schedule(4, 3.0), [derive_seed("case", sample.id, 0)])
+    saved = Image.open(folder / "images" / "eval-00001" / "00.png")
+    assert saved.size == (48, 40)
+    assert to_pictures(expected)[0].tobytes() == saved.tobytes()
+    assert trainer.policy.encode([sample]).height == 32  # of training
+    request = make_request(str(folder), [], cases=1)
+    evaluate(request, folder.parent / "evaluated")
+    assert Image.open(next((folder.parent / "evaluated" / "images").glob("*.png"))).size == (48, 40)
 
 
 def test_why_held_out_cases_have_no_score_is_said_once(make_trainer: MakeTrainer):

@@ -101,7 +101,7 @@ def _measure(config: RunConfig, trainer: Trainer, cases: int) -> Measured:
     samples += draw_samples(max(cases // 4, 1), TEST_CRITTERS, 1, UNSEEN_SITUATIONS)
     evaluation = config.evaluation.model_copy(update={"metrics": METRICS})
     metrics = load_metrics(config.model_copy(update={"evaluation": evaluation}), trainer.rewards)
-    held_out = HeldOut(samples, metrics, config.groups.rollout_batch, trainer.processes)
+    held_out = HeldOut(samples, metrics, config.groups.rollout_batch, trainer.processes, config.evaluation_size)
     policy, sigmas = trainer.policy, trainer.sampler.sigmas
     with policy.base_policy():
         base = held_out.evaluate(policy, sigmas, "measuring the base")

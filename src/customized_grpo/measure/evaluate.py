@@ -106,7 +106,7 @@ def _warn_of_unscorable(request: EvaluationRequest) -> None:
 
 def _load(request: EvaluationRequest) -> tuple[Policy, dict[str, Reward]]:
     device = usable_device(request.config.device)
-    policy = load_policy(request.config.model, request.config.device)
+    policy = load_policy(request.config.evaluation_model, request.config.device)
     if request.adapter is not None:
         policy.load_adapter(request.adapter)
     return policy, {name: metric.make(device) for name, metric in request.all_metrics().items()}

@@ -47,6 +47,8 @@ from customized_grpo.run.sampling_settings import SamplingSettings
 CRITTERS_CASES = 512
 CONTENT = "content"  # the setting that tells whether texts and pictures of the samples are the same
 
+OF_THE_BASE = ("family", "base_adapter", "quantise", "reference_size")  # settings that change the base if they are set
+
 
 @dataclass(frozen=True)
 class EvaluationRequest:
@@ -120,6 +122,7 @@ class EvaluationRequest:
         return {
             "model": model.path,
             "dtype": model.dtype,
+            **{name: value for name in OF_THE_BASE if (value := getattr(model, name)) is not None},
             "adapter": None if self.adapter is None else _adapter_digest(self.adapter),
             "sampling": asdict(SamplingSettings.of(self.config)),
             "data": self.config.data.source,

@@ -1,20 +1,25 @@
 """Model families: one file each behind the protocol `Policy`, chosen by the pipeline class that a checkpoint names.
 
-A new family is one file here, and below its import and its entry in `FAMILIES`. No code outside this folder names one.
+A new family is one file here, and its entry in `FAMILIES` below. No code outside this folder names one.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from pkgutil import resolve_name
 
 from customized_grpo.critters.weights import resolve
 from customized_grpo.files.pretrained import ModelError, check_complete, find_offline, pipeline_class
 from customized_grpo.policies.base import Policy
-from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.sections import Adapter, Model
 
-# How the name of a checkpoint's pipeline class begins -> the policy that runs it.
-FAMILIES: dict[str, type[Policy]] = {"FluxKontext": FluxKontextPolicy}
+# What a checkpoint's pipeline class is called -> the policy that runs it, imported when it is needed.
+FAMILIES: dict[str, str] = {
+    "FluxKontextPipeline": "customized_grpo.policies.flux_kontext:FluxKontextPolicy",
+    "Flux2KleinPipeline": "customized_grpo.policies.flux2_klein:Flux2KleinPolicy",
+}
+# Families whose checkpoints say something else: model.family -> what they say, and the policy.
+BY_NAME: dict[str, tuple[str, str]] = {"uno": ("FluxPipeline", "customized_grpo.policies.uno:UnoPolicy")}
 
 
 def load_policy(model: Model, device: str, *, shard: bool = False) -> Policy:
@@ -32,12 +37,15 @@ def find_family(model: Model) -> type[Policy]:
     """The policy class that runs a checkpoint; loads no weights. Raises ModelError like `load_policy`."""
     path: str | Path = resolve(model.path, "generator")
     pipeline = pipeline_class(path)
-    family = next((policy for prefix, policy in FAMILIES.items() if pipeline.startswith(prefix)), None)
-    if family is None:
-        supported = ", ".join(f"{prefix}Pipeline" for prefix in FAMILIES)
-        raise ModelError(f"{model.path} is a {pipeline}, which is not supported; supported: {supported}")
+    expected, policy = (pipeline, FAMILIES.get(pipeline)) if model.family is None else BY_NAME[model.family]
+    if pipeline != expected:
+        raise ModelError(f"{model.path} is a {pipeline}, and model.family={model.family} needs a {expected}")
+    if policy is None:
+        hint = next((f"; set model.family={name}" for name, (own, _) in BY_NAME.items() if own == pipeline), "")
+        supported = ", ".join([*FAMILIES, *(f"{own} with model.family={name}" for name, (own, _) in BY_NAME.items())])
+        raise ModelError(f"{model.path} is a {pipeline}, which is not supported{hint}; supported: {supported}")
     check_complete(path)
-    return family
+    return resolve_name(policy)
 
 
 def adapter_size(model: Model, adapter: Adapter) -> int | None:

@@ -100,6 +100,13 @@ class Policy(Protocol):
         """
         ...
 
+    def sized(self, height: int, width: int) -> AbstractContextManager[None]:
+        """A block in which schedules, conditions and pictures are for this size in pixels, not for that of `model`.
+
+        A condition is used in the block in which it was encoded. Raises UsageError if the model cannot take the size.
+        """
+        ...
+
     def encode(self, samples: Sequence[Sample]) -> Condition:
         """One entry per sample, independent of the other samples. Raises DataError if a reference is unreadable."""
         ...

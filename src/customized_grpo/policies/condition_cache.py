@@ -103,5 +103,6 @@ def _checksum(key: str, tensors: Tensors) -> Tensor:
 def _update(digest: Any, tensors: Tensors) -> None:
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)  # numpy has no bfloat16
+        plain = tensor if type(tensor) in (Tensor, nn.Parameter) else tensor.dequantize()  # torchao's
+        content = plain.detach().cpu().contiguous().reshape(-1).view(torch.uint8)  # numpy has no bfloat16
         digest.update(content.numpy().data)

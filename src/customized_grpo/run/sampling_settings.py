@@ -23,7 +23,7 @@ class SamplingSettings:
 
     num_steps: Steps
     shift: Shift | Literal["checkpoint"]
-    guidance: NonNegative
+    guidance: NonNegative | None  # None: the family's usual one
     height: Pixels
     width: Pixels
     max_sequence_length: Tokens
@@ -31,7 +31,7 @@ class SamplingSettings:
     @classmethod
     def of(cls, config: RunConfig) -> SamplingSettings:
         """The sampling settings of a configuration."""
-        return cls.of_model(config.model, config.evaluation_steps, config.sampling.shift)
+        return cls.of_model(config.evaluation_model, config.evaluation_steps, config.sampling.shift)
 
     @classmethod
     def of_model(cls, model: Model, num_steps: int, shift: float | Literal["checkpoint"]) -> SamplingSettings:

@@ -28,7 +28,7 @@ from customized_grpo.run.trackers import Trackers
 from customized_grpo.runtime.distributed import Processes
 from customized_grpo.sections import Data
 from customized_grpo.training.calibrate import kept_calibrations, measure_missing
-from customized_grpo.training.evaluation import HeldOut
+from customized_grpo.training.evaluation import HeldOut, evaluation_sigmas
 from customized_grpo.training.trainer import Trainer
 
 
@@ -185,8 +185,8 @@ def assemble(config: RunConfig, *, resume: bool = False) -> Trainer:
     kept = kept_calibrations(config, resume=resume)
     local = config.model_copy(update={"device": str(processes.device)})  # this process's own GPU
     policy = load_policy(config.model, local.device, shard=config.model.shard)
-    for steps in (config.sampling.num_steps, config.evaluation_steps):
-        policy.sigmas(steps, config.sampling.shift)  # refuses a schedule before the folder is made
+    policy.sigmas(config.sampling.num_steps, config.sampling.shift)  # refuses a schedule before the folder is made
+    evaluation_sigmas(policy, config)
     add_adapter(policy, config)
     if config.model.shard:
         policy.shard()
@@ -201,5 +201,6 @@ def assemble(config: RunConfig, *, resume: bool = False) -> Trainer:
         directory = RunDirectory(config, resume=resume, own_samples=known, files=files)
     scales = {key: calibration.scale() for key, calibration in calibrations.items()}
     roles = {key: str(reward.role) for key, reward in config.rewards.items()}
-    evaluation = HeldOut(held_out, metrics, config.groups.rollout_batch, processes, roles, scales)
+    batch, size = config.groups.rollout_batch, config.evaluation_size
+    evaluation = HeldOut(held_out, metrics, batch, processes, size, roles, scales)
     return Trainer(config, policy, rewards, train, evaluation, directory, processes, scales)

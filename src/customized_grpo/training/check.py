@@ -51,6 +51,8 @@ def check_run(config: RunConfig, *, resume: bool) -> Check:
         train, held_out, _ = own_samples(config, resume=resume, check=False)
         check.problems += sample_problems(config, train, held_out)
     with check.part():
+        if config.evaluation_model != config.model:
+            adapter_size(config.evaluation_model, config.adapter)
         size = adapter_size(config.model, config.adapter)
         check.notes.append(
             f"{config.model.path} is not in the hub's cache on this machine: model and adapter could not be checked"

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from customized_grpo.algorithm import Calibration
 from customized_grpo.calibration.joint import joint_quality
-from customized_grpo.config import JOINT_CALIBRATED
+from customized_grpo.config import JOINT_CALIBRATED, RunConfig
 from customized_grpo.data import Sample
 from customized_grpo.data.images import to_pictures
 from customized_grpo.files.pictures import Shown
@@ -48,6 +48,12 @@ class Scored:
         ]
 
 
+def evaluation_sigmas(policy: Policy, config: RunConfig) -> Tensor:
+    """The noise grid of evaluations. Raises UsageError if the model cannot take their size or schedule."""
+    with policy.sized(*config.evaluation_size):
+        return policy.sigmas(config.evaluation_steps, config.sampling.shift)
+
+
 Case = tuple[Sample, int]  # a sample and which of its images
 
 
@@ -65,6 +71,7 @@ class HeldOut:
     metrics: Mapping[str, Reward]  # rewards as "<key>_reward", and the metrics of `evaluation.metrics` by name
     batch: int  # images per forward pass
     processes: Processes
+    size: tuple[int, int]  # height and width of the pictures, in pixels
     roles: Mapping[str, str] = field(default_factory=dict)  # of the rewards by key
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)  # of identity and prompt, if the run has any
     _reasons: Reasons = field(default_factory=Reasons, init=False, repr=False, compare=False)
@@ -84,7 +91,9 @@ class HeldOut:
         samples = self.samples[part] if count else self.samples[:1]  # with no share, one case for its shapes
         cases = [(sample, 0) for sample in samples]
         starts = tqdm(range(0, len(cases), self.batch), desc=label, disable=label is None, leave=False)
-        images = torch.cat([self._generate(policy, sigmas, cases[start : start + self.batch]) for start in starts])
+        with policy.sized(*self.size):
+            parts = [self._generate(policy, sigmas, cases[start : start + self.batch]) for start in starts]
+        images = torch.cat(parts)
         scores = {name: score(name, metric, images, samples) for name, metric in self.metrics.items()}
         for name, values in scores.items():
             if values.isnan().any():
@@ -100,7 +109,7 @@ class HeldOut:
             if len(cases) == 1 or self.processes.count > 1:
                 raise MemoryExhaustedError(
                     f"out of memory while evaluating {len(cases)} images at a time ({first_line(error)}); continue "
-                    "with --resume and a smaller groups.rollout_batch, or with a smaller model.height and model.width"
+                    "with --resume and a smaller groups.rollout_batch, or with a smaller evaluation.height and width"
                 ) from None
         middle = len(cases) // 2  # outside of `except`, which would keep the failed attempt's tensors alive
         return torch.cat([self._generate(policy, sigmas, half) for half in (cases[:middle], cases[middle:])])

@@ -44,7 +44,7 @@ from customized_grpo.runtime.distributed import Processes
 from customized_grpo.runtime.memory import MicroBatches
 from customized_grpo.runtime.stopping import StopRequest
 from customized_grpo.training.advice import advice, restraint
-from customized_grpo.training.evaluation import HeldOut
+from customized_grpo.training.evaluation import HeldOut, evaluation_sigmas
 from customized_grpo.training.forward import ForwardSampler
 from customized_grpo.training.learner import Learner
 from customized_grpo.training.plan import Plan
@@ -79,7 +79,7 @@ class Trainer:
     def __post_init__(self) -> None:
         config = self.config
         sigmas = self.policy.sigmas(config.sampling.num_steps, config.sampling.shift)
-        self.evaluation_sigmas = self.policy.sigmas(config.evaluation_steps, config.sampling.shift)
+        self.evaluation_sigmas = evaluation_sigmas(self.policy, config)
         self.sampler = Sampler(
             sigmas,
             config.noise.dynamics,

@@ -1,4 +1,4 @@
-"""Which layers of FLUX's transformer get a LoRA, and how q, k and v share one of its matrices.
+"""Which layers of a transformer get a LoRA, and how q, k and v share one of its matrices.
 
 FLUX's own code computes q, k and v in one fused layer, so a LoRA on it (UNO's, the authors') reads all three through
 one matrix A. diffusers divides the layer in three; with `share_qkv` their three A are one parameter again.
@@ -7,10 +7,9 @@ one matrix A. diffusers divides the layer in three; with `share_qkv` their three
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from diffusers import FluxTransformer2DModel
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
@@ -21,37 +20,70 @@ from customized_grpo.policies.adapter_file import Adapter, check_targets
 from customized_grpo.sections import Adapter as AdapterSettings
 
 ADAPTER = "default"  # peft's name of it
-# Of both streams of the double blocks; the first three also of the single blocks.
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp")
-OUTPUT = "proj_out"  # attention and feed-forward of a single block; the model's last layer has this name, too
-ALL = (*ATTENTION, *FEED_FORWARD, OUTPUT)
 FUSED = (("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj"))  # one layer each in FLUX's own code
-SINGLE_BLOCKS = "single_transformer_blocks."
 
 
-def targets_of(targets: str | Sequence[str] | None, module: nn.Module) -> list[str]:
+@dataclass(frozen=True)
+class Layers:
+    """The linear layers of a transformer that can be adapted, by the ends of their names after a dot.
+
+    blocks        its lists of blocks
+    attention     q, k, v and output projections of the attention, in both streams
+    output        projections of blocks that fuse attention and feed-forward
+    feed_forward  the feed-forward layers
+    """
+
+    blocks: tuple[str, ...]
+    attention: tuple[str, ...]
+    output: tuple[str, ...]
+    feed_forward: tuple[str, ...]
+
+
+def targets_of(targets: str | Sequence[str] | None, layers: Layers, module: nn.Module) -> list[str]:
     """The names of the layers to adapt. Raises UsageError for one that matches no layer that can be adapted.
 
     targets  a named set, or names; None: all
         "attention"             q, k, v and output projections of the attention
-        "attention_and_output"  these, and the output projection of the single blocks: the layers of UNO's LoRA
-        "all"                   these, the feed-forward layers, and the model's last layer
+        "attention_and_output"  these, and the projections of blocks that fuse attention and feed-forward: in FLUX.1
+                                the layers of UNO's LoRA
+        "all"                   these, the feed-forward layers, and the last layer if it is named as they are
     """
     names: list[str]
     if not isinstance(targets, str | None):
         names = list(targets)
+    elif targets == "attention":
+        names = list(layers.attention)
     elif targets == "attention_and_output":
-        single = [name for name, _ in module.named_modules() if name.startswith(SINGLE_BLOCKS)]
-        names = [*ATTENTION, *(name for name in single if name.endswith(f".{OUTPUT}"))]
+        inside = _linear(module, layers.output)
+        names = [*layers.attention, *(name for name in inside if name.startswith(layers.blocks))]
     else:
-        names = list(ATTENTION if targets == "attention" else ALL)
+        names = [*layers.attention, *layers.feed_forward, *_ends(module, layers.output)]
     check_targets(names, module)  # peft would overlook one that matches nothing next to one that matches
+    return names
+
+
+def _linear(module: nn.Module, ends: Sequence[str]) -> list[str]:
+    """The full names of linear layers that end so."""
+    return [
+        name
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear) and f".{name}".endswith(tuple(f".{end}" for end in ends))
+    ]
+
+
+def _ends(module: nn.Module, ends: Sequence[str]) -> list[str]:
+    """The ends that match only linear layers as they are; full names in the place of others."""
+    names = []
+    for end in ends:
+        matched = [name for name, _ in module.named_modules() if f".{name}".endswith(f".{end}")]
+        linear = _linear(module, [end])
+        names += [end] if matched == linear else linear
     return names
 
 
 def add_lora(
     module: nn.Module,
+    layers: Layers,
     rank: int,
     alpha: float,
     targets: str | Sequence[str] | None,
@@ -68,7 +100,7 @@ def add_lora(
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # pyright: ignore[reportArgumentType] (declared as int, but only divided by r)
-        target_modules=targets_of(targets, module),
+        target_modules=targets_of(targets, layers, module),
         init_lora_weights="gaussian",
     )
     with torch.random.fork_rng(devices=[]):
@@ -79,15 +111,13 @@ def add_lora(
     cast_training_params(module, torch.float32)
 
 
-def lora_size(transformer: Mapping[str, Any], settings: AdapterSettings) -> int:
-    """The number of weights that `add_lora` would add to a transformer with this configuration; makes no weights.
+def lora_size(module: nn.Module, settings: AdapterSettings, layers: Layers) -> int:
+    """The number of weights that `add_lora` would add to a transformer on the meta device; adds the adapter there.
 
     Raises UsageError as `add_lora` does.
     """
     with torch.device("meta"):
-        module: Any = FluxTransformer2DModel.from_config(dict(transformer))  # Any: annotated as a tuple, too
-        module.requires_grad_(False)
-        add_lora(module, settings.rank, settings.alpha, settings.targets, share_qkv=settings.share_qkv)
+        add_lora(module, layers, settings.rank, settings.alpha, settings.targets, share_qkv=settings.share_qkv)
     return sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
 
 
