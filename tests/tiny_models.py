@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,23 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKLFlux2,
+    AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    QwenImageEditPlusPipeline,
+    QwenImageTransformer2DModel,
 )
-from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from customized_grpo.critters.build import models
 
@@ -83,6 +94,59 @@ def klein(*, distilled: bool = False) -> Flux2KleinPipeline:
     )
 
 
+def qwen_edit(*, newer: bool = False) -> QwenImageEditPlusPipeline:
+    """Qwen-Image-Edit-2509, or 2511 with its time 0 for references; latents 8 times smaller than pictures.
+
+    The processor is saved beside it: a `Qwen2VLProcessor` needs torchvision.
+    """
+    torch.manual_seed(0)
+    tokenizer = qwen_tokenizer()
+    names = ("image_pad", "vision_start", "vision_end")
+    pad, start, end = (tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in names)
+    rope = {"type": "default", "mrope_section": [2, 3, 3], "rope_type": "default"}
+    config = Qwen2_5_VLConfig(
+        text_config={
+            **{"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2},
+            **{"num_attention_heads": 2, "num_key_value_heads": 1, "rope_scaling": rope},
+        },
+        vision_config={
+            **{"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32},
+            **{"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 56},
+            **{"fullatt_block_indexes": [0]},
+        },
+        image_token_id=pad,
+        vision_start_token_id=start,
+        vision_end_token_id=end,
+    )
+    no_processor: Any = None
+    return QwenImageEditPlusPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15),
+        vae=AutoencoderKLQwenImage(
+            base_dim=8,
+            z_dim=4,
+            dim_mult=[1, 2, 2, 2],
+            num_res_blocks=1,
+            temperal_downsample=[False, True, True],
+            latents_mean=[-0.7, 0.1, 0.4, -0.2],
+            latents_std=[2.8, 1.4, 2.3, 0.7],
+        ),
+        text_encoder=Qwen2_5_VLForConditionalGeneration(config),
+        tokenizer=tokenizer,
+        processor=no_processor,
+        transformer=QwenImageTransformer2DModel(
+            patch_size=2,
+            in_channels=16,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            axes_dims_rope=(4, 6, 6),
+            zero_cond_t=newer,
+        ),
+    )
+
+
 def flux_dev(transformer: Any = None) -> FluxPipeline:
     """FLUX.1-dev: the parts of the built-in generator with embedded guidance and FLUX's schedule."""
     torch.manual_seed(0)
@@ -103,4 +167,9 @@ def flux_dev(transformer: Any = None) -> FluxPipeline:
 
 def saved(pipe: Any, folder: Path) -> Path:
     pipe.save_pretrained(folder)
+    if isinstance(pipe, QwenImageEditPlusPipeline):
+        Qwen2VLImageProcessorPil(patch_size=14, merge_size=2).save_pretrained(folder / "processor")
+        index = json.loads((folder / "model_index.json").read_text())
+        index["processor"] = ["transformers", "Qwen2VLProcessor"]
+        (folder / "model_index.json").write_text(json.dumps(index))
     return folder

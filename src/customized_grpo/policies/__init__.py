@@ -17,6 +17,7 @@ from customized_grpo.sections import Adapter, Model
 FAMILIES: dict[str, str] = {
     "FluxKontextPipeline": "customized_grpo.policies.flux_kontext:FluxKontextPolicy",
     "Flux2KleinPipeline": "customized_grpo.policies.flux2_klein:Flux2KleinPolicy",
+    "QwenImageEditPlusPipeline": "customized_grpo.policies.qwen_image_edit:QwenImageEditPolicy",
 }
 # Families whose checkpoints say something else: model.family -> what they say, and the policy.
 BY_NAME: dict[str, tuple[str, str]] = {"uno": ("FluxPipeline", "customized_grpo.policies.uno:UnoPolicy")}

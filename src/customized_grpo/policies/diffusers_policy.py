@@ -65,6 +65,7 @@ class DiffusersPolicy(ABC):
     usual_guidance: ClassVar[float]  # if model.guidance is null
     pipeline: ClassVar[Any]  # the class of diffusers
     parts: ClassVar[Mapping[str, Any]]  # the pipeline's models by name, "transformer" and "vae" among them
+    left_out: ClassVar[tuple[str, ...]] = ()  # parts of the pipeline that are not loaded
     encoder_class: ClassVar[type[Encoder]]
     layers: ClassVar[Layers]  # of the transformer, that can be adapted
 
@@ -98,7 +99,8 @@ class DiffusersPolicy(ABC):
         """The pipeline in a folder or hub id. Raises ModelError if it cannot be loaded, or weights are missing."""
         parts = {name: load_part(kind, path, name, dtype=self.dtype) for name, kind in self.parts.items()}
         with loading(path):
-            return self.pipeline.from_pretrained(path, dtype=self.dtype, use_safetensors=True, **parts)
+            absent = dict.fromkeys(self.left_out)
+            return self.pipeline.from_pretrained(path, dtype=self.dtype, use_safetensors=True, **parts, **absent)
 
     @classmethod
     def adapter_size(cls, path: str | Path, model: Model, adapter: AdapterSettings) -> int | None:
@@ -290,9 +292,16 @@ class DiffusersPolicy(ABC):
         embedding  the transformer's part that gets time and guidance first
         """
         half = self.dtype != torch.float32
-        exact = _exact_inputs(embedding, time, guidance) if half else nullcontext()
+        exact = _with_inputs(embedding, self.exact_inputs(time, guidance)) if half else nullcontext()
         with torch.autocast(self.device.type, self.dtype, enabled=half), exact:
             return self.module(timestep=time, guidance=guidance, return_dict=False, **inputs)[0]
+
+    def exact_inputs(self, time: Tensor, guidance: Tensor | None) -> list[Tensor]:
+        """What the embedding gets first, in float32.
+
+        In half precision diffusers rounds it, and sigmas that differ by up to .4 % become equal.
+        """
+        return [value * 1000 for value in (time, guidance) if value is not None]
 
     @abstractmethod
     def decode(self, latents: Tensor, condition: EncodedSamples) -> Tensor: ...
@@ -306,12 +315,8 @@ def check_size(height: int, width: int, scale: int) -> None:
 
 
 @contextmanager
-def _exact_inputs(embedding: nn.Module, *values: Tensor | None) -> Iterator[None]:
-    """Pass time and guidance to their embedding in float32.
-
-    In half precision diffusers rounds them first, and sigmas that differ by up to .4 % become equal.
-    """
-    exact = [value * 1000 for value in values if value is not None]
+def _with_inputs(embedding: nn.Module, exact: Sequence[Tensor]) -> Iterator[None]:
+    """A block in which an embedding gets these as its first inputs."""
     hook = embedding.register_forward_pre_hook(lambda _, inputs: (*exact, *inputs[len(exact) :]))
     try:
         yield
