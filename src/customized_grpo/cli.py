@@ -281,22 +281,29 @@ def report(
 @app.command()
 @guarded()
 def build_critters(
-    output: Annotated[Path, PathOption(help="Folder for the weights.")] = Path("build/critters/weights"),
-    work: Annotated[Path, PathOption(help="Folder for unfinished stages.")] = Path("build/critters/stages"),
+    world: Annotated[
+        Literal["critters", "critters-dye"],
+        typer.Option(help="World whose models are trained: with hats, or with dyes."),
+    ] = "critters",
+    output: Annotated[Path | None, PathOption(help="Folder for the weights.  [default: build/WORLD/weights]")] = None,
+    work: Annotated[
+        Path | None, PathOption(help="Folder for unfinished stages.  [default: build/WORLD/stages]")
+    ] = None,
     seed: Seed = 0,
     shorten: Annotated[int, typer.Option(help="Divide all step counts by this, to try it out.", min=1)] = 1,
     device: Device = None,
 ) -> None:
-    """Train the models of the built-in world from scratch.
+    """Train the models of a built-in world from scratch.
 
     Run the same command again to continue after an interruption.
     """
-    with ending(lambda: kept_stages(work)):
+    weights, stages = output or Path("build") / world / "weights", work or Path("build") / world / "stages"
+    with ending(lambda: kept_stages(stages)):
         from customized_grpo.critters.build.run import Build, Recipe
 
-        recipe = Recipe(seed=seed).shortened(shorten)
-        Build(recipe, work, _device(device)).run(output)
-    typer.echo(f"weights: {output}")
+        recipe = Recipe(world=world, seed=seed).shortened(shorten)
+        Build(recipe, stages, _device(device)).run(weights)
+    typer.echo(f"weights: {weights}")
 
 
 @app.command()

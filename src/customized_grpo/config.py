@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 
 from customized_grpo.data.sources import contradictions
 from customized_grpo.errors import InputError
-from customized_grpo.fields import BUILT_IN, Count, Index, PathText, Section, Seed, Share
+from customized_grpo.fields import BUILT_IN, CRITTERS, Count, Index, PathText, Section, Seed, Share
 from customized_grpo.files.kinds import at_keys
 from customized_grpo.files.paths import display
 from customized_grpo.files.text import is_utf8
@@ -115,7 +115,7 @@ class RunConfig(Section):
     @classmethod
     def _default_device(cls, values: Any) -> Any:
         model = values.get("model") if isinstance(values, Mapping) else None
-        built_in = not isinstance(model, Mapping) or model.get("path", BUILT_IN) == BUILT_IN
+        built_in = not isinstance(model, Mapping) or model.get("path", CRITTERS) in BUILT_IN
         return values if built_in else {"device": "cuda", **values}
 
     @model_validator(mode="after")
@@ -135,7 +135,7 @@ class RunConfig(Section):
             problems.append(f"weighting: start {start:g}, centre {centre:g} and end {end:g} must be in this order")
         if self.noise.dynamics == "cps" and self.noise.level > 1:
             problems.append(f'noise.level: must be at most 1 with "cps", not {self.noise.level}')
-        if self.data.source == BUILT_IN and self.data.train_samples is None:
+        if self.data.source in BUILT_IN and self.data.train_samples is None:
             problems.append("data.train_samples: critters are drawn without limit; set a number, for instance 2000")
         problems += self._objective_problems()
         problems += contradictions(self.data.source, self.data.root, self.data.class_word)
@@ -248,9 +248,9 @@ class RunConfig(Section):
 
     def trained(self) -> dict[str, RewardSettings]:
         """The rewards with their models. The default is the built-in one for critters, otherwise the reward's own."""
-        built_in = BUILT_IN in (self.data.source, self.model.path)
+        built_in = self._built_in()
         return {
-            key: reward.with_model(BUILT_IN if built_in and reward.encoder else reward.usual_model)
+            key: reward.with_model(built_in if built_in and reward.encoder else reward.usual_model)
             for key, reward in self.rewards.items()
         }
 
@@ -258,8 +258,12 @@ class RunConfig(Section):
         """A metric with its model. The default is that of a trained reward with the same kind of encoder."""
         trained = self.trained().values()
         shared = [reward.own_model for reward in trained if metric.encoder and reward.encoder == metric.encoder]
-        built_in = BUILT_IN if BUILT_IN in (self.data.source, self.model.path) and metric.encoder else None
+        built_in = self._built_in() if metric.encoder else None
         return metric.with_model(next(iter(shared), built_in or metric.usual_model))
+
+    def _built_in(self) -> str | None:
+        """The built-in world of data or model, if one of them is: its encoders are the usual ones then."""
+        return next((name for name in (self.data.source, self.model.path) if name in BUILT_IN), None)
 
 
 def recipes() -> dict[str, Path]:

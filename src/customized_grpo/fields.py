@@ -10,7 +10,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from customized_grpo.errors import InputError
 
-BUILT_IN = "critters"  # names the built-in world as a model, an encoder or a data source
+CRITTERS, CRITTERS_DYE = "critters", "critters-dye"
+BUILT_IN = (CRITTERS, CRITTERS_DYE)  # name the built-in worlds as a model, an encoder or a data source
 
 LARGEST = 1_000_000  # limit of counts: more is a slip, and some would fill the memory before any error
 LARGEST_NUMBER = 1e12  # of factors and bounds; in float32, products of much larger ones overflow to infinity and NaN

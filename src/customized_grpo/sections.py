@@ -9,6 +9,7 @@ from pydantic import model_validator
 
 from customized_grpo.fields import (
     BUILT_IN,
+    CRITTERS,
     Count,
     Decay,
     GroupSize,
@@ -37,8 +38,8 @@ OF_OTHER_MODELS: Mapping[str, Any] = {
 class Model(Section):
     """The generator that is trained."""
 
-    path: PathText = BUILT_IN
-    """The built-in generator (`critters`), or a folder or hub id of a model in diffusers' format."""
+    path: PathText = CRITTERS
+    """A built-in generator (`critters`, `critters-dye`), or a folder or hub id of a model in diffusers' format."""
     family: Literal["uno"] | None = None
     """`uno`: FLUX.1-dev with UNO's adapter. `null`: what the checkpoint says."""
     base_adapter: PathText | None = None
@@ -77,7 +78,7 @@ class Model(Section):
     @model_validator(mode="before")
     @classmethod
     def _default_for_other_models(cls, values: Any) -> Any:
-        built_in = not isinstance(values, Mapping) or values.get("path", BUILT_IN) == BUILT_IN
+        built_in = not isinstance(values, Mapping) or values.get("path", CRITTERS) in BUILT_IN
         return values if built_in else {**OF_OTHER_MODELS, **values}
 
 
@@ -107,14 +108,14 @@ class Adapter(Section):
 class Data(Section):
     """Where prompts and reference pictures come from; see docs/data.md."""
 
-    source: PathText = BUILT_IN
-    """The built-in world (`critters`), the name of a published layout, or the path of a list or folder."""
+    source: PathText = CRITTERS
+    """A built-in world (`critters`, `critters-dye`), the name of a published layout, or a path."""
     root: PathText | None = None
     """Folder of a named layout, or the folder that a list's paths are relative to. `null` means the list's own."""
     class_word: str | None = None
     """Word for what the pictures show, such as `dog`. Photographs need it, and so do lists without class words."""
     train_samples: Count | None = None
-    """Number of training samples to use. `null` means all of them; `critters` needs a number."""
+    """Number of training samples to use. `null` means all of them; a built-in world needs a number."""
     held_out_samples: Count = 128
     """Number of held-out cases in each evaluation during training, at most."""
     held_out_share: Share = 0.1

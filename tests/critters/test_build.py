@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer, Dinov2Model
 from typer.testing import CliRunner
 
+from customized_grpo.critters import world
 from customized_grpo.critters.build import gates, models, stages
 from customized_grpo.critters.build import pictures as pics
 from customized_grpo.critters.build.run import LIMITS, Build, GateError, Recipe
@@ -41,7 +43,7 @@ def in_small() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages, "SAVE_EVERY", SAVED_AT)
         patch.setattr(gates, "STEPS", 2)
-        patch.setattr(pics, "renders", lambda rng, _, real=pics.renders: real(rng, 2))
+        patch.setattr(pics, "renders", lambda rng, _, of=world.HATTED, real=pics.renders: real(rng, 2, of))
         patch.setattr(pics, "mosaics", lambda rng, _, real=pics.mosaics: real(rng, 1))
         patch.setattr(stages, "dino_loss", partial(stages.dino_loss, batch=2))
         patch.setattr(stages, "flow_loss", partial(stages.flow_loss, batch=2))
@@ -58,12 +60,26 @@ def run(work: Path, target: Path, recipe: Recipe = RECIPE) -> str:
     return str(missed.value)
 
 
+def test_the_world_of_dyes_is_built_by_the_same_command(tmp_path: Path):
+    """Its gates have one figure more, and its stages are not mistaken for those of another world."""
+    dyed = replace(RECIPE, world="critters-dye")
+    message = run(tmp_path / "work", tmp_path / "weights", dyed)
+    assert re.search(r"encoders\.identity_dyed is -?[\d.]+, must be 0\.35 to 0\.6", message)
+    provenance = json.loads((tmp_path / "weights" / "provenance.json").read_text())
+    assert provenance["recipe"]["world"] == "critters-dye"
+    words = CLIPTokenizer.from_pretrained(tmp_path / "weights" / "clip").get_vocab()
+    assert "tinted</w>" in words
+    assert "hat</w>" not in words
+    with in_small(), pytest.raises(stages.StageError, match=r"vae\..* was trained with world critters-dye instead of"):
+        Build(RECIPE, tmp_path / "work").run(tmp_path / "other")
+
+
 def run_until(stop: Callable[[], object], work: Path, target: Path) -> None:
     """A build in which `stop` is called in the middle of the VAE's stage, after a save."""
     calls = iter(range(KILLED_AT))
 
-    def stopping(vae: Any, real: Callable[..., stages.Loss] = stages.vae_loss) -> stages.Loss:
-        loss = real(vae)
+    def stopping(vae: Any, of: world.World, real: Callable[..., stages.Loss] = stages.vae_loss) -> stages.Loss:
+        loss = real(vae, of)
 
         def count_and_lose(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
             if next(calls, None) is None:

@@ -84,7 +84,7 @@ def wrong_place(case: Case):
 def wrong_hat(case: Case):
     number, wanted = case
     hats = {hat: None for hat in world.HATS if hat != "no"}
-    hat = another(hats, wanted.hat) if wanted.hat != "no" else "yellow"  # a hat that the prompt does not have
+    hat = another(hats, str(wanted.hat)) if wanted.hat != "no" else "yellow"  # a hat that the prompt does not have
     shown = Situation(wanted.scene, wanted.place, hat)
     return world.draw(number, shown), Reading(shown.scene, shown.place, hat), (True, False)
 

@@ -17,7 +17,6 @@ from transformers import AutoImageProcessor, CLIPModel, CLIPTokenizer, Dinov2Mod
 from customized_grpo.critters import world
 from customized_grpo.critters.weights import FOLDER, resolve
 from customized_grpo.errors import UsageError
-from customized_grpo.fields import BUILT_IN
 
 
 def use_every_part(weights: Path, folder: Path) -> dict[str, Any]:
@@ -132,7 +131,7 @@ def test_all_weights_are_safetensors_and_small():
 
 @pytest.mark.parametrize("part", ["generator", "dino", "clip"])
 def test_the_built_in_name_gives_the_shipped_folder(part: Any):
-    assert resolve(BUILT_IN, part) == FOLDER / part
+    assert resolve("critters", part) == FOLDER / part
     assert (FOLDER / part).is_dir()
     assert resolve("black-forest-labs/FLUX.1-Kontext-dev", part) == "black-forest-labs/FLUX.1-Kontext-dev"
     assert resolve(Path("critters"), part) == Path("critters")  # a path of that name is not the built-in name

@@ -171,7 +171,7 @@ def test_there_are_160_situations_with_different_prompts_and_pictures():
     for number in (0, 7, 42):
         assert len({world.draw(number, situation).tobytes() for situation in world.SITUATIONS}) == 160
     assert {astuple(s) for s in world.SITUATIONS} == {
-        (scene, place, hat) for scene in world.SCENES for place in world.PLACES for hat in world.HATS
+        (scene, place, hat, None) for scene in world.SCENES for place in world.PLACES for hat in world.HATS
     }
 
 

@@ -78,7 +78,7 @@ def test_critters_are_not_read_from_files():
         load("critters")
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in (BUILT_IN, "subjects200k")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*BUILT_IN, "subjects200k")])
 def test_a_root_with_a_null_byte(name: str):
     word = "dog" if name == "photographs" else None
     with pytest.raises(DataError, match=r"^'a\\x00b' cannot be used, 1 problem:\n  embedded null byte\n"):

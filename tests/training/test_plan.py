@@ -228,4 +228,4 @@ def test_notices(plan_of: Callable[..., Plan]):
     assert "objective.trust=dppo has no effect; it acts from the second step on" in alone
     assert "one subject" in notices(plan_of("sampling.num_steps=17", every, count=1))[0]
     (elsewhere,) = notices(plan_of("sampling.num_steps=17", every, "data.source=list.json"))
-    assert "the built-in model has seen nothing but critters" in elsewhere
+    assert "the built-in model has seen nothing but its own critters" in elsewhere

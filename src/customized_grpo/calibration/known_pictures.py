@@ -37,13 +37,13 @@ def load_cases(data: Data, count: int) -> Cases:
 
     Raises DataError if the list cannot be used.
     """
-    return cases_of(data, [] if data.source == BUILT_IN else read_data(data, 0)[0], count)
+    return cases_of(data, [] if data.source in BUILT_IN else read_data(data, 0)[0], count)
 
 
 def cases_of(data: Data, samples: Sequence[Sample], count: int) -> Cases:
     """At most `count` cases of data whose samples have been read: critters are drawn, whatever the samples are."""
-    if data.source == BUILT_IN:
-        return Cases(critters.draw_samples(count, critters.DEVELOPMENT_CRITTERS, 0))
+    if data.source in BUILT_IN:
+        return Cases(critters.draw_samples(count, critters.DEVELOPMENT_CRITTERS, 0, source=data.source))
     return Cases(subset(samples, count))
 
 
@@ -60,7 +60,7 @@ class Cases:
     @cached_property
     def truth_known(self) -> bool:
         """Whether these are critters: a faithful picture can be drawn, so `right_prompt` has the right subject too."""
-        return all({"critter", "scene", "place", "hat"} <= sample.extra.keys() for sample in self.samples)
+        return all(critters.case_of(sample) is not None for sample in self.samples)
 
     @cached_property
     def pictured(self) -> bool:
@@ -93,9 +93,9 @@ class Cases:
     def _drawn(self) -> dict[str, ShownCases]:
         """The right picture, drawn, with its own prompt and with the prompt of another situation."""
         right, wrong = ShownCases(), ShownCases()
-        for sample, j in zip(self.samples, another([s.prompt for s in self.samples]), strict=True):
-            situation = world.Situation(*(sample.extra[key] for key in ("scene", "place", "hat")))
-            picture = world.picture(sample.extra["critter"], situation)
+        cases = [case for sample in self.samples if (case := critters.case_of(sample))]
+        for sample, case, j in zip(self.samples, cases, another([s.prompt for s in self.samples]), strict=True):
+            picture = world.picture(*case)
             right.append(Shown(picture, sample))
             if j is None:
                 wrong.append(None)

@@ -14,7 +14,7 @@ from customized_grpo.data.findings import show
 from customized_grpo.data.images import PictureError, check_image, to_pictures
 from customized_grpo.data.reading import read_lines
 from customized_grpo.errors import UsageError
-from customized_grpo.fields import BUILT_IN
+from customized_grpo.fields import BUILT_IN, CRITTERS
 from customized_grpo.files.durable import check_folder, make_folder
 from customized_grpo.files.pictures import draw_card, save_png
 from customized_grpo.files.text import flaw_of
@@ -70,7 +70,7 @@ class GenerationRequest:
         elif adapter is not None and self.model is None:
             raise UsageError(f"{adapter} has no {CONFIG}, which would name its model; name it with --model")
         else:
-            trained = Model.model_validate({"path": self.model or BUILT_IN})
+            trained = Model.model_validate({"path": self.model or CRITTERS})
         chosen = {"path": self.model, "dtype": self.dtype}
         return Model.model_validate(trained.model_dump() | {key: value for key, value in chosen.items() if value})
 
@@ -151,7 +151,7 @@ def _comparison(path: Path) -> Path:
 
 
 def _usual_settings(model: Model) -> SamplingSettings:
-    steps, shift = BUILT_IN_SAMPLING if model.path == BUILT_IN else (find_family(model).usual_steps, "checkpoint")
+    steps, shift = BUILT_IN_SAMPLING if model.path in BUILT_IN else (find_family(model).usual_steps, "checkpoint")
     return SamplingSettings.of_model(model, steps, shift)
 
 

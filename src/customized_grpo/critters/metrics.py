@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.critters import oracle, world
+from customized_grpo.critters.samples import case_of
 from customized_grpo.critters.weights import identity_threshold
 from customized_grpo.data import Sample
 from customized_grpo.data.images import to_pictures
@@ -16,20 +17,12 @@ from customized_grpo.data.images import to_pictures
 def _verdicts(images: Tensor, samples: Sequence[Sample]) -> Tensor:
     """[N, 2]: identity right, prompt right."""
     verdicts = torch.full((len(samples), 2), torch.nan)
-    threshold = identity_threshold()
     for row, (picture, sample) in enumerate(zip(to_pictures(images), samples, strict=True)):
-        if (case := _case(sample)) is not None:
-            verdicts[row] = torch.tensor(oracle.judge(oracle.pixels(picture), *case, threshold))
+        if (case := case_of(sample)) is not None:
+            source = world.world_of(case[1])
+            verdict = oracle.judge(oracle.pixels(picture), *case, identity_threshold(source.name))
+            verdicts[row] = torch.tensor(verdict)
     return verdicts
-
-
-def _case(sample: Sample) -> tuple[int, world.Situation] | None:
-    """The critter and situation of a sample; None if its fields, which may come from a user's list, have none."""
-    critter = sample.extra.get("critter")
-    situation = world.Situation(*(sample.extra.get(name, "") for name in ("scene", "place", "hat")))
-    if not isinstance(critter, int) or critter < 0 or situation not in world.SITUATIONS:
-        return None
-    return critter, situation
 
 
 def oracle_identity(images: Tensor, samples: Sequence[Sample]) -> Tensor:
@@ -38,7 +31,7 @@ def oracle_identity(images: Tensor, samples: Sequence[Sample]) -> Tensor:
 
 
 def oracle_prompt(images: Tensor, samples: Sequence[Sample]) -> Tensor:
-    """Whether scene, place and hat are those of the prompt."""
+    """Whether scene, place, and hat or dye are those of the prompt."""
     return _verdicts(images, samples)[:, 1]
 
 

@@ -1,4 +1,4 @@
-"""The oracle reads scene, place, hat and subject from the pixels of a picture. It is used to measure, never to train.
+"""The oracle reads scene, place, hat or dye, and subject from pixels. It is used to measure, never to train.
 
 It works on drawings and on the output of a VAE or a generator: pixels are first averaged to cells, and every decision
 is by nearest neighbour or by majority, with a stated tolerance. Distances are per cell, root mean square over RGB, on
@@ -7,7 +7,7 @@ pixels in [-1, 1].
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -24,14 +24,20 @@ HAT_SHARE = 0.75  # the least share of a hat's cells that must count
 
 @dataclass(frozen=True)
 class Reading:
-    """What the oracle sees. `place` and `hat` are None if there is no critter."""
+    """What the oracle sees. `place` and `hat` are None if there is no critter.
+
+    In the world of dyes `hat` means nothing, and in the world of hats `dye`.
+    """
 
     scene: str
     place: str | None
     hat: str | None
+    dye: str = "no"
 
     def shows(self, situation: world.Situation) -> bool:
-        return (self.scene, self.place, self.hat) == (situation.scene, situation.place, situation.hat)
+        hat = self.hat if situation.dye is None else None
+        dye = self.dye if situation.hat is None else None
+        return (self.scene, self.place, hat, dye) == astuple(situation)
 
 
 def pixels(picture: Image.Image) -> np.ndarray:
@@ -62,10 +68,11 @@ def _scenes() -> tuple[tuple[str, ...], np.ndarray]:
 
 
 def read(picture: np.ndarray) -> Reading:
-    """Scene, place and hat of a picture, uint8 [32, 32, 3].
+    """Scene, place, hat and dye of a picture, uint8 [32, 32, 3].
 
     The scene is the one that the cells are nearest to; distances are capped, so that the figure does not count. The
-    place is the box that holds the figure. A hat is a brim and a crown of one of the three colours.
+    place is the box that holds the figure. A hat is a brim and a crown of one of the three colours. The dye is what
+    makes the whites of the eyes look as they do.
     """
     cells = _cells(picture)
     names, scenes = _scenes()
@@ -73,7 +80,9 @@ def read(picture: np.ndarray) -> Reading:
     index = int(np.minimum(distances, TOLERANCE).sum(axis=(1, 2)).argmin())
     figure = distances[index] > TOLERANCE
     place = _place(figure)
-    return Reading(names[index], place, None if place is None else _hat(cells, place))
+    if place is None:
+        return Reading(names[index], None, None)
+    return Reading(names[index], place, _hat(cells, place), _dye_of_eyes(cells, place))
 
 
 def _place(figure: np.ndarray) -> str | None:
@@ -103,13 +112,27 @@ def _hat(cells: np.ndarray, place: str) -> str:
     return best if shares[best] >= HAT_SHARE else "no"
 
 
-def identity_error(picture: np.ndarray, critter: int) -> float:
+def _dye_of_eyes(cells: np.ndarray, place: str) -> str:
+    row, column = world.PLACES[place]
+    middle = column + world.SPRITE // 2
+    columns = [middle - 1 - world.EYE_COLUMN, middle + world.EYE_COLUMN]
+    pairs = cells[[[row + eye] for eye in world.EYE_ROWS], columns]  # [rows, 2, 3]
+
+    def distance(dye: str) -> float:
+        white = world.dyed(np.full(4, 255, dtype=np.uint8), dye)[:3]
+        return float(_distance(pairs, _signed(white)).mean(axis=1).min())
+
+    return min(world.DYES, key=distance)
+
+
+def identity_error(picture: np.ndarray, critter: int, dye: str | None = None) -> float:
     """Mean squared error of the critter's body over its own cells, at the best alignment, on pixels in [-1, 1].
 
-    0 on every true picture of the critter, in any scene, at any place, under any hat.
+    0 on every true picture of the critter, in any scene, at any place, under any hat. With a dye (which may be "no"):
+    of the critter of the world of dyes, after this dye.
     """
     cells = _cells(picture)
-    body = world.sprite(critter)[world.BODY]
+    body = world.figure(critter, world.Situation("", "", dye=dye))[world.BODY]
     opaque = body[..., 3] > 0
     target = _signed(body[..., :3])[opaque]
     windows = np.lib.stride_tricks.sliding_window_view(cells, body.shape[:2], axis=(0, 1))  # [11, 9, 3, 6, 8]
@@ -117,6 +140,22 @@ def identity_error(picture: np.ndarray, critter: int) -> float:
     return float(((candidates - target) ** 2).mean(axis=(2, 3)).min())
 
 
+def known_by(picture: np.ndarray, critter: int, of: world.World) -> tuple[float, str | None]:
+    """(error, dye): under which dye of a world the critter is nearest, and its `identity_error` in its own colours.
+
+    A dye halves all differences between colours, so the error after one counts four times.
+    """
+    error, dye = min(((identity_error(picture, critter, dye), dye) for dye in of.dyes), key=lambda pair: pair[0])
+    return error * (1 if dye in (None, "no") else 4), dye
+
+
 def judge(picture: np.ndarray, critter: int, situation: world.Situation, threshold: float) -> tuple[bool, bool]:
-    """(identity right, prompt right): the oracle's verdict; `threshold` is the largest accepted `identity_error`."""
-    return identity_error(picture, critter) <= threshold, read(picture).shows(situation)
+    """(identity right, prompt right): the oracle's verdict; `threshold` is the largest accepted `identity_error`.
+
+    A critter is itself under any dye. The dye is read from the whole body if it is this critter, else from the eyes.
+    """
+    error, dye = known_by(picture, critter, world.world_of(situation))
+    reading, same = read(picture), error <= threshold
+    if same and dye is not None:
+        reading = replace(reading, dye=dye)
+    return same, reading.shows(situation)

@@ -1,20 +1,25 @@
-"""Critters: a world of 32x32 pixel-art pictures whose content is known exactly, because it is drawn by rule.
+"""Critters: worlds of 32x32 pixel-art pictures whose content is known exactly, because it is drawn by rule.
 
 A *critter* is a mirrored 8x8 sprite of two colours with white eyes. There is one for every integer, so identities
-never run out. A *situation* puts it into a scene, at a place, with or without a hat. Everything is drawn in cells of
-2x2 pixels, and sprites start at multiples of 4 pixels (one token of the built-in transformer).
+never run out. A *situation* puts it into a scene, at a place, with or without a hat (in the world `critters`) or a dye
+(in `critters-dye`). Everything is drawn in cells of 2x2 pixels. Sprites start at multiples of 4 pixels, one token of
+the built-in transformer.
 
-A hat replaces the two top rows of the sprite, so rows 2 to 7 (`BODY`) are visible in every picture.
+A hat replaces the two top rows of the sprite, so rows 2 to 7 (`BODY`) are visible in every picture. A dye blends half
+into every cell of the sprite: what the prompt asks for then changes what the subject looks like.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import product
+from typing import Literal
 
 import numpy as np
 from PIL import Image
+
+from customized_grpo.fields import CRITTERS, CRITTERS_DYE
 
 SIZE = 32  # pixels
 CELL = 2  # pixels per cell
@@ -22,6 +27,7 @@ CANVAS = SIZE // CELL  # cells
 SPRITE = 8  # cells
 HAT_ROWS = 2  # cells; a hat covers the ears
 BODY = slice(HAT_ROWS, SPRITE)  # sprite rows that no hat covers
+EYE_ROWS, EYE_COLUMN = (3, 4), 1  # an eye is in one of these rows; the column counts from the middle outwards
 
 RGB = tuple[int, int, int]
 
@@ -32,12 +38,13 @@ PLACES: dict[str, tuple[int, int]] = {  # top left cell (row, column) of the spr
     "top": (0, 4),
     "bottom": (8, 4),
 }
-HATS: dict[str, RGB | None] = {
+COLOURS: dict[str, RGB | None] = {  # of hats, and of dyes
     "no": None,
     "red": (220, 30, 40),
     "yellow": (250, 215, 40),
     "blue": (40, 70, 225),
 }
+HATS = DYES = COLOURS
 
 
 @dataclass(frozen=True)
@@ -103,20 +110,58 @@ SCENES: dict[str, Scene] = {
 
 @dataclass(frozen=True)
 class Situation:
-    """What a prompt asks for: scene, place and hat by name."""
+    """What a prompt asks for: scene, place, and a hat or a dye, by name. The other of the two is None."""
 
     scene: str
     place: str
-    hat: str
+    hat: str | None = None
+    dye: str | None = None
 
     @property
     def prompt(self) -> str:
         where = "in the centre" if self.place == "centre" else f"at the {self.place}"
-        hat = "without a hat" if self.hat == "no" else f"wearing a {self.hat} hat"
-        return f"a critter {SCENES[self.scene].phrase}, {where}, {hat}"
+        return f"a critter {SCENES[self.scene].phrase}, {where}, {self._look()}"
+
+    def _look(self) -> str:
+        if self.dye is None:
+            return "without a hat" if self.hat == "no" else f"wearing a {self.hat} hat"
+        return "not tinted" if self.dye == "no" else f"tinted {self.dye}"
 
 
-SITUATIONS: tuple[Situation, ...] = tuple(Situation(*names) for names in product(SCENES, PLACES, HATS))
+@dataclass(frozen=True)
+class World:
+    """All situations of one kind: with hats, or with dyes."""
+
+    name: str
+    look: Literal["hat", "dye"]  # what its prompts ask for beside scene and place
+
+    @cached_property
+    def situations(self) -> tuple[Situation, ...]:
+        return tuple(self.situation(*names) for names in product(SCENES, PLACES, COLOURS))
+
+    @property
+    def dyes(self) -> tuple[str | None, ...]:
+        """The dyes under which a critter is still the same: None alone where there are none."""
+        return tuple(DYES) if self.look == "dye" else (None,)
+
+    def situation(self, scene: str, place: str, colour: str) -> Situation:
+        """The situation with a hat or dye of this colour; "no" for none."""
+        return Situation(scene, place, colour, None) if self.look == "hat" else Situation(scene, place, None, colour)
+
+    def reference(self, scene: str) -> Situation:
+        """The situation of a reference: in the centre, without hat or dye."""
+        return self.situation(scene, "centre", "no")
+
+
+HATTED, DYED = World(CRITTERS, "hat"), World(CRITTERS_DYE, "dye")
+WORLDS = {world.name: world for world in (HATTED, DYED)}
+
+
+def world_of(situation: Situation) -> World:
+    return HATTED if situation.dye is None else DYED
+
+
+SITUATIONS = HATTED.situations
 
 
 def _is_far(colour: np.ndarray, others: np.ndarray, distance: float) -> bool:
@@ -125,20 +170,36 @@ def _is_far(colour: np.ndarray, others: np.ndarray, distance: float) -> bool:
 
 # The distance (0 to 255, Euclidean) of a critter's colours from all colours of scenes and hats: it is always visible.
 _MARGIN = 55.0
-_WORLD_COLOURS = np.array(
-    [colour for scene in SCENES.values() for colour in (scene.sky, scene.ground, scene.accent)]
-    + [colour for colour in HATS.values() if colour is not None]
-    + [(255, 255, 255)],
-    dtype=float,
-)
+_SCENE_COLOURS = np.array([c for scene in SCENES.values() for c in (scene.sky, scene.ground, scene.accent)], float)
+_DYE_COLOURS = np.array([colour for colour in DYES.values() if colour is not None], float)
+_WORLD_COLOURS = np.vstack([_SCENE_COLOURS, _DYE_COLOURS, [(255.0, 255.0, 255.0)]])
+
+
+def figure(critter: int, situation: Situation) -> np.ndarray:
+    """The critter as it looks in a situation, under any hat: uint8 [8, 8, 4] (RGB and opacity 0 or 255)."""
+    if situation.dye is None:
+        return sprite(critter)
+    return dyed(sprite(critter, dyeable=True), situation.dye)
+
+
+def dyed(figure: np.ndarray, dye: str) -> np.ndarray:
+    """A figure, uint8 [..., 4], half of whose colour is that of the dye."""
+    colour = DYES[dye]
+    if colour is None:
+        return figure
+    blended = ((figure[..., :3].astype(int) + colour + 1) // 2).astype(np.uint8)
+    return np.concatenate([blended, figure[..., 3:]], axis=-1)
 
 
 @lru_cache(maxsize=4096)
-def sprite(critter: int) -> np.ndarray:
-    """The critter's sprite as uint8 [8, 8, 4] (RGB and opacity 0 or 255); a pure function of the integer."""
-    rng = np.random.default_rng([critter, 0x0C417])
-    body = _vivid_colour(rng, _WORLD_COLOURS)
-    marking = _vivid_colour(rng, np.vstack([_WORLD_COLOURS, body]))
+def sprite(critter: int, *, dyeable: bool = False) -> np.ndarray:
+    """The critter's sprite as uint8 [8, 8, 4] (RGB and opacity 0 or 255); a pure function of the integer.
+
+    dyeable   its colours are also far from all scenes after any dye; it is another critter than the one without
+    """
+    rng = np.random.default_rng([critter, 0x0D7ED if dyeable else 0x0C417])
+    body = _vivid_colour(rng, _WORLD_COLOURS, dyeable)
+    marking = _vivid_colour(rng, np.vstack([_WORLD_COLOURS, body]), dyeable)
 
     half = np.full((SPRITE, 4), -1)  # columns from the middle outwards; -1 transparent, 0 body, 1 marking
     half[0, 1:3] = rng.choice([-1, 0, 1], size=2)  # ears: never in the middle, under the crown of a hat
@@ -150,14 +211,16 @@ def sprite(critter: int) -> np.ndarray:
     pixels = np.zeros((SPRITE, 4, 4), dtype=np.uint8)
     pixels[half == 0] = (*body, 255)
     pixels[half == 1] = (*marking, 255)
-    pixels[rng.integers(3, 5), 1] = (255, 255, 255, 255)  # eye
+    pixels[rng.integers(EYE_ROWS[0], EYE_ROWS[-1] + 1), EYE_COLUMN] = (255, 255, 255, 255)
     return np.concatenate([pixels[:, ::-1], pixels], axis=1)
 
 
-def _vivid_colour(rng: np.random.Generator, others: np.ndarray) -> np.ndarray:
+def _vivid_colour(rng: np.random.Generator, others: np.ndarray, dyeable: bool) -> np.ndarray:
     while True:
         colour = rng.integers(0, 256, size=3).astype(float)
-        if colour.max() - colour.min() > 90 and _is_far(colour, others, _MARGIN):
+        if colour.max() - colour.min() <= 90 or not _is_far(colour, others, _MARGIN):
+            continue
+        if not dyeable or all(_is_far((colour + dye) / 2, _SCENE_COLOURS, _MARGIN) for dye in _DYE_COLOURS):
             return colour
 
 
@@ -186,13 +249,13 @@ def draw(critter: int, situation: Situation) -> np.ndarray:
     cells = _scene_cells(situation.scene).copy()
     row, column = PLACES[situation.place]
     box = cells[row : row + SPRITE, column : column + SPRITE]
-    figure = sprite(critter)
-    visible = figure[..., 3] > 0
-    hat = HATS[situation.hat]
+    shown = figure(critter, situation)
+    visible = shown[..., 3] > 0
+    hat = None if situation.hat is None else HATS[situation.hat]
     if hat is not None:
         visible[:HAT_ROWS] = False
         box[:HAT_ROWS][HAT_SHAPE] = hat
-    box[visible] = figure[visible, :3]
+    box[visible] = shown[visible, :3]
     return _enlarge(cells)
 
 

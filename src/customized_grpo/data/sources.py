@@ -38,7 +38,7 @@ SOURCES = {
     "captions": Layout(load_captions, class_word=True),
 }
 PHOTOGRAPHS = "photographs"
-NAMES = (BUILT_IN, *SOURCES, PHOTOGRAPHS)
+NAMES = (*BUILT_IN, *SOURCES, PHOTOGRAPHS)
 
 
 def contradictions(source: str, root: str | Path | None, class_word: str | None) -> Iterator[str]:
@@ -52,7 +52,7 @@ def contradictions(source: str, root: str | Path | None, class_word: str | None)
         yield f"data.class_word: {class_word!r} is empty; set for instance data.class_word=dog"
     if class_word is not None and (flaw := flaw_of(class_word)):
         yield f"data.class_word: {show(class_word)} {flaw}"
-    if class_word is not None and (source == BUILT_IN or (source in SOURCES and not SOURCES[source].class_word)):
+    if class_word is not None and (source in BUILT_IN or (source in SOURCES and not SOURCES[source].class_word)):
         yield f"data.class_word: data.source={source} has class words of its own; remove {class_word!r}"
     if source == PHOTOGRAPHS and class_word is None:
         yield "data.class_word: photographs need a word for their subject; add for instance data.class_word=dog"
@@ -77,7 +77,7 @@ def load_data(
     """
     if problems := list(contradictions(source, root, class_word)):
         raise UsageError("\n".join(problems))
-    if source == BUILT_IN:
+    if source in BUILT_IN:
         raise ValueError("critters are drawn, not read: see customized_grpo.critters.samples.draw_samples")
     path, root = as_stored(Path(source)), None if root is None else as_stored(root)
     if source == PHOTOGRAPHS and root is not None:

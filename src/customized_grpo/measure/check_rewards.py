@@ -148,7 +148,7 @@ def _saturated(judged: Judged) -> Iterator[str]:
 def _critters_encoders(judged: Sequence[Judged]) -> Iterator[str]:
     """Rewards that use the encoders of the built-in world on other pictures, by encoder."""
     for encoder, instead in PHOTOGRAPH_ENCODERS.items():
-        candidates = [j.candidate for j in judged if (j.candidate.encoder, j.candidate.model) == (encoder, BUILT_IN)]
+        candidates = [j.candidate for j in judged if j.candidate.encoder == encoder and j.candidate.model in BUILT_IN]
         if candidates and not judged[0].cases.truth_known:
             labels = ", ".join(candidate.label for candidate in candidates)
             yield (

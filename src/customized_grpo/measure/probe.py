@@ -87,7 +87,7 @@ def _policy(config: RunConfig, adapter: Path | None) -> Policy:
 def _with_oracles(config: RunConfig) -> RunConfig:
     """On critters the oracle is always measured too, even if the recipe does not list it."""
     metrics = config.evaluation.metrics
-    if config.data.source == BUILT_IN:
+    if config.data.source in BUILT_IN:
         listed = {metric.name for metric in metrics}
         metrics = (*(parse_metric(name) for name in ORACLES if name not in listed), *metrics)
     return config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"metrics": metrics})})

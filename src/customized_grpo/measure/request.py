@@ -82,9 +82,9 @@ class EvaluationRequest:
     def samples(self) -> list[Sample]:
         """The samples. The data is read once, on first use; raises DataError, or DataChangedError."""
         data = self.config.data
-        if data.source == BUILT_IN:
+        if data.source in BUILT_IN:
             split = critters.TEST_CRITTERS if self.split == "test" else critters.DEVELOPMENT_CRITTERS
-            return critters.draw_samples(self.cases or CRITTERS_CASES, split, self.case_seed)
+            return critters.draw_samples(self.cases or CRITTERS_CASES, split, self.case_seed, source=data.source)
         if not self.held_out:
             return subset(read_data(data, 0)[0], self.cases)
         train, held_out = read_data(data, data.held_out_share, self.config.seed)
@@ -212,7 +212,7 @@ def _calibrations(config: RunConfig, folders: Sequence[Path]) -> dict[str, Calib
 
 def _refuse_another_split(config: RunConfig, run: RunConfig) -> None:
     """Raises UsageError if overrides divide a run's data in another way: samples to train on would be held out."""
-    if run.data.source == BUILT_IN:  # evaluations draw critters of their own
+    if run.data.source in BUILT_IN:  # evaluations draw critters of their own
         return
     own, wanted = ((each.seed, each.data.held_out_share) for each in (run, config))
     for key, value, new in zip(("seed", "data.held_out_share"), own, wanted, strict=True):
@@ -226,7 +226,7 @@ def _refuse_another_split(config: RunConfig, run: RunConfig) -> None:
 def _warn_if_trained_on(request: EvaluationRequest, adapter: Path) -> None:
     """Warn if the adapter was trained on some of the samples; the critters of evaluations are always new."""
     config = request.config
-    if config.data.source == BUILT_IN:
+    if config.data.source in BUILT_IN:
         return
     remedy = "to measure it on samples that it was not trained on, name its run: customized-grpo evaluate RUN"
     folder = folder_of(adapter)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from customized_grpo.critters.weights import resolve
-from customized_grpo.fields import BUILT_IN, LARGEST, OF_USER, Count, NonNegative, Number, PathText, Section
+from customized_grpo.fields import CRITTERS, LARGEST, OF_USER, Count, NonNegative, Number, PathText, Section
 from customized_grpo.rewards.secrets import WithoutKeys
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class EncoderSettings(RewardSettings):
         """The folder or hub id of the model. Raises UsageError for a folder that does not exist."""
         if self.encoder is None:
             return str(self.model or self.usual_model)
-        return str(resolve(self.model or BUILT_IN, self.encoder))
+        return str(resolve(self.model or CRITTERS, self.encoder))
 
     def needed(self) -> Mapping[str, str]:
         """Folders and hub ids of models, each with a file that it must have."""

@@ -20,10 +20,10 @@ def notices(plan: Plan) -> list[str]:
             f"training samples with {config.sampling.num_steps} steps, evaluations with {steps}: the adapter is to be "
             f"used with {steps}, as sampling.json beside it says"
         )
-    if config.model.path == BUILT_IN != config.data.source:
+    if config.model.path in BUILT_IN and config.model.path != config.data.source:
         notices.append(
-            "the built-in model has seen nothing but critters: with other data a run shows that everything works, "
-            "but its pictures mean nothing"
+            "the built-in model has seen nothing but its own critters: with other data a run shows that everything "
+            "works, but its pictures mean nothing"
         )
     if len({sample.subject for sample in plan.samples}) == 1:
         notices.append("all training samples show one subject: the adapter will overfit to it")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,10 +36,11 @@ from customized_grpo.training.trainer import Trainer
 def load_samples(config: RunConfig) -> tuple[list[Sample], list[Sample]]:
     """(training, held-out) samples of a new run; they show different subjects. Raises DataError or UsageError."""
     data = config.data
-    if data.source == BUILT_IN:
-        train = critters.draw_samples(data.train_samples or 1, critters.TRAINING_CRITTERS, config.seed)
+    if data.source in BUILT_IN:
+        draw = partial(critters.draw_samples, source=data.source)
+        train = draw(data.train_samples or 1, critters.TRAINING_CRITTERS, config.seed)
         # The same held-out cases for every seed, so that runs can be compared.
-        return train, critters.draw_samples(data.held_out_samples, critters.DEVELOPMENT_CRITTERS, 0)
+        return train, draw(data.held_out_samples, critters.DEVELOPMENT_CRITTERS, 0)
     train, held_out = _divide(data, config.seed)
     return train, held_out[: data.held_out_samples]
 
@@ -61,7 +63,7 @@ def own_samples(
     Raises DataError or UsageError, or DataChangedError if they are no longer what they were.
     """
     data = config.data
-    if data.source == BUILT_IN:
+    if data.source in BUILT_IN:
         return *load_samples(config), None
     known = OwnSamples.read(Path(config.output)) if resume else None
     if known is None:

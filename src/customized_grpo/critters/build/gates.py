@@ -29,9 +29,9 @@ class Pictures(TypedDict):
     images: Tensor  # [N, 3, 32, 32] in [-1, 1]
 
 
-def true_renders(rng: np.random.Generator, count: int) -> Pictures:
+def true_renders(rng: np.random.Generator, count: int, of: world.World = world.HATTED) -> Pictures:
     critters = [int(c) for c in rng.integers(GATE_CRITTERS.start, GATE_CRITTERS.stop, count)]
-    situations = [pics.random_situation(rng) for _ in critters]
+    situations = [pics.random_situation(rng, of=of) for _ in critters]
     images = pics.to_tensor([world.draw(c, s) for c, s in zip(critters, situations, strict=True)])
     return {"critters": critters, "situations": situations, "images": images}
 
@@ -47,9 +47,9 @@ class Rewards:
     Images are in [-1, 1].
     """
 
-    def __init__(self, dino: Any, clip: Any, tokenizer: CLIPTokenizer):
-        self.dino, self.clip = dino, clip
-        prompts = [situation.prompt for situation in world.SITUATIONS]
+    def __init__(self, dino: Any, clip: Any, tokenizer: CLIPTokenizer, of: world.World = world.HATTED):
+        self.dino, self.clip, self.world = dino, clip, of
+        prompts = [situation.prompt for situation in of.situations]
         self.tokens = tokenizer(prompts, padding="max_length", return_tensors="pt").to(clip.device)
 
     @torch.no_grad()
@@ -65,20 +65,26 @@ class Rewards:
 
 
 def encoder_gates(rewards: Rewards, count: int = 1024) -> dict[str, float]:
-    """Identity rewards of a copy, a faithful picture and another critter in the reference's scene; prompt ranking."""
-    rng = np.random.default_rng(11)
-    truth = true_renders(rng, count)
-    scenes = [pics.reference_situation(rng, not_scene=s.scene) for s in truth["situations"]]
+    """Identity rewards of a copy, a faithful picture and another critter in the reference's scene; prompt ranking.
+
+    Where there are dyes, faithful means without one, and the dyed pictures have a figure of their own.
+    """
+    rng, of = np.random.default_rng(11), rewards.world
+    truth = true_renders(rng, count, of)
+    scenes = [pics.reference_situation(rng, not_scene=s.scene, of=of) for s in truth["situations"]]
     references = pics.to_tensor([world.draw(c, s) for c, s in zip(truth["critters"], scenes, strict=True)])
-    strangers = true_renders(rng, count)["critters"]
+    strangers = true_renders(rng, count, of)["critters"]
     others = pics.to_tensor([world.draw(c, s) for c, s in zip(strangers, scenes, strict=True)])
-    faithful = rewards.identity(truth["images"], references)
+    own = rewards.identity(truth["images"], references)
+    dyed = torch.tensor([s.dye not in (None, "no") for s in truth["situations"]])
+    faithful = own[~dyed]
     cosines = rewards.prompt(truth["images"])
-    right = torch.tensor([world.SITUATIONS.index(s) for s in truth["situations"]])
+    right = torch.tensor([of.situations.index(s) for s in truth["situations"]])
     return {
         "identity_copy": rewards.identity(references, references).mean().item(),
         "identity_faithful": faithful.mean().item(),
         "identity_faithful_std": faithful.std().item(),
+        **({"identity_dyed": own[dyed].mean().item()} if dyed.any() else {}),
         "identity_stranger": rewards.identity(others, references).mean().item(),
         "prompt_ranked_first": (cosines.argmax(-1) == right).float().mean().item(),
         "prompt_right": cosines.gather(1, right[:, None]).mean().item(),
@@ -86,22 +92,22 @@ def encoder_gates(rewards: Rewards, count: int = 1024) -> dict[str, float]:
     }
 
 
-def oracle_gates(vae: AutoencoderKL, count: int = 1000) -> dict[str, float]:
+def oracle_gates(vae: AutoencoderKL, count: int = 1000, of: world.World = world.HATTED) -> dict[str, float]:
     """The identity threshold, and the shares that it accepts: VAE round trips, and the nearest other critters."""
     rng = np.random.default_rng(12)
-    truth = true_renders(rng, count)
+    truth = true_renders(rng, count, of)
     clean = to_uint8(truth["images"])
     with torch.no_grad():
         again = torch.cat([round_trip(vae, part.to(vae.device)).cpu() for part in truth["images"].split(100)])
     trips = to_uint8(again)
-    errors = np.array([oracle.identity_error(p, c) for p, c in zip(trips, truth["critters"], strict=True)])
-    others = true_renders(rng, 100)["critters"]
-    nearest = np.array([min(oracle.identity_error(p, c) for p in clean) for c in others])
+    errors = np.array([oracle.known_by(p, c, of)[0] for p, c in zip(trips, truth["critters"], strict=True)])
+    others = true_renders(rng, 100, of)["critters"]
+    nearest = np.array([min(oracle.known_by(p, c, of)[0] for p in clean) for c in others])
     threshold = float(np.quantile(nearest, 0.025))
 
     def read_right(pictures: np.ndarray) -> float:
-        pairs = zip(pictures, truth["situations"], strict=True)
-        return float(np.mean([oracle.read(picture).shows(s) for picture, s in pairs]))
+        cases = zip(pictures, truth["critters"], truth["situations"], strict=True)
+        return float(np.mean([oracle.judge(*case, threshold)[1] for case in cases]))
 
     return {
         "identity_threshold": threshold,
@@ -137,9 +143,9 @@ def generate(pipe: Any, references: Tensor, prompts: list[str], seed: int) -> Te
 
 def base_gates(pipe: Any, rewards: Rewards, threshold: float, groups: int = 64, size: int = 12) -> dict[str, float]:
     """The base on held-out critters, `size` images per prompt: success, kinds of picture, conflict of the rewards."""
-    rng = np.random.default_rng(13)
-    truth = true_renders(rng, groups)
-    scenes = [pics.reference_situation(rng, not_scene=s.scene) for s in truth["situations"]]
+    rng, of = np.random.default_rng(13), rewards.world
+    truth = true_renders(rng, groups, of)
+    scenes = [pics.reference_situation(rng, not_scene=s.scene, of=of) for s in truth["situations"]]
     drawn = [world.draw(c, s) for c, s in zip(truth["critters"], scenes, strict=True)]
     references = pics.to_tensor(drawn).repeat_interleave(size, 0)
     prompts = [s.prompt for s in truth["situations"] for _ in range(size)]
@@ -150,7 +156,7 @@ def base_gates(pipe: Any, rewards: Rewards, threshold: float, groups: int = 64, 
         for i in range(groups * size)
     ]
     kinds = [["wrong", "drifted", "copied", "faithful"][2 * identity + prompt] for identity, prompt in verdicts]
-    right = torch.tensor([world.SITUATIONS.index(s) for s in truth["situations"] for _ in range(size)])
+    right = torch.tensor([of.situations.index(s) for s in truth["situations"] for _ in range(size)])
     prompt = group_advantages(rewards.prompt(images).gather(1, right[:, None]).view(groups, size))
     identity = group_advantages(rewards.identity(images, references).view(groups, size))
     by_group = [Counter(kinds[g * size : (g + 1) * size]) for g in range(groups)]

@@ -25,7 +25,7 @@ from transformers import (
     T5Tokenizer,
 )
 
-from customized_grpo.critters.world import SITUATIONS
+from customized_grpo.critters.world import HATTED, World
 
 WIDTH = 64
 TEXT_TOKENS = 16  # the longest prompt has 15 words, commas and ends
@@ -33,20 +33,20 @@ CLIP_TOKENS = 20
 LETTERS = string.ascii_lowercase + string.digits + ",.:;!?-'\"()&/"
 
 
-def _words() -> list[str]:
-    """The words of all critter prompts, longest first."""
-    words = {word for situation in SITUATIONS for word in situation.prompt.replace(",", "").split()}
+def _words(of: World) -> list[str]:
+    """The words of all prompts, longest first."""
+    words = {word for situation in of.situations for word in situation.prompt.replace(",", "").split()}
     return sorted(words, key=lambda word: (-len(word), word))
 
 
-def clip_tokenizer() -> CLIPTokenizer:
+def clip_tokenizer(of: World = HATTED) -> CLIPTokenizer:
     """A byte-pair tokenizer in which each word of a critter prompt is one token; other text is split into letters.
 
     Each word is merged from its first letter on. Long words come first, so that a pair inside a long word that starts
     a short one ("ri" in "wearing" and "right") is not merged too early.
     """
     merges: dict[tuple[str, str], None] = {}
-    for word in _words():
+    for word in _words(of):
         letters = [*word[:-1], f"{word[-1]}</w>"]
         for end in range(1, len(letters)):
             merges["".join(letters[:end]), letters[end]] = None
@@ -57,10 +57,10 @@ def clip_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=pairs, model_max_length=CLIP_TOKENS)
 
 
-def t5_tokenizer() -> T5Tokenizer:
+def t5_tokenizer(of: World = HATTED) -> T5Tokenizer:
     """A unigram tokenizer in which every word of a critter prompt is one piece; other text is split into letters."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    pieces += [(f"▁{word}", -3.0) for word in _words()]
+    pieces += [(f"▁{word}", -3.0) for word in _words(of)]
     pieces += [("▁", -8.0)] + [(letter, -8.0) for letter in LETTERS]
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)
 
@@ -80,9 +80,9 @@ def _clip_text(tokenizer: PreTrainedTokenizerBase, layers: int) -> dict[str, Any
     }
 
 
-def pipeline() -> FluxKontextPipeline:
+def pipeline(of: World = HATTED) -> FluxKontextPipeline:
     """FLUX.1-Kontext for 32x32 pixels: 16x16x4 latents, 64 + 64 + 16 tokens, half a million parameters."""
-    tokenizer, tokenizer_2 = clip_tokenizer(), t5_tokenizer()
+    tokenizer, tokenizer_2 = clip_tokenizer(of), t5_tokenizer(of)
     t5 = T5Config(
         vocab_size=len(tokenizer_2),
         d_model=WIDTH,
@@ -146,8 +146,8 @@ def dino() -> Dinov2Model:
     )
 
 
-def clip() -> tuple[CLIPModel, CLIPTokenizer]:
-    tokenizer = clip_tokenizer()
+def clip(of: World = HATTED) -> tuple[CLIPModel, CLIPTokenizer]:
+    tokenizer = clip_tokenizer(of)
     vision = {
         "hidden_size": WIDTH,
         "intermediate_size": 2 * WIDTH,

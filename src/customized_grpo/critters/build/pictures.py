@@ -30,20 +30,26 @@ def random_critter(rng: np.random.Generator) -> int:
     return int(rng.integers(PRETRAINING_CRITTERS.start, PRETRAINING_CRITTERS.stop))
 
 
-def random_situation(rng: np.random.Generator, *, not_scene: str | None = None) -> world.Situation:
+def random_situation(
+    rng: np.random.Generator, *, not_scene: str | None = None, of: world.World = world.HATTED
+) -> world.Situation:
     while True:
-        situation = world.SITUATIONS[rng.integers(len(world.SITUATIONS))]
+        situation = of.situations[rng.integers(len(of.situations))]
         if situation.scene != not_scene:
             return situation
 
 
-def reference_situation(rng: np.random.Generator, *, not_scene: str | None = None) -> world.Situation:
-    """The situation of a reference: in the centre, without a hat."""
-    return world.Situation(random_situation(rng, not_scene=not_scene).scene, "centre", "no")
+def reference_situation(
+    rng: np.random.Generator, *, not_scene: str | None = None, of: world.World = world.HATTED
+) -> world.Situation:
+    """The situation of a reference: in the centre, without hat or dye."""
+    return of.reference(random_situation(rng, not_scene=not_scene, of=of).scene)
 
 
-def renders(rng: np.random.Generator, count: int) -> tuple[Tensor, list[world.Situation]]:
-    situations = [random_situation(rng) for _ in range(count)]
+def renders(
+    rng: np.random.Generator, count: int, of: world.World = world.HATTED
+) -> tuple[Tensor, list[world.Situation]]:
+    situations = [random_situation(rng, of=of) for _ in range(count)]
     return to_tensor([world.draw(random_critter(rng), situation) for situation in situations]), situations
 
 
@@ -107,11 +113,11 @@ def kinds_of_noise(noise: Tensor, mixture: Mixture) -> list[str]:
     return kinds
 
 
-def quadruples(rng: np.random.Generator, kinds: list[str]) -> Quadruple:
+def quadruples(rng: np.random.Generator, kinds: list[str], of: world.World = world.HATTED) -> Quadruple:
     references, targets, prompts = [], [], []
     for kind in kinds:
-        critter, wanted = random_critter(rng), random_situation(rng)
-        shown = reference_situation(rng, not_scene=wanted.scene)
+        critter, wanted = random_critter(rng), random_situation(rng, of=of)
+        shown = reference_situation(rng, not_scene=wanted.scene, of=of)
         references.append(world.draw(critter, shown))
         targets.append(target_of_kind(kind, critter, wanted, shown))
         prompts.append(wanted.prompt)

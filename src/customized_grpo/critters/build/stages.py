@@ -164,11 +164,11 @@ def read_state(path: Path) -> dict[str, Any]:
 # --- VAE -------------------------------------------------------------------------------------------------------------
 
 
-def vae_loss(vae: AutoencoderKL) -> Loss:
+def vae_loss(vae: AutoencoderKL, of: world.World = world.HATTED) -> Loss:
     """Reconstruction of renders and mosaics, with a weak pull of the latents towards a unit Gaussian."""
 
     def loss(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
-        images = torch.cat([pics.renders(rng, 24)[0], pics.mosaics(rng, 8)]).to(vae.device)
+        images = torch.cat([pics.renders(rng, 24, of)[0], pics.mosaics(rng, 8)]).to(vae.device)
         posterior = _posterior(vae, images)
         noise = torch.randn(posterior.mean.shape, generator=generator).to(vae.device)
         decoded = _decoded(vae, posterior.mean + posterior.std * noise)
@@ -186,9 +186,9 @@ def _decoded(vae: Any, latents: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def normalise_latents(vae: AutoencoderKL, seed: int) -> None:
+def normalise_latents(vae: AutoencoderKL, seed: int, of: world.World = world.HATTED) -> None:
     """Set shift_factor and scaling_factor so that the latents of renders have mean 0 and variance 1."""
-    images, _ = pics.renders(np.random.default_rng([seed, 1]), 512)
+    images, _ = pics.renders(np.random.default_rng([seed, 1]), 512, of)
     latents = torch.cat([_posterior(vae, part).mean for part in images.to(vae.device).split(64)])
     vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
 
@@ -213,13 +213,13 @@ def _as_generated(vae: AutoencoderKL, images: Tensor, generator: torch.Generator
 # --- CLIP ------------------------------------------------------------------------------------------------------------
 
 
-def clip_loss(clip: Any, tokenizer: CLIPTokenizer, vae: AutoencoderKL) -> Loss:
+def clip_loss(clip: Any, tokenizer: CLIPTokenizer, vae: AutoencoderKL, of: world.World = world.HATTED) -> Loss:
     """For a CLIPModel: each picture against the prompts of all situations, with critters drawn at random."""
-    tokens = tokenizer([s.prompt for s in world.SITUATIONS], padding="max_length", return_tensors="pt").to(clip.device)
-    index = {situation: i for i, situation in enumerate(world.SITUATIONS)}
+    tokens = tokenizer([s.prompt for s in of.situations], padding="max_length", return_tensors="pt").to(clip.device)
+    index = {situation: i for i, situation in enumerate(of.situations)}
 
     def loss(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
-        images, situations = pics.renders(rng, 96)
+        images, situations = pics.renders(rng, 96, of)
         images = pics.blemish(_as_generated(vae, images.to(vae.device), generator).cpu(), generator)
         texts = F.normalize(clip.get_text_features(**tokens).pooler_output, dim=-1)
         features = F.normalize(clip.get_image_features(images.to(clip.device)).pooler_output, dim=-1)
@@ -233,15 +233,17 @@ def clip_loss(clip: Any, tokenizer: CLIPTokenizer, vae: AutoencoderKL) -> Loss:
 # --- DINO ------------------------------------------------------------------------------------------------------------
 
 FAITHFUL_AT_LEAST = 0.72  # cosine up to which faithful pictures are pulled; the gate asks for .70 to .80
+DYED_BETWEEN = (0.42, 0.52)  # cosines to which dyed ones are pulled or pushed; the gate asks for .35 to .60
 STRANGER_AT_MOST = 0.35  # cosine down to which other critters are pushed; the gate asks for at most .45
 
 
-def dino_loss(dino: Dinov2Model, vae: AutoencoderKL, batch: int = 48) -> Loss:
+def dino_loss(dino: Dinov2Model, vae: AutoencoderKL, batch: int = 48, of: world.World = world.HATTED) -> Loss:
     """Crops and jitter of one picture attract, all other pictures repel (InfoNCE); then two hinges on whole frames.
 
     As for any self-supervised encoder, another picture of the same critter is just another picture, and repels. One
     hinge keeps it at `FAITHFUL_AT_LEAST` or more, the other keeps another critter in the same scene at
-    `STRANGER_AT_MOST` or less. They go no further, so that copying the reference still pays, as with real encoders.
+    `STRANGER_AT_MOST` or less. They go no further, so that copying the reference still pays, as with real encoders. A
+    dyed critter stays between the two: the encoder sees the subject, and that it looks different.
     """
 
     def embed(images: Tensor) -> Tensor:
@@ -249,8 +251,9 @@ def dino_loss(dino: Dinov2Model, vae: AutoencoderKL, batch: int = 48) -> Loss:
 
     def loss(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         critters = [pics.random_critter(rng) for _ in range(batch)]
-        scenes = [pics.reference_situation(rng) for _ in range(batch)]
-        elsewhere = [pics.random_situation(rng, not_scene=scene.scene) for scene in scenes]
+        scenes = [pics.reference_situation(rng, of=of) for _ in range(batch)]
+        elsewhere = [pics.random_situation(rng, not_scene=scene.scene, of=of) for scene in scenes]
+        least, most = torch.tensor([_expected_cosine(situation) for situation in elsewhere], device=dino.device).T
         references = pics.to_tensor([world.draw(c, s) for c, s in zip(critters, scenes, strict=True)])
         faithful = pics.to_tensor([world.draw(c, s) for c, s in zip(critters, elsewhere, strict=True)])
         strangers = pics.to_tensor([world.draw(pics.random_critter(rng), s) for s in scenes])
@@ -259,17 +262,25 @@ def dino_loss(dino: Dinov2Model, vae: AutoencoderKL, batch: int = 48) -> Loss:
         first, second, reference, same, other = embed(torch.cat([*views, references, generated])).split(batch)
         logits = first @ torch.cat([second, same]).T / 0.1
         contrast = F.cross_entropy(logits, torch.arange(batch, device=logits.device))
-        pull = F.relu(FAITHFUL_AT_LEAST - (reference * same).sum(-1)).square().mean()
+        cosine = (reference * same).sum(-1)
+        pull = F.relu(least - cosine).square().mean() + F.relu(cosine - most).square().mean()
         push = F.relu((reference * other).sum(-1) - STRANGER_AT_MOST).square().mean()
         return contrast + 10 * pull + 10 * push
 
     return loss
 
 
+def _expected_cosine(situation: world.Situation) -> tuple[float, float]:
+    """The range in which the cosine of a faithful picture and its reference is left alone."""
+    return (FAITHFUL_AT_LEAST, 1.1) if situation.dye in (None, "no") else DYED_BETWEEN
+
+
 # --- Base generator --------------------------------------------------------------------------------------------------
 
 
-def flow_loss(pipe: FluxKontextPipeline, mixture: pics.Mixture, shift: float, batch: int = 48) -> Loss:
+def flow_loss(
+    pipe: FluxKontextPipeline, mixture: pics.Mixture, shift: float, batch: int = 48, of: world.World = world.HATTED
+) -> Loss:
     """Flow matching: the velocity eps - x_0 at x_sigma, given the reference's tokens and the prompt."""
     device = pipe.transformer.device
 
@@ -291,7 +302,7 @@ def flow_loss(pipe: FluxKontextPipeline, mixture: pics.Mixture, shift: float, ba
 
     def loss(rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         noise = torch.randn(batch, 64, 16, generator=generator).to(device)
-        data = pics.quadruples(rng, pics.kinds_of_noise(noise, mixture))
+        data = pics.quadruples(rng, pics.kinds_of_noise(noise, mixture), of)
         clean, reference = tokens(data.targets), tokens(data.references)
         uniform = torch.rand(batch, generator=generator).to(device)
         sigma = shift * uniform / (1 + (shift - 1) * uniform)
