@@ -173,12 +173,13 @@ def test_failures_have_known_answers(failure: Callable[[Case], tuple[np.ndarray,
         assert judge(picture, case) == verdict
 
 
-def test_other_critters_are_far_away_under_any_dye():
-    errors = [
-        oracle.known_by(world.draw(number, wanted), number + 1, DYED)[0] for number, wanted in random_cases(6, 200)
-    ]
-    assert np.min(errors) > THRESHOLD
-    assert np.mean(errors) > 0.4
+def test_other_critters_are_far_away_and_nearer_after_a_dye():
+    cases = random_cases(6, 400)
+    errors = np.array([oracle.known_by(world.draw(number, s), number + 1, DYED)[0] for number, s in cases])
+    dyed = np.array([wanted.dye != "no" for _, wanted in cases])
+    assert errors[~dyed].min() > THRESHOLD
+    assert (errors[dyed] <= THRESHOLD).mean() <= 0.02
+    assert errors[~dyed].mean() > 0.3 > errors[dyed].mean() > 0.15
 
 
 # --- samples and metrics ---------------------------------------------------------------------------------------------

@@ -93,7 +93,11 @@ def encoder_gates(rewards: Rewards, count: int = 1024) -> dict[str, float]:
 
 
 def oracle_gates(vae: AutoencoderKL, count: int = 1000, of: world.World = world.HATTED) -> dict[str, float]:
-    """The identity threshold, and the shares that it accepts: VAE round trips, and the nearest other critters."""
+    """The identity threshold, and the shares that it accepts: VAE round trips, and the nearest other critters.
+
+    Where there are dyes, the nearest are those without one, and `dyed_other_accepted` is the share of all others'
+    dyed pictures.
+    """
     rng = np.random.default_rng(12)
     truth = true_renders(rng, count, of)
     clean = to_uint8(truth["images"])
@@ -102,7 +106,9 @@ def oracle_gates(vae: AutoencoderKL, count: int = 1000, of: world.World = world.
     trips = to_uint8(again)
     errors = np.array([oracle.known_by(p, c, of)[0] for p, c in zip(trips, truth["critters"], strict=True)])
     others = true_renders(rng, 100, of)["critters"]
-    nearest = np.array([min(oracle.known_by(p, c, of)[0] for p in clean) for c in others])
+    dyed = np.array([situation.dye not in (None, "no") for situation in truth["situations"]])
+    foreign = np.array([[oracle.known_by(p, c, of)[0] for p in clean] for c in others])
+    nearest = foreign[:, ~dyed].min(axis=1)
     threshold = float(np.quantile(nearest, 0.025))
 
     def read_right(pictures: np.ndarray) -> float:
@@ -112,6 +118,7 @@ def oracle_gates(vae: AutoencoderKL, count: int = 1000, of: world.World = world.
     return {
         "identity_threshold": threshold,
         "nearest_other_accepted": float(np.mean(nearest <= threshold)),
+        **({"dyed_other_accepted": float(np.mean(foreign[:, dyed] <= threshold))} if dyed.any() else {}),
         "round_trip_identity": float(np.mean(errors <= threshold)),
         "round_trip_prompt": read_right(trips),
         "clean_prompt": read_right(clean),

@@ -38,7 +38,10 @@ LIMITS: dict[str, dict[str, tuple[float, float]]] = {
     "faithful": {"joint_success": (0.60, 1.0)},
     "base": {"joint_success": (0.10, 0.40), "groups_with_every_kind": (0.5, 1.0), "reward_correlation": (-1.0, 0.0)},
 }
-DYED_LIMITS = {"identity_dyed": (0.35, 0.60)}  # of the encoders, where prompts ask for dyes
+DYED_LIMITS: dict[str, dict[str, tuple[float, float]]] = {  # further ones where prompts ask for dyes
+    "oracle": {"dyed_other_accepted": (0.0, 0.02)},
+    "encoders": {"identity_dyed": (0.35, 0.60)},
+}
 
 
 class GateError(RunError, RuntimeError):
@@ -164,7 +167,8 @@ class Build:
 
     @property
     def limits(self) -> dict[str, dict[str, tuple[float, float]]]:
-        return LIMITS if self.world is HATTED else {**LIMITS, "encoders": {**LIMITS["encoders"], **DYED_LIMITS}}
+        further = {} if self.world is HATTED else DYED_LIMITS
+        return {part: {**limits, **further.get(part, {})} for part, limits in LIMITS.items()}
 
     def save(self, target: Path, figures: dict[str, dict[str, float]]) -> None:
         """Write the models as diffusers and transformers do, and the provenance file. Raises SavingError."""
