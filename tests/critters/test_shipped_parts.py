@@ -15,13 +15,14 @@ from PIL import Image
 from transformers import AutoImageProcessor, CLIPModel, CLIPTokenizer, Dinov2Model
 
 from customized_grpo.critters import world
-from customized_grpo.critters.weights import FOLDER, resolve
+from customized_grpo.critters.build.run import Build, Recipe
+from customized_grpo.critters.weights import FOLDER, FOLDERS, identity_threshold, resolve
 from customized_grpo.errors import UsageError
 
 
-def use_every_part(weights: Path, folder: Path) -> dict[str, Any]:
+def use_every_part(weights: Path, folder: Path, look: str = "wearing a red hat") -> dict[str, Any]:
     """Generate folder/made.png and encode folder/reference.png, by plain diffusers and transformers."""
-    prompt = "a critter on the beach, at the left, wearing a red hat"
+    prompt = f"a critter on the beach, at the left, {look}"
     reference = Image.open(folder / "reference.png")
     pipe: Any = FluxKontextPipeline.from_pretrained(weights / "generator")
     pipe.set_progress_bar_config(disable=True)
@@ -73,15 +74,17 @@ assert "customized_grpo" not in sys.modules
 """
 
 
-@pytest.fixture(scope="module")
-def used(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    """What the libraries get from the shipped files, and the folder of the pictures."""
+@pytest.fixture(scope="module", params=list(FOLDERS))
+def used(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """What the libraries get from the shipped files of a world, and the folder of the pictures."""
     folder = tmp_path_factory.mktemp("used")
     world.picture(7, world.Situation("snow", "centre", "no")).save(folder / "reference.png")
-    return use_every_part(FOLDER, folder), folder
+    look = "wearing a red hat" if request.param == "critters" else "tinted red"
+    return use_every_part(FOLDERS[request.param], folder, look), folder
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("used", ["critters"], indirect=True)
 def test_a_process_without_this_package_gets_the_same(used: tuple[dict[str, Any], Path], tmp_path: Path):
     report, folder = used
     (tmp_path / "reference.png").write_bytes((folder / "reference.png").read_bytes())
@@ -123,16 +126,29 @@ def test_the_encoders_give_features(used: tuple[dict[str, Any], Path]):
 
 def test_all_weights_are_safetensors_and_small():
     sizes = [file.stat().st_size for file in FOLDER.rglob("*.safetensors")]
-    assert len(sizes) == 6  # transformer, VAE, two text encoders, DINO, CLIP
+    assert len(sizes) == 2 * 6  # of each world transformer, VAE, two text encoders, DINO, CLIP
     assert sum(sizes) <= 12e6
     shipped = {file.suffix for file in FOLDER.rglob("*") if file.is_file() and "__pycache__" not in file.parts}
     assert shipped == {".safetensors", ".json", ".py"}  # no pickles
 
 
+@pytest.mark.parametrize("name", FOLDERS)
+def test_the_record_of_a_world_says_that_all_gates_were_reached(name: str):
+    record = json.loads((FOLDERS[name] / "provenance.json").read_text())
+    assert record["recipe"].get("world", "critters") == name
+    build = Build(Recipe(world=name), Path("nowhere"))
+    assert ("dyed_other_accepted" in build.limits["oracle"]) == (name == "critters-dye")
+    for part, limits in build.limits.items():
+        for figure, (low, high) in limits.items():
+            assert low <= record["gates"][part][figure] <= high, (part, figure)
+    assert identity_threshold(name) == record["gates"]["oracle"]["identity_threshold"]
+
+
 @pytest.mark.parametrize("part", ["generator", "dino", "clip"])
-def test_the_built_in_name_gives_the_shipped_folder(part: Any):
-    assert resolve("critters", part) == FOLDER / part
-    assert (FOLDER / part).is_dir()
+@pytest.mark.parametrize("name", FOLDERS)
+def test_the_built_in_name_gives_the_shipped_folder(name: str, part: Any):
+    assert resolve(name, part) == FOLDERS[name] / part
+    assert (FOLDERS[name] / part).is_dir()
     assert resolve("black-forest-labs/FLUX.1-Kontext-dev", part) == "black-forest-labs/FLUX.1-Kontext-dev"
     assert resolve(Path("critters"), part) == Path("critters")  # a path of that name is not the built-in name
 
