@@ -258,7 +258,7 @@ def test_an_impossible_source(source: str, problem: str, refused: Refusal):
     assert f" cannot be used, 1 problem:\n  {problem}\n" in message
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != BUILT_IN])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in BUILT_IN])
 @pytest.mark.parametrize(
     ("root", "problem"), [("x" * 300, "file name too long"), ("dog.png", "not a directory"), ("none", "no such file")]
 )

@@ -88,7 +88,8 @@ def test_evaluations_have_the_size_that_users_want(make_trainer: MakeTrainer):
     saved = Image.open(folder / "images" / "eval-00001" / "00.png")
     assert saved.size == (48, 40)
     assert to_pictures(expected)[0].tobytes() == saved.tobytes()
-    assert trainer.policy.encode([sample]).height == 32  # of training
+    training = generate(trainer.policy, trainer.policy.encode([sample]), sigma_schedule(2, 3.0), [0])
+    assert training.shape[2:] == (32, 32)
     request = make_request(str(folder), [], cases=1)
     evaluate(request, folder.parent / "evaluated")
     assert Image.open(next((folder.parent / "evaluated" / "images").glob("*.png"))).size == (48, 40)
