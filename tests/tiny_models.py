@@ -102,7 +102,7 @@ def qwen_edit(*, newer: bool = False) -> QwenImageEditPlusPipeline:
     torch.manual_seed(0)
     tokenizer = qwen_tokenizer()
     names = ("image_pad", "vision_start", "vision_end")
-    pad, start, end = (tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in names)
+    ids: Any = [tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in names]
     rope = {"type": "default", "mrope_section": [2, 3, 3], "rope_type": "default"}
     config = Qwen2_5_VLConfig(
         text_config={
@@ -114,9 +114,9 @@ def qwen_edit(*, newer: bool = False) -> QwenImageEditPlusPipeline:
             **{"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 56},
             **{"fullatt_block_indexes": [0]},
         },
-        image_token_id=pad,
-        vision_start_token_id=start,
-        vision_end_token_id=end,
+        image_token_id=ids[0],
+        vision_start_token_id=ids[1],
+        vision_end_token_id=ids[2],
     )
     no_processor: Any = None
     return QwenImageEditPlusPipeline(
