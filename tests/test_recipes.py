@@ -223,6 +223,15 @@ def test_kontext_paper_is_what_was_published(key: str, value: object):
     assert setting(load_config("kontext-paper"), key) == value
 
 
+def test_uno_paper_is_the_same_on_the_published_base():
+    """All but the base, its guidance and folders."""
+    uno, kontext = (load_config(name).model_dump() for name in ("uno-paper", "kontext-paper"))
+    different = {f"{s}.{k}" for s in uno if isinstance(uno[s], dict) for k in uno[s] if uno[s][k] != kontext[s][k]}
+    assert different == {f"model.{key}" for key in ("path", "family", "base_adapter", "guidance", "condition_cache")}
+    assert (uno["model"]["family"], uno["model"]["guidance"]) == ("uno", 3.5)  # guidance_scale
+    assert {key for key in uno if uno[key] != kontext[key]} == {"output", "model"}
+
+
 def test_kontext_paper_decides_nothing_else():
     """Every number of the recipe is in the table above, or has no part in what is trained."""
     written = yaml.safe_load(recipes()["kontext-paper"].read_text())

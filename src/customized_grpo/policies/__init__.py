@@ -10,6 +10,7 @@ from pkgutil import resolve_name
 
 from customized_grpo.critters.weights import resolve
 from customized_grpo.files.pretrained import ModelError, check_complete, find_offline, pipeline_class
+from customized_grpo.policies.adapter_file import read_adapter
 from customized_grpo.policies.base import Policy
 from customized_grpo.sections import Adapter, Model
 
@@ -56,6 +57,8 @@ def adapter_size(model: Model, adapter: Adapter) -> int | None:
     and UsageError for a picture size or targets that the model cannot take.
     """
     path = resolve(model.path, "generator")
+    if model.base_adapter is not None:
+        read_adapter(Path(model.base_adapter))  # its absence is known even if the model is not here
     if find_offline(path, "model_index.json") is None:
         return None
     return find_family(model).adapter_size(path, model, adapter)
