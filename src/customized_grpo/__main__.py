@@ -1,4 +1,10 @@
+import logging
+
 from customized_grpo.runtime.stopping import ending
+
+# What torchao says when diffusers imports it, on cards that its kernels are not for.
+for name in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def main() -> None:
