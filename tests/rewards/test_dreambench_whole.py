@@ -10,7 +10,7 @@ from hpsv3_checkpoint import save_hpsv3
 from test_dino_checkpoints import CHECKPOINTS, TINY
 from transformers import ViTModel
 
-from customized_grpo.fields import BUILT_IN
+from customized_grpo.fields import CRITTERS
 from customized_grpo.measure.evaluate import write_evaluation
 from customized_grpo.measure.request import make_request
 
@@ -34,7 +34,7 @@ def encoders(folder: Path) -> dict[str, Path]:
 
 def settings(made: dict[str, Path]) -> list[str]:
     return [
-        f"model.path={BUILT_IN}",
+        f"model.path={CRITTERS}",
         *("model.dtype=float32", "model.height=32", "model.width=32", "model.max_sequence_length=32"),
         *("device=cpu", "sampling.num_steps=4", "groups.rollout_batch=50", f"data.root={DREAMBENCH}"),
         f"rewards.identity.model={made['dino']}",
