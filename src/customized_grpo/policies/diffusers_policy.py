@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.flux.pipeline_flux_kontext import calculate_shift
 from diffusers.training_utils import _collate_lora_metadata
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
@@ -232,9 +233,21 @@ class DiffusersPolicy(ABC):
             raise UsageError(f"the model's schedule does not fall from 1 to 0 in {num_steps} steps; {NUMERIC_SHIFT}")
         return sigmas
 
-    @abstractmethod
-    def dynamic_shift(self, num_steps: int) -> float:
+    def dynamic_shift(self, num_steps: int) -> float:  # noqa: ARG002 (of some families it depends on the steps)
         """The parameter mu of the pipeline's schedule, for pictures of this size."""
+        rows, columns = self.grid
+        return self.shift_for(rows * columns)
+
+    def shift_for(self, tokens: int) -> float:
+        """mu for this number of tokens: on the line of FLUX.1, which most pipelines follow."""
+        config = self.pipe.scheduler.config
+        return calculate_shift(
+            tokens,
+            config.get("base_image_seq_len", 256),
+            config.get("max_image_seq_len", 4096),
+            config.get("base_shift", 0.5),
+            config.get("max_shift", 1.15),
+        )
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
-from diffusers.pipelines.flux.pipeline_flux_kontext import calculate_shift
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, T5EncoderModel
@@ -87,21 +86,6 @@ class Flux1Policy(DiffusersPolicy):
     def draw(self, generator: torch.Generator) -> Tensor:
         shape = (1, self._channels, self.height // self.scale, self.width // self.scale)
         return self.pipe._pack_latents(torch.randn(shape, generator=generator), *shape)
-
-    def dynamic_shift(self, num_steps: int) -> float:  # noqa: ARG002 (of other families it depends on the steps)
-        rows, columns = self.grid
-        return self.shift_for(rows * columns)
-
-    def shift_for(self, tokens: int) -> float:
-        """mu for this number of tokens, as in the pipeline."""
-        config = self.pipe.scheduler.config
-        return calculate_shift(
-            tokens,
-            config.get("base_image_seq_len", 256),
-            config.get("max_image_seq_len", 4096),
-            config.get("base_shift", 0.5),
-            config.get("max_shift", 1.15),
-        )
 
     @abstractmethod
     def positions(self, picture: Grid, references: tuple[Grid, ...]) -> Tensor:

@@ -162,10 +162,9 @@ class Flux2KleinPolicy(DiffusersPolicy):
         ).float()
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, condition: EncodedSamples) -> Tensor:  # noqa: ARG002 (all have one size)
-        vae = self.pipe.vae
-        rows, columns = self.grid
-        grid = latents.transpose(1, 2).unflatten(2, (rows, columns))
+    def decode(self, latents: Tensor, condition: EncodedSamples) -> Tensor:
+        vae, patch = self.pipe.vae, self.encoder.patch
+        grid = latents.transpose(1, 2).unflatten(2, (condition.height // patch, condition.width // patch))
         mean = vae.bn.running_mean.view(1, -1, 1, 1).to(grid)
         std = torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps).to(grid)
         unpacked = self.pipe._unpatchify_latents(grid * std + mean).to(self.dtype)

@@ -16,7 +16,6 @@ from diffusers import AutoencoderKLQwenImage, QwenImageEditPlusPipeline, QwenIma
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import (
     CONDITION_IMAGE_SIZE,
     calculate_dimensions,
-    calculate_shift,
 )
 from PIL import Image
 from torch import Tensor
@@ -128,17 +127,6 @@ class QwenImageEditPolicy(DiffusersPolicy):
     @staticmethod
     def scale_of(vae: Mapping[str, Any]) -> int:
         return 2 ** len(vae["temperal_downsample"])
-
-    def dynamic_shift(self, num_steps: int) -> float:  # noqa: ARG002
-        rows, columns = self.grid
-        config = self.pipe.scheduler.config
-        return calculate_shift(
-            rows * columns,
-            config.get("base_image_seq_len", 256),
-            config.get("max_image_seq_len", 4096),
-            config.get("base_shift", 0.5),
-            config.get("max_shift", 1.15),
-        )
 
     def draw(self, generator: torch.Generator) -> Tensor:
         channels, (rows, columns) = self.module.config.in_channels // 4, self.grid
