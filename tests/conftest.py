@@ -77,7 +77,7 @@ def make_policy() -> Callable[..., FluxKontextPolicy]:
     ) -> FluxKontextPolicy:
         size = {"height": height, "width": width, "max_sequence_length": max_sequence_length}
         model = Model(path=str(path), dtype=dtype, **size, **further)
-        policy = FluxKontextPolicy(resolve(path, "generator"), model, device, shard=shard)
+        policy = FluxKontextPolicy.load(resolve(path, "generator"), model, device, shard=shard)
         if rank is not None:
             policy.add_adapter(rank, alpha, targets, seed=seed, share_qkv=share_qkv)
         return policy

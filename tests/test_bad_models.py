@@ -188,7 +188,7 @@ def test_an_error_of_the_hub_is_one_line(error: Exception, message: str, monkeyp
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of rank 4, for the built-in model."""
     folder = tmp_path_factory.mktemp("adapter")
-    policy = FluxKontextPolicy(GENERATOR, Model())
+    policy = FluxKontextPolicy.load(GENERATOR, Model(), "cpu")
     policy.add_adapter(4, 4.0)
     policy.save_adapter(folder)
     return folder

@@ -47,7 +47,7 @@ def test_every_command_takes_the_checkpoints_own_schedule(
     sampling = json.loads((run / "adapter" / "sampling.json").read_text())
     assert (sampling["num_steps"], sampling["shift"]) == (6, "checkpoint")
     assert json.loads((tmp_path / "evaluated" / "settings.json").read_text())["sampling"] == sampling
-    sigmas = FluxKontextPolicy(guided_checkpoint, Model()).sigmas(4, "checkpoint")
+    sigmas = FluxKontextPolicy.load(guided_checkpoint, Model(), "cpu").sigmas(4, "checkpoint")
     assert abs(sigmas[1] - sigma_schedule(4, 3.0)[1]) > 0.05  # another grid than the paper's
     (row,) = rows_of(run)
     weights = TimeAwareWeights().prompt_weight(progress_from_sigma(sigmas.double()))

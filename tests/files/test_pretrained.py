@@ -51,7 +51,7 @@ def test_an_edited_file_of_a_model(
 ):
     edit(generator / file, lambda content: content.update(change))
     with pytest.raises(ModelError, match=f"{message}.*; check its files, or download the model again$") as refused:
-        FluxKontextPolicy(generator, Model())
+        FluxKontextPolicy.load(generator, Model(), "cpu")
     assert "\n" not in str(refused.value)
 
 

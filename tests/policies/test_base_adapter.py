@@ -91,7 +91,7 @@ def test_what_no_layer_takes_is_refused_before_weights_are_loaded(
     ):
         adapter_size(config.model, config.adapter)
     with pytest.raises(ModelError, match="no_such_layer is not a linear"):
-        FluxKontextPolicy(resolve("critters", "generator"), config.model)
+        FluxKontextPolicy.load(resolve("critters", "generator"), config.model, "cpu")
     missing = make_config(f"model.base_adapter={tmp_path / 'nothing'}")
     with pytest.raises(ModelError, match=r"no adapter in .*nothing"):
         adapter_size(missing.model, missing.adapter)

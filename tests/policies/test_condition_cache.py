@@ -206,7 +206,7 @@ from customized_grpo.critters.weights import resolve
 from customized_grpo.data import Sample
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.sections import Model
-policy = FluxKontextPolicy(resolve("critters", "generator"), Model(condition_cache=sys.argv[1]))
+policy = FluxKontextPolicy.load(resolve("critters", "generator"), Model(condition_cache=sys.argv[1]), "cpu")
 policy.pipe.encode_prompt = policy.pipe.vae.encode = None
 entry = policy.encode([Sample("elsewhere", "critter", {sample.prompt!r}, (Path(sys.argv[2]),))]).entries[0]
 save_file(dict(entry.tensors), sys.argv[3])

@@ -36,9 +36,8 @@ def policy_of(checkpoint: Path, adapter: Path | None = ADAPTER, **further: Any) 
     """With pictures of 4 x 3 tokens, as in the cases: the VAE of this checkpoint makes tokens of 4 pixels."""
     settings = {"height": 16, "width": 12, "max_sequence_length": 16, "dtype": "float32"}
     path = str(checkpoint)
-    return UnoPolicy(
-        path, Model(path=path, family="uno", base_adapter=adapter and str(adapter), **settings, **further)
-    )
+    model = Model(path=path, family="uno", base_adapter=adapter and str(adapter), **settings, **further)
+    return UnoPolicy.load(path, model, "cpu")
 
 
 def condition_of(cases: dict[str, Tensor], name: str) -> EncodedSamples:

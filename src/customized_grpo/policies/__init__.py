@@ -9,8 +9,9 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 from customized_grpo.critters.weights import resolve
-from customized_grpo.files.pretrained import ModelError, check_complete, find_offline, pipeline_class
+from customized_grpo.files.pretrained import ModelError, check_complete, pipeline_class
 from customized_grpo.policies.adapter_file import read_adapter
+from customized_grpo.policies.architectures import configuration
 from customized_grpo.policies.base import Policy
 from customized_grpo.sections import Adapter, Model
 
@@ -37,8 +38,11 @@ def load_policy(model: Model, device: str, *, shard: bool = False) -> Policy:
 
 def find_family(model: Model) -> type[Policy]:
     """The policy class that runs a checkpoint; loads no weights. Raises ModelError like `load_policy`."""
-    path: str | Path = resolve(model.path, "generator")
-    pipeline = pipeline_class(path)
+    path = resolve(model.path, "generator")
+    return _family(model, path, pipeline_class(path))
+
+
+def _family(model: Model, path: str | Path, pipeline: str) -> type[Policy]:
     expected, policy = (pipeline, FAMILIES.get(pipeline)) if model.family is None else BY_NAME[model.family]
     if pipeline != expected:
         raise ModelError(f"{model.path} is a {pipeline}, and model.family={model.family} needs a {expected}")
@@ -59,6 +63,12 @@ def adapter_size(model: Model, adapter: Adapter) -> int | None:
     path = resolve(model.path, "generator")
     if model.base_adapter is not None:
         read_adapter(Path(model.base_adapter))  # its absence is known even if the model is not here
-    if find_offline(path, "model_index.json") is None:
-        return None
-    return find_family(model).adapter_size(path, model, adapter)
+    family = planned_family(model)
+    return None if family is None else family.adapter_size(path, model, adapter)
+
+
+def planned_family(model: Model) -> type[Policy] | None:
+    """As `find_family`, without the network: None for a checkpoint whose configurations are not known here."""
+    path = resolve(model.path, "generator")
+    index = configuration(path)
+    return None if index is None else _family(model, path, str(index.get("_class_name")))

@@ -11,12 +11,13 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import ConfigMixin, FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux_kontext import calculate_shift
 from diffusers.training_utils import _collate_lora_metadata
 from peft.tuners.lora import LoraLayer
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from customized_grpo.algorithm import sigma_schedule
 from customized_grpo.data import Sample
 from customized_grpo.errors import UsageError
-from customized_grpo.files.pretrained import find_offline, load_part, loading, read_json
+from customized_grpo.files.pretrained import load_part, loading
 from customized_grpo.policies.adapter_file import (
     ADAPTER_FILE,
     TRANSFORMER,
@@ -37,6 +38,7 @@ from customized_grpo.policies.adapter_file import (
     translating,
 )
 from customized_grpo.policies.adapter_layers import layers_of
+from customized_grpo.policies.architectures import configuration
 from customized_grpo.policies.base import Targets
 from customized_grpo.policies.conditions import Bucket, EncodedSamples
 from customized_grpo.policies.encoder import Encoder
@@ -53,13 +55,13 @@ NUMERIC_SHIFT = "set sampling.shift to a number, for instance 3"
 class DiffusersPolicy(ABC):
     """A family's half of `Policy`.
 
-    path    a folder or hub id in diffusers' format
+    pipe    the family's pipeline, on the CPU or, without numbers, on the meta device
     model   the section of the configuration. Latents, adapter and time stay float32; autocast does the rest
     device  where it runs
     shard   leave the transformer on the CPU until the method `shard` divides it
 
-    Raises ModelError if the checkpoint cannot be loaded, and UsageError if the size is not a multiple of the model's
-    patches, the device does not exist, or the cache's folder cannot be used.
+    Raises UsageError if the size is not a multiple of the model's patches, or the cache's folder cannot be used, and
+    ModelError if the adapter of `model.base_adapter` does not fit.
     """
 
     usual_steps: ClassVar[int]
@@ -70,12 +72,11 @@ class DiffusersPolicy(ABC):
     encoder_class: ClassVar[type[Encoder]]
     layers: ClassVar[Layers]  # of the transformer, that can be adapted
 
-    def __init__(self, path: str | Path, model: Model, device: str = "cpu", *, shard: bool = False):
-        self.device, self.dtype = usable_device(device), getattr(torch, model.dtype)
+    def __init__(self, pipe: Any, model: Model, device: torch.device, *, shard: bool = False):
+        # Any: diffusers' annotations leave out what its pipelines return and hold.
+        self.pipe, self.device, self.dtype = pipe, device, getattr(torch, model.dtype)
         self.height, self.width = model.height, model.width
         self.guidance = self.usual_guidance if model.guidance is None else model.guidance
-        # Any: diffusers' annotations leave out what its pipelines return and hold.
-        self.pipe: Any = self._load_pipeline(path)
         self.scale: int = self.pipe.vae_scale_factor
         check_size(self.height, self.width, self.scale)
         self.encoder = self.encoder_class(self.pipe, model, self.device, self.dtype)
@@ -94,19 +95,43 @@ class DiffusersPolicy(ABC):
 
     @classmethod
     def load(cls, path: str | Path, model: Model, device: str, *, shard: bool = False) -> Self:
-        return cls(path, model, device, shard=shard)
+        usable = usable_device(device)
+        return cls(cls.load_pipeline(path, getattr(torch, model.dtype)), model, usable, shard=shard)
 
-    def _load_pipeline(self, path: str | Path) -> Any:
+    @classmethod
+    def load_pipeline(cls, path: str | Path, dtype: torch.dtype) -> Any:
         """The pipeline in a folder or hub id. Raises ModelError if it cannot be loaded, or weights are missing."""
-        parts = {name: load_part(kind, path, name, dtype=self.dtype) for name, kind in self.parts.items()}
+        parts = {name: load_part(kind, path, name, dtype=dtype) for name, kind in cls.parts.items()}
         with loading(path):
-            absent = dict.fromkeys(self.left_out)
-            return self.pipeline.from_pretrained(path, dtype=self.dtype, use_safetensors=True, **parts, **absent)
+            absent = dict.fromkeys(cls.left_out)
+            return cls.pipeline.from_pretrained(path, dtype=dtype, use_safetensors=True, **parts, **absent)
+
+    @classmethod
+    def sketch(cls, path: str | Path, model: Model) -> Self | None:
+        """The generator on the meta device: shapes without numbers. None if its configurations are not known here.
+
+        Without tokenizers, `model.base_adapter`, which changes no shape, and offload. Raises ModelError for damaged
+        files, and UsageError for settings that the model cannot take.
+        """
+        configs = {name: configuration(path, name) for name in cls.parts}
+        index = configuration(path)
+        if index is None or None in configs.values():
+            return None
+        with loading(path), torch.device("meta"):
+            dtype = getattr(torch, model.dtype)
+            parts = {name: _from_config(kind, configs[name]).to(dtype) for name, kind in cls.parts.items()}
+            fields = list(signature(cls.pipeline.__init__).parameters.values())[1:]  # without self
+            absent = {field.name: None for field in fields if field.default is Parameter.empty}
+            optional = [field.name for field in fields if field.default not in (None, Parameter.empty)]
+            settings = {name: index[name] for name in optional if name in index}
+            pipe = cls.pipeline(**(absent | settings | parts))
+        kept = {"base_adapter": None, "condition_cache": None, "offload_text_encoders": False}
+        model = model.model_copy(update=kept)
+        return cls(pipe, model, torch.device("meta"))
 
     @classmethod
     def adapter_size(cls, path: str | Path, model: Model, adapter: AdapterSettings) -> int | None:
-        files = [find_offline(path, f"{part}/config.json") for part in ("transformer", "vae")]
-        transformer, vae = (None if file is None else read_json(file) for file in files)
+        transformer, vae = (configuration(path, part) for part in ("transformer", "vae"))
         if transformer is None or vae is None:
             return None
         with loading(path):
@@ -318,6 +343,11 @@ class DiffusersPolicy(ABC):
 
     @abstractmethod
     def decode(self, latents: Tensor, condition: EncodedSamples) -> Tensor: ...
+
+
+def _from_config(kind: Any, config: Mapping[str, Any]) -> Any:
+    """A model of diffusers or transformers with the weights that its constructor gives it."""
+    return kind.from_config(config) if issubclass(kind, ConfigMixin) else kind(kind.config_class(**config))
 
 
 def check_size(height: int, width: int, scale: int) -> None:

@@ -70,9 +70,35 @@ class Encoder(ABC):
     def _encode_one(self, sample: Sample, height: int, width: int) -> Entry:  # noqa: ARG002 (they are part of the key)
         return self.entry(sample)
 
-    @abstractmethod
     def entry(self, sample: Sample) -> Entry:
         """The sample, encoded; called without gradients."""
+        return self._entry(sample, self.texts(sample))
+
+    def blank_entry(self, sample: Sample) -> Entry:
+        """`entry` with zeros for the prompt: its shapes, without text encoders and tokenizers."""
+        return self._entry(sample, self.blank_texts(sample))
+
+    def _entry(self, sample: Sample, texts: Tensors) -> Entry:
+        tokens, sizes = self._read_pictures(self.resize(sample))
+        return Entry({**texts, "reference": tokens}, sizes)
+
+    # --- what each family says ---------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def texts(self, sample: Sample) -> Tensors:
+        """What the prompt adds to the entry."""
+
+    @abstractmethod
+    def blank_texts(self, sample: Sample) -> Tensors:
+        """Zeros in the shapes of `texts`, for a prompt that fills `max_sequence_length`."""
+
+    @abstractmethod
+    def resize(self, sample: Sample) -> list[Image.Image]:
+        """The references in the sizes in which the model gets them, multiples of a token's side. RGB."""
+
+    @abstractmethod
+    def encode_picture(self, picture: Image.Image) -> Tensor:
+        """The tokens [R, D] of one reference."""
 
     # --- for the families --------------------------------------------------------------------------------------------
 
@@ -90,22 +116,10 @@ class Encoder(ABC):
         tensors = on_device() if self.cache is None else self._cached("text", self._text_identity, on_device, *parts)
         return {name: tensor.to(self.device) for name, tensor in tensors.items()}
 
-    def read_pictures(
-        self, encode: Callable[[Image.Image], Tensor], pictures: Sequence[Image.Image]
-    ) -> tuple[Tensor, tuple[Grid, ...]]:
-        """The tokens of pictures [R, D], one after another, from the cache or by `encode`; and their sizes in tokens.
-
-        pictures  RGB, in multiples of a token's side
-        """
-        tokens = torch.cat([self._read_picture(encode, picture) for picture in pictures])
-        return tokens, tuple((picture.height // self.patch, picture.width // self.patch) for picture in pictures)
-
-    def _read_picture(self, encode: Callable[[Image.Image], Tensor], picture: Image.Image) -> Tensor:
-        if self.cache is None:
-            return encode(picture).to(self.device)
-        parts = (picture.width, picture.height, picture.tobytes())
-        tensors = self._cached("picture", self._picture_identity, lambda: {"tokens": encode(picture)}, *parts)
-        return tensors["tokens"].to(self.device)
+    def blank_text(self, tokens: int) -> Tensor:
+        """Zeros [tokens, C] in the shape of an encoded text."""
+        width = self.pipe.transformer.config.joint_attention_dim
+        return torch.zeros(tokens, width, dtype=self.dtype, device=self.device)
 
     def warn_if_long(self, prompt: str, *readings: Reading) -> None:
         """Warn once about a prompt of which only a part is read."""
@@ -122,6 +136,22 @@ class Encoder(ABC):
 
     def _count(self, reading: Reading) -> int:
         return len(getattr(self.pipe, reading.tokenizer)(reading.text, verbose=False)["input_ids"])
+
+    # --- references --------------------------------------------------------------------------------------------------
+
+    def _read_pictures(self, pictures: Sequence[Image.Image]) -> tuple[Tensor, tuple[Grid, ...]]:
+        """The tokens of pictures [R, D], one after another, from the cache or encoded; and their sizes in tokens."""
+        tokens = torch.cat([self._read_picture(picture) for picture in pictures])
+        return tokens, tuple((picture.height // self.patch, picture.width // self.patch) for picture in pictures)
+
+    def _read_picture(self, picture: Image.Image) -> Tensor:
+        if self.cache is None:
+            return self.encode_picture(picture).to(self.device)
+        parts = (picture.width, picture.height, picture.tobytes())
+        tensors = self._cached(
+            "picture", self._picture_identity, lambda: {"tokens": self.encode_picture(picture)}, *parts
+        )
+        return tensors["tokens"].to(self.device)
 
     # --- offload and cache -------------------------------------------------------------------------------------------
 

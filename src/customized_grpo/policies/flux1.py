@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -15,7 +14,7 @@ from transformers import CLIPTextModel, T5EncoderModel
 
 from customized_grpo.data import Sample
 from customized_grpo.policies.condition_cache import Tensors
-from customized_grpo.policies.conditions import Bucket, EncodedSamples, Entry, Grid
+from customized_grpo.policies.conditions import Bucket, EncodedSamples, Grid
 from customized_grpo.policies.diffusers_policy import DiffusersPolicy
 from customized_grpo.policies.encoder import Encoder, Reading
 from customized_grpo.policies.lora import Layers
@@ -30,19 +29,17 @@ class Flux1Encoder(Encoder):
     text_encoders = ("text_encoder", "text_encoder_2")
     tokenizers = ("tokenizer", "tokenizer_2")
 
-    def entry(self, sample: Sample) -> Entry:
+    def texts(self, sample: Sample) -> Tensors:
         self.warn_if_long(
             sample.prompt,
             Reading("tokenizer_2", sample.prompt, T5, self.max_sequence_length),
             Reading("tokenizer", sample.prompt, CLIP, self.pipe.tokenizer_max_length),
         )
-        text = self.read_text(lambda: self._encode_text(sample.prompt), self.max_sequence_length, sample.prompt)
-        tokens, sizes = self.read_pictures(self._encode_picture, self.resize(sample.reference_images()))
-        return Entry({**text, "reference": tokens}, sizes)
+        return self.read_text(lambda: self._encode_text(sample.prompt), self.max_sequence_length, sample.prompt)
 
-    @abstractmethod
-    def resize(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
-        """The references of one sample in the sizes in which the model gets them."""
+    def blank_texts(self, sample: Sample) -> Tensors:  # noqa: ARG002
+        pooled = torch.zeros(self.pipe.transformer.config.pooled_projection_dim, dtype=self.dtype, device=self.device)
+        return {"text": self.blank_text(self.max_sequence_length), "pooled": pooled}
 
     def _encode_text(self, prompt: str) -> Tensors:
         text, pooled, _ = self.pipe.encode_prompt(
@@ -50,7 +47,7 @@ class Flux1Encoder(Encoder):
         )
         return {"text": text[0], "pooled": pooled[0]}
 
-    def _encode_picture(self, picture: Image.Image) -> Tensor:
+    def encode_picture(self, picture: Image.Image) -> Tensor:
         pixels = self.pipe.image_processor.preprocess(picture, picture.height, picture.width)
         vae = self.pipe.vae
         latents = vae.encode(pixels.to(self.device, self.dtype)).latent_dist.mode()

@@ -8,7 +8,6 @@ have none. The arithmetic is that of diffusers' `Flux2KleinPipeline` (diffusers 
 from __future__ import annotations
 
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -21,7 +20,7 @@ from transformers import Qwen3ForCausalLM
 from customized_grpo.data import Sample
 from customized_grpo.errors import UsageError
 from customized_grpo.policies.condition_cache import Tensors
-from customized_grpo.policies.conditions import Bucket, EncodedSamples, Entry, Grid
+from customized_grpo.policies.conditions import Bucket, EncodedSamples, Grid
 from customized_grpo.policies.diffusers_policy import DiffusersPolicy, guided
 from customized_grpo.policies.encoder import Encoder, Reading
 from customized_grpo.policies.lora import Layers
@@ -34,26 +33,30 @@ ZERO = torch.zeros(1, dtype=torch.int64)
 
 
 class Flux2KleinEncoder(Encoder):
-    """Entries have text [L, C], three layers of the text encoder side by side, and the references' tokens [R, D]."""
+    """Entries have text [L, C], three layers of the text encoder side by side, negative [L, C] if there is guidance,
+    and reference [R, D]."""
 
     text_encoders = ("text_encoder",)
     tokenizers = ("tokenizer",)
+    with_negative = True  # whether guidance needs the empty prompt
 
-    def entry(self, sample: Sample) -> Entry:
+    def texts(self, sample: Sample) -> Tensors:
         self._warn_if_long(sample.prompt)
-        pictures = [self._resize(picture, sample) for picture in sample.reference_images()]
-        tokens, sizes = self.read_pictures(self._encode_picture, pictures)
-        return Entry({"text": self.text(sample.prompt), "reference": tokens}, sizes)
+        text = {"text": self._text(sample.prompt)}
+        return {**text, "negative": self._no_text} if self.with_negative else text
 
-    def text(self, prompt: str) -> Tensor:
+    def blank_texts(self, sample: Sample) -> Tensors:  # noqa: ARG002
+        names = ("text", "negative") if self.with_negative else ("text",)
+        return {name: self.blank_text(self.max_sequence_length) for name in names}
+
+    def _text(self, prompt: str) -> Tensor:
         """The encoded prompt [L, C]."""
         return self.read_text(lambda: self._encode_text(prompt), self.max_sequence_length, prompt)["text"]
 
     @cached_property
-    def no_text(self) -> Tensor:
+    def _no_text(self) -> Tensor:
         """The encoded empty prompt [L, C], for classifier-free guidance."""
-        with torch.no_grad():
-            return self.text("")
+        return self._text("")
 
     def _encode_text(self, prompt: str) -> Tensors:
         text, _ = self.pipe.encode_prompt(prompt, self.device, max_sequence_length=self.max_sequence_length)
@@ -64,6 +67,9 @@ class Flux2KleinEncoder(Encoder):
         template = self.pipe.tokenizer.apply_chat_template
         whole = template(chat, tokenize=False, add_generation_prompt=True, enable_thinking=False)
         self.warn_if_long(prompt, Reading("tokenizer", whole, READER, self.max_sequence_length))
+
+    def resize(self, sample: Sample) -> list[Image.Image]:
+        return [self._resize(picture, sample) for picture in sample.reference_images()]
 
     def _resize(self, picture: Image.Image, sample: Sample) -> Image.Image:
         """The picture in its own aspect, at most as large as the model takes, cropped to whole tokens."""
@@ -79,7 +85,7 @@ class Flux2KleinEncoder(Encoder):
             )
         return processor._resize_and_crop(picture, width, height)
 
-    def _encode_picture(self, picture: Image.Image) -> Tensor:
+    def encode_picture(self, picture: Image.Image) -> Tensor:
         pixels = self.pipe.image_processor.preprocess(picture, picture.height, picture.width, resize_mode="crop")
         latents = self.pipe._encode_vae_image(pixels.to(self.device, self.dtype), None)
         return self.pipe._pack_latents(latents)[0].float()
@@ -108,8 +114,8 @@ class Flux2KleinPolicy(DiffusersPolicy):
     )
     encoder: Flux2KleinEncoder
 
-    def __init__(self, path: str | Path, model: Model, *args: Any, **settings: Any):
-        super().__init__(path, model, *args, **settings)
+    def __init__(self, pipe: Any, model: Model, *args: Any, **settings: Any):
+        super().__init__(pipe, model, *args, **settings)
         self._positions = lru_cache(maxsize=64)(self.positions)
         if self.pipe.config.is_distilled:
             if model.guidance not in (None, 1.0):
@@ -118,6 +124,7 @@ class Flux2KleinPolicy(DiffusersPolicy):
                     "model.guidance=null"
                 )
             self.guidance = 1.0
+        self.encoder.with_negative = self.guidance != 1
 
     def draw(self, generator: torch.Generator) -> Tensor:
         noise = torch.randn(1, self.module.config.in_channels, *self.grid, generator=generator)
@@ -141,12 +148,11 @@ class Flux2KleinPolicy(DiffusersPolicy):
         if self.guidance == 1:
             velocity = self._call(time, tokens, text, bucket)
         else:
-            without = self.encoder.no_text.expand_as(text)
             velocity = guided(
                 lambda times, states, texts: self._call(times, states, texts, bucket),
                 self.guidance,
                 (time, tokens, text),
-                (time, tokens, without),
+                (time, tokens, bucket.tensors["negative"]),
             )[0]
         return velocity[:, : latents.shape[1]]
 

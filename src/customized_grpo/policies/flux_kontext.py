@@ -10,7 +10,6 @@ several references; for others it places the references side by side on image 1,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from diffusers import FluxKontextPipeline
 from PIL import Image
 from torch import Tensor
 
-from customized_grpo.data import fit
+from customized_grpo.data import Sample, fit
 from customized_grpo.errors import UsageError
 from customized_grpo.policies.conditions import Grid
 from customized_grpo.policies.flux1 import Flux1Encoder, Flux1Policy, grid_positions
@@ -34,9 +33,9 @@ class FluxKontextEncoder(Flux1Encoder):
                 "generated picture; set model.reference_size=null"
             )
 
-    def resize(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    def resize(self, sample: Sample) -> list[Image.Image]:
         """All in the size of the generated picture, cropped to its aspect."""
-        return [fit(picture, self.width, self.height) for picture in pictures]
+        return [fit(picture, self.width, self.height) for picture in sample.reference_images()]
 
 
 class FluxKontextPolicy(Flux1Policy):

@@ -26,12 +26,13 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from customized_grpo.data import Sample
 from customized_grpo.files.pretrained import loading
 from customized_grpo.policies.condition_cache import Tensors
-from customized_grpo.policies.conditions import Bucket, EncodedSamples, Entry
+from customized_grpo.policies.conditions import Bucket, EncodedSamples
 from customized_grpo.policies.diffusers_policy import DiffusersPolicy, guided
 from customized_grpo.policies.encoder import Encoder
 from customized_grpo.policies.lora import Layers
 
 SIDE = 1024  # references are resized to the area of a square with this side, in pixels
+SEEN_TOKEN = 28  # side of a token of the text encoder, in pixels
 BLANK = " "  # the prompt of the velocity that guidance leads away from
 
 
@@ -61,16 +62,24 @@ class QwenImageEditEncoder(Encoder):
     tokenizers = ("tokenizer",)
     with_negative = True  # whether guidance needs the blank prompt
 
-    def entry(self, sample: Sample) -> Entry:
-        references = sample.reference_images()
-        seen = [self._resize(picture, CONDITION_IMAGE_SIZE) for picture in references]
-        tokens, sizes = self.read_pictures(
-            self._encode_picture, [self._resize(each, (self.reference_size or SIDE) ** 2) for each in references]
-        )
+    def texts(self, sample: Sample) -> Tensors:
+        seen = self._seen(sample)
         texts = {"text": self._text(sample.prompt, seen)}
         if self.with_negative:
             texts["negative"] = self._text(BLANK, seen)
-        return Entry({**texts, "reference": tokens}, sizes)
+        return texts
+
+    def blank_texts(self, sample: Sample) -> Tensors:
+        pictures = sum(picture.width * picture.height // SEEN_TOKEN**2 for picture in self._seen(sample))
+        texts = {"text": self.blank_text(self.max_sequence_length + pictures)}
+        return {**texts, "negative": self.blank_text(pictures)} if self.with_negative else texts
+
+    def resize(self, sample: Sample) -> list[Image.Image]:
+        return [self._resize(picture, (self.reference_size or SIDE) ** 2) for picture in sample.reference_images()]
+
+    def _seen(self, sample: Sample) -> list[Image.Image]:
+        """The references as the text encoder sees them."""
+        return [self._resize(picture, CONDITION_IMAGE_SIZE) for picture in sample.reference_images()]
 
     def _resize(self, picture: Image.Image, area: int) -> Image.Image:
         width, height = calculate_dimensions(area, picture.width / picture.height)
@@ -84,7 +93,7 @@ class QwenImageEditEncoder(Encoder):
         pictures = [part for each in seen for part in (each.width, each.height, each.tobytes())]
         return self.read_text(compute, prompt, *pictures)["text"]
 
-    def _encode_picture(self, picture: Image.Image) -> Tensor:
+    def encode_picture(self, picture: Image.Image) -> Tensor:
         pixels = self.pipe.image_processor.preprocess(picture, picture.height, picture.width).unsqueeze(2)
         latents = self.pipe._encode_vae_image(pixels.to(self.device, self.dtype), None)
         batch, channels, _, height, width = latents.shape
@@ -116,8 +125,9 @@ class QwenImageEditPolicy(DiffusersPolicy):
         super().__init__(*args, **settings)
         self.encoder.with_negative = self.guidance != 1
 
-    def _load_pipeline(self, path: str | Path) -> Any:
-        pipe = super()._load_pipeline(path)
+    @classmethod
+    def load_pipeline(cls, path: str | Path, dtype: torch.dtype) -> Any:
+        pipe = super().load_pipeline(path, dtype)
         with loading(path):
             pipe.processor = Processor(
                 pipe.tokenizer, Qwen2VLImageProcessorPil.from_pretrained(path, subfolder="processor")

@@ -8,13 +8,12 @@ test compares.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from diffusers import FluxPipeline
 from PIL import Image
 from torch import Tensor
 
+from customized_grpo.data import Sample
 from customized_grpo.policies.conditions import Grid
 from customized_grpo.policies.flux1 import Flux1Encoder, Flux1Policy, grid_positions
 
@@ -22,8 +21,9 @@ LONG_SIDE, LONG_SIDE_OF_SEVERAL = 512, 320  # pixels
 
 
 class UnoEncoder(Flux1Encoder):
-    def resize(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    def resize(self, sample: Sample) -> list[Image.Image]:
         """Each with its long side at 512 pixels, several at 320, and cropped to whole patches."""
+        pictures = sample.reference_images()
         usual = LONG_SIDE if len(pictures) == 1 else LONG_SIDE_OF_SEVERAL
         return [to_long_side(picture, self.reference_size or usual, self.patch) for picture in pictures]
 

@@ -1,0 +1,30 @@
+"""What the configurations of a checkpoint say, without its weights and without the network."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from customized_grpo.files.pretrained import find_offline, read_json
+
+PUBLISHED = Path(__file__).parent / "architectures.yaml"
+
+
+def configuration(model: str | Path, part: str = "") -> dict[str, Any] | None:
+    """The configuration of a pipeline's part, or model_index.json of the pipeline itself.
+
+    It is that of the folder or the hub's cache; of a checkpoint that is not on this machine, what `PUBLISHED` says.
+    None if that does not know it. Raises ModelError for a damaged file.
+    """
+    file = find_offline(model, f"{part}/config.json" if part else "model_index.json")
+    if file is not None:
+        return read_json(file)
+    return _published().get(str(model), {}).get(part or "model_index")
+
+
+@cache
+def _published() -> dict[str, Any]:
+    return yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))["checkpoints"]
