@@ -296,6 +296,11 @@ class DiffusersPolicy(ABC):
     def encode(self, samples: Sequence[Sample]) -> EncodedSamples:
         return EncodedSamples(self.encoder.encode(samples), self.height, self.width)
 
+    def blank(self, sample: Sample) -> EncodedSamples:
+        """The condition of one sample with zeros for its prompt: for a sketch, which has no tokenizers."""
+        with torch.no_grad():
+            return EncodedSamples((self.encoder.blank_entry(sample),), self.height, self.width)
+
     def noise(self, condition: EncodedSamples, seeds: Sequence[int]) -> Tensor:
         if len(seeds) != len(condition):
             raise ValueError(f"{len(seeds)} seeds for {len(condition)} images; pass one seed per image")
@@ -345,7 +350,7 @@ class DiffusersPolicy(ABC):
     def decode(self, latents: Tensor, condition: EncodedSamples) -> Tensor: ...
 
 
-def _from_config(kind: Any, config: Mapping[str, Any]) -> Any:
+def _from_config(kind: Any, config: Any) -> Any:
     """A model of diffusers or transformers with the weights that its constructor gives it."""
     return kind.from_config(config) if issubclass(kind, ConfigMixin) else kind(kind.config_class(**config))
 

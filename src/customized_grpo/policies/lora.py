@@ -6,6 +6,7 @@ one matrix A. diffusers divides the layer in three; with `share_qkv` their three
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -103,7 +104,8 @@ def add_lora(
         target_modules=targets_of(targets, layers, module),
         init_lora_weights="gaussian",
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TorchaoLoraLinear was instantiated")  # cannot be merged, and is never
         torch.manual_seed(seed)
         module.add_adapter(config, adapter_name=ADAPTER)  # pyright: ignore[reportCallIssue] (a mixin of diffusers)
     if share_qkv:

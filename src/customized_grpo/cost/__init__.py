@@ -1,0 +1,1 @@
+"""What a run costs, before it is started: passes, FLOPs and memory. No weights are loaded."""

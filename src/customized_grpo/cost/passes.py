@@ -1,0 +1,70 @@
+"""How many images go through the model in an update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from customized_grpo.config import RunConfig
+from customized_grpo.data import Sample
+from customized_grpo.training.plan import Plan
+
+AVERAGED = 1000  # updates, if a run has more: windows are drawn at random
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Images times denoising steps, on average over the updates of a run.
+
+    shared      without gradient: steps that the images of a group have in common, once per group
+    own         without gradient: the other steps of the rollout
+    extra       without gradient: the model without the adapter, for KL; the policy that sampled, for `nft`
+    trained     forward and backward. Images without a score or without signal are left out in a run, but not here
+    evaluation  without gradient: an evaluation's, divided by the updates between two of them
+    images      finished images of the rollout
+    evaluated   finished images of evaluations
+    """
+
+    shared: float
+    own: float
+    extra: float
+    trained: float
+    evaluation: float
+    images: float
+    evaluated: float
+
+    @property
+    def sampled(self) -> float:
+        return self.shared + self.own
+
+    def __truediv__(self, processes: int) -> Passes:
+        return Passes(**{name: value / processes for name, value in vars(self).items()})
+
+
+def passes(config: RunConfig) -> Passes:
+    """The passes of all processes together in an update."""
+    groups, steps, nft = config.groups.prompts, config.sampling.num_steps, config.objective.kind == "nft"
+    images = groups * config.groups.size
+    plan = Plan(config, [blank_sample()], torch.linspace(1, 0, steps + 1))
+    windows = [plan.window(update) for update in range(min(config.updates, AVERAGED))]
+    first = 0.0 if nft or config.noise.steps == "all" else sum(map(min, windows)) / len(windows)
+    entries = images * (config.window.size or steps - 1)
+    trained = entries * config.objective.updates_per_rollout
+    evaluation = config.evaluation
+    evaluated = config.data.held_out_samples / evaluation.every if evaluation.every else 0.0
+    return Passes(
+        shared=groups * first,
+        own=images * (steps - first),
+        extra=(entries if nft else 0) + (trained if config.objective.kl > 0 else 0),
+        trained=trained,
+        evaluation=evaluated * config.evaluation_steps,
+        images=images,
+        evaluated=evaluated,
+    )
+
+
+def blank_sample(references: int = 1) -> Sample:
+    """A sample with square references, larger than any family takes them."""
+    return Sample("blank", "blank", "", (Image.new("RGB", (1024, 1024)),) * references)
