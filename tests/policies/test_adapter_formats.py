@@ -1,0 +1,195 @@
+"""Exported adapters do in every reader what the adapter did: the same velocity, and the same update of each layer."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from test_every_family import FAMILIES, Family, picture
+from torch import Tensor, nn
+
+import tiny_models
+from customized_grpo.commands.export import ExportRequest, write_export
+from customized_grpo.config import CONFIG, RunConfig, dump_config
+from customized_grpo.critters.weights import resolve
+from customized_grpo.data import Sample
+from customized_grpo.policies.diffusers_policy import DiffusersPolicy
+from customized_grpo.run.checkpoints import find_adapter
+
+RANK, ALPHA = 4, 6.0
+MAKERS = {"klein": tiny_models.klein, "qwen": tiny_models.qwen_edit, "uno": tiny_models.flux_dev}
+Excite = Callable[[DiffusersPolicy], None]
+
+
+@pytest.fixture(scope="module", params=["built in", *MAKERS])
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Family]:
+    if request.param == "built in":
+        yield Family("built in", Path(resolve("critters", "generator")), {}, None)
+        return
+    path = tiny_models.saved(MAKERS[request.param](), tmp_path_factory.mktemp("exported") / request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline_qwenimage_edit_plus, "VAE_IMAGE_SIZE", 96 * 96)  # 1024 is slow
+        yield Family(request.param, path, *FAMILIES[request.param][1:])
+
+
+@pytest.fixture(params=[False, True], ids=["", "shared"])
+def trained(request: pytest.FixtureRequest, family: Family, excite: Excite, tmp_path: Path) -> "Trained":
+    policy = family.policy()
+    policy.add_adapter(RANK, ALPHA, seed=1, share_qkv=request.param)
+    excite(policy)
+    policy.save_adapter(tmp_path / "adapter")
+    return Trained(family, tmp_path / "adapter", velocity(policy), updates(policy.module))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An adapter, and what a model does with it."""
+
+    family: Family
+    folder: Path
+    velocity: Tensor
+    updates: dict[str, Tensor]
+
+    def check(self, policy: DiffusersPolicy) -> None:
+        torch.testing.assert_close(velocity(policy), self.velocity, atol=1e-5, rtol=1e-5)
+        assert_same(updates(policy.module), self.updates)
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for layer, update in expected.items():
+        assert update.abs().max() > 0.01
+        torch.testing.assert_close(found[layer], update, atol=1e-6, rtol=1e-6)
+
+
+def velocity(policy: DiffusersPolicy) -> Tensor:
+    condition = policy.encode([Sample("one", "dog", "a dog on a beach", (picture(48, 64, 0),))])
+    with torch.no_grad():
+        return policy.velocity(policy.noise(condition, [1]), 0.6, condition)
+
+
+def updates(module: nn.Module) -> dict[str, Tensor]:
+    """What the adapter adds to each layer's weight; peft computes it from B, A and its scale."""
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, LoraLayer)}
+    return {name: only_delta(layer) for name, layer in layers.items()}
+
+
+def only_delta(layer: Any) -> Tensor:
+    (adapter,) = layer.lora_A
+    return layer.get_delta_weight(adapter).detach()
+
+
+def read_by_pipeline(policy: DiffusersPolicy, exported: Path) -> None:
+    policy.pipe.load_lora_weights(exported)
+
+
+def read_by_peft(policy: DiffusersPolicy, exported: Path) -> None:
+    PeftModel.from_pretrained(policy.module, exported)  # adds the adapter to the module itself
+
+
+def read_by_us(policy: DiffusersPolicy, exported: Path) -> None:
+    policy.load_adapter(find_adapter(exported))
+
+
+READERS: dict[str, Any] = {"comfyui": read_by_pipeline, "diffusers": read_by_pipeline, "peft": read_by_peft}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_every_reader_gets_the_same_adapter(name: Any, trained: Trained, tmp_path: Path):
+    exported = write_export(ExportRequest(trained.folder, name, tmp_path / "exported.safetensors"))
+    plain = trained.family.policy()
+    assert (velocity(plain) - trained.velocity).abs().max() > 0.01
+    for read in (READERS[name], read_by_us):
+        policy = trained.family.policy()
+        read(policy, exported)
+        trained.check(policy)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_an_exported_adapter_can_be_exported_again(name: Any, trained: Trained, tmp_path: Path):
+    """What other programs write has no names of diffusers' own, so the model is named."""
+    first = write_export(ExportRequest(trained.folder, name, tmp_path / "first.safetensors"))
+    config = trained.family.model()
+    if config.family is not None:
+        pytest.skip("--model names a checkpoint, and this one is not UNO's alone")
+    again = write_export(ExportRequest(first, "diffusers", tmp_path / "again", model=config.path))
+    policy = trained.family.policy()
+    policy.load_adapter(again)
+    trained.check(policy)
+
+
+# --- with the adapter that was fused before training -----------------------------------------------------------------
+
+
+@pytest.fixture
+def on_base(
+    family: Family, excite: Excite, make_config: Callable[..., RunConfig], tmp_path: Path
+) -> tuple[Trained, dict[str, Tensor]]:
+    """A run's adapter on a base adapter of another rank, scale and other layers, and the updates of the base."""
+    base = family.policy()
+    layers = base.layers
+    base.add_adapter(2, 5.0, [*layers.attention[:5], *layers.feed_forward[:1]], seed=2)
+    excite(base)
+    base.save_adapter(tmp_path / "base")
+    policy = family.policy(base_adapter=str(tmp_path / "base"))
+    policy.add_adapter(RANK, ALPHA, layers.attention, seed=1)
+    excite(policy)
+    policy.save_adapter(tmp_path / "run" / "adapter")
+    overrides = [f"model.{name}={value}" for name, value in family.settings.items()]
+    config = make_config(f"model.path={family.path}", f"model.base_adapter={tmp_path / 'base'}", *overrides)
+    (tmp_path / "run" / "adapter" / CONFIG).write_text(dump_config(config))
+    return Trained(family, tmp_path / "run", velocity(policy), updates(policy.module)), updates(base.module)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_with_its_base_an_adapter_works_on_the_plain_model(
+    name: Any, on_base: tuple[Trained, dict[str, Tensor]], tmp_path: Path
+):
+    trained, base = on_base
+    exported = write_export(ExportRequest(trained.folder, name, tmp_path / "both.safetensors", with_base=True))
+    own = trained.updates
+    assert own.keys() - base.keys()
+    assert base.keys() - own.keys()
+    total = {layer: own.get(layer, 0) + base.get(layer, torch.zeros(())) for layer in own.keys() | base.keys()}
+    for read in (READERS[name], read_by_us):
+        policy = trained.family.policy()
+        read(policy, exported)
+        torch.testing.assert_close(velocity(policy), trained.velocity, atol=1e-5, rtol=1e-5)
+        assert_same(updates(policy.module), total)
+
+
+def test_the_exported_file_can_be_a_base_adapter(on_base: tuple[Trained, dict[str, Tensor]], tmp_path: Path):
+    trained = on_base[0]
+    file = write_export(ExportRequest(trained.folder, "comfyui", tmp_path / "both.safetensors", with_base=True))
+    fused = trained.family.policy(base_adapter=str(file))
+    torch.testing.assert_close(velocity(fused), trained.velocity, atol=1e-5, rtol=1e-5)
+
+
+def test_unos_own_adapter_can_be_the_base(make_config: Callable[..., RunConfig], excite: Excite, tmp_path: Path):
+    """Its names are FLUX's own, with one A for q, k and v."""
+    theirs = Path(__file__).with_name("uno")
+    transformer = FluxTransformer2DModel.from_pretrained(theirs / "transformer")
+    checkpoint = tiny_models.saved(tiny_models.flux_dev(transformer), tmp_path / "flux")
+    family = Family("uno", checkpoint, {"family": "uno", "reference_size": 64}, None)
+    adapter = theirs / "dit_lora.safetensors"
+    policy = family.policy(base_adapter=str(adapter))
+    policy.add_adapter(RANK, ALPHA, "attention_and_output", share_qkv=True)
+    excite(policy)
+    policy.save_adapter(tmp_path / "run" / "adapter")
+    own = updates(policy.module)
+    config = make_config(f"model.path={checkpoint}", f"model.base_adapter={adapter}", "model.family=uno")
+    (tmp_path / "run" / "adapter" / CONFIG).write_text(dump_config(config))
+    file = write_export(ExportRequest(tmp_path / "run", "comfyui", tmp_path / "both.safetensors", with_base=True))
+    plain = family.policy(base_adapter=str(file))
+    for name, weight in policy.module.named_parameters():
+        if "lora_" not in name:
+            layer = name.removesuffix(".base_layer.weight")
+            expected = weight + own[layer] if layer in own else weight
+            fused = plain.module.get_parameter(name.replace(".base_layer", ""))
+            torch.testing.assert_close(fused, expected, atol=1e-5, rtol=1e-5)
