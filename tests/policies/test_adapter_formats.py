@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from test_every_family import FAMILIES, Family, picture
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from customized_grpo.commands.export import ExportRequest, write_export
 from customized_grpo.config import CONFIG, RunConfig, dump_config
 from customized_grpo.critters.weights import resolve
 from customized_grpo.data import Sample
+from customized_grpo.errors import UsageError
 from customized_grpo.policies.diffusers_policy import DiffusersPolicy
 from customized_grpo.run.checkpoints import find_adapter
 
@@ -193,3 +194,39 @@ def test_unos_own_adapter_can_be_the_base(make_config: Callable[..., RunConfig],
             expected = weight + own[layer] if layer in own else weight
             fused = plain.module.get_parameter(name.replace(".base_layer", ""))
             torch.testing.assert_close(fused, expected, atol=1e-5, rtol=1e-5)
+
+
+# --- more than A and B -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["use_dora", "lora_bias"])
+def richer(request: pytest.FixtureRequest, tmp_path: Path) -> Trained:
+    """An adapter of peft's for the built-in model, with magnitudes or biases in all its layers."""
+    family = Family("built in", Path(resolve("critters", "generator")), {}, None)
+    policy = family.policy()
+    config = LoraConfig(r=RANK, lora_alpha=6, target_modules=["to_q", "ff.net.2"], **{request.param: True})
+    generator = torch.Generator().manual_seed(0)
+    model = get_peft_model(policy.module, config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_" in name:
+                weight.add_(0.2 * torch.randn(weight.shape, generator=generator))
+    model.save_pretrained(str(tmp_path / "richer"))
+    return Trained(family, tmp_path / "richer", velocity(policy), {})
+
+
+@pytest.mark.parametrize("name", ["diffusers", "peft"])
+def test_magnitudes_and_biases_reach_the_formats_that_have_them(name: Any, richer: Trained, tmp_path: Path):
+    exported = write_export(ExportRequest(richer.folder, name, tmp_path / "exported", model="critters"))
+    for read in (READERS[name], read_by_us):
+        policy = richer.family.policy()
+        read(policy, exported)
+        torch.testing.assert_close(velocity(policy), richer.velocity, atol=1e-5, rtol=1e-5)
+    assert (velocity(richer.family.policy()) - richer.velocity).abs().max() > 0.01
+
+
+def test_comfyui_gets_no_magnitudes_and_biases(richer: Trained, tmp_path: Path):
+    output = tmp_path / "x.safetensors"
+    with pytest.raises(UsageError, match=r"^--format comfyui: .*lora_(magnitude_vector|B\.bias) is more than lora_A"):
+        write_export(ExportRequest(richer.folder, "comfyui", output, model="critters"))
+    assert list(tmp_path.iterdir()) == [richer.folder]

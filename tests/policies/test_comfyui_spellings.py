@@ -35,7 +35,9 @@ def loader(kind: type[DiffusersPolicy], checkpoint: Path, file: Path) -> Load:
 @pytest.fixture(scope="module")
 def klein(tmp_path_factory: pytest.TempPathFactory) -> Load:
     folder = tmp_path_factory.mktemp("klein")
-    return loader(Flux2KleinPolicy, tiny_models.saved(tiny_models.klein(), folder / "model"), folder / "lora.safetensors")
+    return loader(
+        Flux2KleinPolicy, tiny_models.saved(tiny_models.klein(), folder / "model"), folder / "lora.safetensors"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +111,7 @@ def test_kleins_layers_as_comfyui_names_them(
 
 
 def test_a_pair_of_klein_that_is_three_in_one(klein: Load):
-    """Three trained adapters on q, k and v, as a converter fuses them: the ranks one below the other, alpha for all."""
+    """The adapters of q, k and v as a converter fuses them: one below the other, with one alpha."""
     downs, ups = [drawn(2, 32 + n)[:, :32] for n in range(3)], [drawn(32, 2 + n)[:, :2] for n in range(3)]
     stem = "diffusion_model.double_blocks.0.txt_attn.qkv"
     tensors = {f"{stem}.lora_A.weight": torch.cat(downs), f"{stem}.lora_B.weight": torch.block_diag(*ups)}
@@ -125,7 +127,7 @@ def test_a_pair_of_klein_that_is_three_in_one(klein: Load):
         "double_blocks.0.img_attn.qkw",
         "single_blocks.0.modulation.lin",  # FLUX.1's
         "guidance_in.in_layer",  # FLUX.2-dev's
-        "final_layer.adaLN_modulation.1",  # its two halves are in the other order in diffusers, which its reader forgets
+        "final_layer.adaLN_modulation.1",  # diffusers has its halves in the other order, and forgets it in reading
         "double_stream_modulation_img.linn",
         "single_stream_modulation",
         "vector_in.in_layer",

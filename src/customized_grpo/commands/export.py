@@ -9,16 +9,16 @@ from typing import Literal
 
 from safetensors import SafetensorError
 
-from customized_grpo.config import CONFIG, load_config
 from customized_grpo.errors import UsageError
 from customized_grpo.files.durable import SAVING, SavingError, check_folder, make_folder, saving, sync, sync_tree
 from customized_grpo.files.notices import print_line
 from customized_grpo.files.paths import is_file
 from customized_grpo.policies import lora_tensors
 from customized_grpo.policies.adapter_file import weights_file
-from customized_grpo.policies.adapter_formats import write_comfyui, write_diffusers, write_peft
+from customized_grpo.policies.adapter_formats import check_comfyui, write_comfyui, write_diffusers, write_peft
 from customized_grpo.policies.lora_tensors import DOWN, UP, LoraTensors, joined
-from customized_grpo.run.checkpoints import find_adapter, folder_of
+from customized_grpo.run.checkpoints import find_adapter
+from customized_grpo.run.sampling_settings import model_of
 from customized_grpo.sections import Model
 
 Format = Literal["comfyui", "diffusers", "peft"]
@@ -60,6 +60,8 @@ def write_export(request: ExportRequest) -> Path:
         print_line(
             f"note: the adapter works on a model with {base} fused into it; --with-base adds that one to the file"
         )
+    if request.format == "comfyui":
+        check_comfyui(lora)
     _write(request, lora, output)
     return output
 
@@ -82,11 +84,10 @@ def _output(request: ExportRequest) -> Path:
 
 def _model_of(adapter: Path, path: str | None) -> Model | None:
     """The model that an adapter was trained for, at another path if one is given; None if nothing says which."""
-    known = folder_of(adapter) / CONFIG
-    if known.is_file():
-        trained = load_config(str(known)).model
-        return trained if path is None else Model.model_validate(trained.model_dump() | {"path": path})
-    return None if path is None else Model(path=path)
+    trained = model_of(adapter)
+    if path is None:
+        return trained
+    return Model.model_validate({**({} if trained is None else trained.model_dump()), "path": path})
 
 
 def _base(base: str | None, model: Model | None, adapter: Path) -> LoraTensors:

@@ -45,29 +45,27 @@ def write_peft(lora: LoraTensors, folder: Path) -> None:
     save_file(_copies(tensors), folder / SAFETENSORS_WEIGHTS_NAME, {"format": "pt"})
 
 
-def write_comfyui(lora: LoraTensors, file: Path) -> None:
-    """The file that ComfyUI takes from models/loras.
-
-    ComfyUI reads diffusers' names behind "transformer." for FLUX.1, FLUX.2 and Qwen-Image, with q, k and v apart, so
-    nothing is fused. It ignores the metadata in which diffusers keeps alpha, and for FLUX.2 and Qwen-Image diffusers
-    does not read the tensors in which ComfyUI keeps it. Without alpha both take alpha / rank as 1, so the scale goes
-    into B. Sources: ComfyUI's comfy/lora.py, comfy/weight_adapter/lora.py and flux_to_diffusers in comfy/utils.py;
-    diffusers 0.42, loaders/lora_pipeline.py.
-
-    Raises UsageError for what ComfyUI would not read.
-    """
-    _check_comfyui(lora)
-    scaled = {f"{TRANSFORMER}{layer}.{UP}": lora.up_with_scale(layer) for layer in lora.alphas}
-    save_file(_copies({**lora.tensors, **scaled}), file, {"format": "pt"})
-
-
-def _check_comfyui(lora: LoraTensors) -> None:
+def check_comfyui(lora: LoraTensors) -> None:
+    """Raises UsageError for an adapter that ComfyUI would not read whole."""
     if others := lora.beyond((DOWN, UP)):
         raise UsageError(
             f"--format comfyui: {others[0]} is more than lora_A and lora_B; export it for diffusers or peft"
         )
     if unread := sorted(filter(_UNREAD_BY_COMFYUI.fullmatch, lora.alphas)):
         raise UsageError(f"--format comfyui: ComfyUI does not read {unread[0]}; export it for diffusers or peft")
+
+
+def write_comfyui(lora: LoraTensors, file: Path) -> None:
+    """The file that ComfyUI takes from models/loras, of an adapter that passes `check_comfyui`.
+
+    ComfyUI reads diffusers' names behind "transformer." for FLUX.1, FLUX.2 and Qwen-Image, with q, k and v apart, so
+    nothing is fused. It ignores the metadata in which diffusers keeps alpha, and for FLUX.2 and Qwen-Image diffusers
+    does not read the tensors in which ComfyUI keeps it. Without alpha both take alpha / rank as 1, so the scale goes
+    into B. Sources: ComfyUI's comfy/lora.py, comfy/weight_adapter/lora.py and flux_to_diffusers in comfy/utils.py;
+    diffusers 0.42, loaders/lora_pipeline.py.
+    """
+    scaled = {f"{TRANSFORMER}{layer}.{UP}": lora.up_with_scale(layer) for layer in lora.alphas}
+    save_file(_copies({**lora.tensors, **scaled}), file, {"format": "pt"})
 
 
 def _config(lora: LoraTensors) -> LoraConfig:
