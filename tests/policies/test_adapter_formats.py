@@ -1,5 +1,6 @@
 """Exported adapters do in every reader what the adapter did: the same velocity, and the same update of each layer."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,11 @@ from customized_grpo.config import CONFIG, RunConfig, dump_config
 from customized_grpo.critters.weights import resolve
 from customized_grpo.data import Sample
 from customized_grpo.errors import UsageError
+from customized_grpo.policies.adapter_formats import check_comfyui
+from customized_grpo.policies.adapter_layers import linear_layers
 from customized_grpo.policies.diffusers_policy import DiffusersPolicy
-from customized_grpo.run.checkpoints import find_adapter
+from customized_grpo.policies.lora_tensors import DOWN, UP, LoraTensors
+from customized_grpo.run.checkpoints import find_adapter, folder_of
 
 RANK, ALPHA = 4, 6.0
 MAKERS = {"klein": tiny_models.klein, "qwen": tiny_models.qwen_edit, "uno": tiny_models.flux_dev}
@@ -113,16 +117,37 @@ def test_every_reader_gets_the_same_adapter(name: Any, trained: Trained, tmp_pat
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_an_exported_adapter_can_be_exported_again(name: Any, trained: Trained, tmp_path: Path):
-    """What other programs write has no names of diffusers' own, so the model is named."""
+def test_an_exported_adapter_can_be_exported_again(
+    name: Any, trained: Trained, make_config: Callable[..., RunConfig], tmp_path: Path
+):
+    """Files of other programs do not tell which layers they mean, but the model does."""
     first = write_export(ExportRequest(trained.folder, name, tmp_path / "first.safetensors"))
-    config = trained.family.model()
-    if config.family is not None:
-        pytest.skip("--model names a checkpoint, and this one is not UNO's alone")
-    again = write_export(ExportRequest(first, "diffusers", tmp_path / "again", model=config.path))
+    config = make_config(*trained.family.overrides)
+    (folder_of(find_adapter(first)) / CONFIG).write_text(dump_config(config))
     policy = trained.family.policy()
-    policy.load_adapter(again)
+    policy.load_adapter(write_export(ExportRequest(first, "diffusers", tmp_path / "again")))
     trained.check(policy)
+
+
+# What ComfyUI finds behind "transformer." for FLUX.1 and FLUX.2; for Qwen-Image it finds every layer.
+IN_COMFYUI = re.compile(
+    r"transformer_blocks\.\d+\.(attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)|norm1(_context)?\.linear"
+    r"|ff(_context)?\.(net\.0\.proj|net\.2|linear_in|linear_out))"
+    r"|single_transformer_blocks\.\d+\.(attn\.(to_[qkv]|to_qkv_mlp_proj|to_out)|norm\.linear|proj_mlp|proj_out)"
+    r"|x_embedder|context_embedder|proj_out|norm_out\.linear"
+    r"|time_text_embed\.(timestep|text|guidance)_embedder\.linear_[12]"
+)
+
+
+def test_exactly_what_comfyui_would_overlook_is_refused(family: Family):
+    for name, layer in linear_layers(family.policy().module).items():
+        pair = {DOWN: torch.ones(1, layer.in_features), UP: torch.ones(layer.out_features, 1)}
+        lora = LoraTensors({f"transformer.{name}.{part}": tensor for part, tensor in pair.items()}, {name: 1.0})
+        if family.name == "qwen" or IN_COMFYUI.fullmatch(name):
+            check_comfyui(lora)
+        else:
+            with pytest.raises(UsageError, match=f"ComfyUI does not read {name}; "):
+                check_comfyui(lora)
 
 
 # --- with the adapter that was fused before training -----------------------------------------------------------------
@@ -142,8 +167,7 @@ def on_base(
     policy.add_adapter(RANK, ALPHA, layers.attention, seed=1)
     excite(policy)
     policy.save_adapter(tmp_path / "run" / "adapter")
-    overrides = [f"model.{name}={value}" for name, value in family.settings.items()]
-    config = make_config(f"model.path={family.path}", f"model.base_adapter={tmp_path / 'base'}", *overrides)
+    config = make_config(*family.overrides, f"model.base_adapter={tmp_path / 'base'}")
     (tmp_path / "run" / "adapter" / CONFIG).write_text(dump_config(config))
     return Trained(family, tmp_path / "run", velocity(policy), updates(policy.module)), updates(base.module)
 
