@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 import tiny_models
 from customized_grpo.commands.export import ExportRequest, write_export
-from customized_grpo.config import CONFIG, RunConfig, dump_config
+from customized_grpo.config import CONFIG, dump_config, load_config
 from customized_grpo.critters.weights import resolve
 from customized_grpo.data import Sample
 from customized_grpo.errors import UsageError
@@ -26,8 +27,10 @@ from customized_grpo.policies.adapter_layers import linear_layers
 from customized_grpo.policies.diffusers_policy import DiffusersPolicy
 from customized_grpo.policies.lora_tensors import DOWN, UP, LoraTensors
 from customized_grpo.run.checkpoints import find_adapter, folder_of
+from program import TINY
 
 RANK, ALPHA = 4, 6.0
+BUILT_IN = Family("built in", Path(resolve("critters", "generator")), {}, None)
 MAKERS = {"klein": tiny_models.klein, "qwen": tiny_models.qwen_edit, "uno": tiny_models.flux_dev}
 Excite = Callable[[DiffusersPolicy], None]
 
@@ -35,7 +38,7 @@ Excite = Callable[[DiffusersPolicy], None]
 @pytest.fixture(scope="module", params=["built in", *MAKERS])
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Family]:
     if request.param == "built in":
-        yield Family("built in", Path(resolve("critters", "generator")), {}, None)
+        yield BUILT_IN
         return
     path = tiny_models.saved(MAKERS[request.param](), tmp_path_factory.mktemp("exported") / request.param)
     with pytest.MonkeyPatch.context() as patch:
@@ -43,27 +46,36 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield Family(request.param, path, *FAMILIES[request.param][1:])
 
 
-@pytest.fixture(params=[False, True], ids=["", "shared"])
-def trained(request: pytest.FixtureRequest, family: Family, excite: Excite, tmp_path: Path) -> "Trained":
-    policy = family.policy()
+@pytest.fixture(scope="module")
+def plain(family: Family) -> DiffusersPolicy:
+    return family.policy()
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["", "shared"])
+def trained(
+    request: pytest.FixtureRequest,
+    plain: DiffusersPolicy,
+    excite: Excite,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> "Trained":
+    policy, folder = deepcopy(plain), tmp_path_factory.mktemp("trained")
     policy.add_adapter(RANK, ALPHA, seed=1, share_qkv=request.param)
     excite(policy)
-    policy.save_adapter(tmp_path / "adapter")
-    return Trained(family, tmp_path / "adapter", velocity(policy), updates(policy.module))
+    policy.save_adapter(folder)
+    return Trained(folder, velocity(policy), updates(policy.module))
 
 
 @dataclass(frozen=True)
 class Trained:
     """An adapter, and what a model does with it."""
 
-    family: Family
     folder: Path
     velocity: Tensor
     updates: dict[str, Tensor]
 
-    def check(self, policy: DiffusersPolicy) -> None:
+    def check(self, policy: DiffusersPolicy, total: dict[str, Tensor] | None = None) -> None:
         torch.testing.assert_close(velocity(policy), self.velocity, atol=1e-5, rtol=1e-5)
-        assert_same(updates(policy.module), self.updates)
+        assert_same(updates(policy.module), total or self.updates)
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -106,25 +118,23 @@ READERS: dict[str, Any] = {"comfyui": read_by_pipeline, "diffusers": read_by_pip
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_every_reader_gets_the_same_adapter(name: Any, trained: Trained, tmp_path: Path):
+def test_every_reader_gets_the_same_adapter(name: Any, trained: Trained, plain: DiffusersPolicy, tmp_path: Path):
     exported = write_export(ExportRequest(trained.folder, name, tmp_path / "exported.safetensors"))
-    plain = trained.family.policy()
     assert (velocity(plain) - trained.velocity).abs().max() > 0.01
     for read in (READERS[name], read_by_us):
-        policy = trained.family.policy()
+        policy = deepcopy(plain)
         read(policy, exported)
         trained.check(policy)
 
 
 @pytest.mark.parametrize("name", READERS)
 def test_an_exported_adapter_can_be_exported_again(
-    name: Any, trained: Trained, make_config: Callable[..., RunConfig], tmp_path: Path
+    name: Any, trained: Trained, family: Family, plain: DiffusersPolicy, tmp_path: Path
 ):
     """Files of other programs do not tell which layers they mean, but the model does."""
     first = write_export(ExportRequest(trained.folder, name, tmp_path / "first.safetensors"))
-    config = make_config(*trained.family.overrides)
-    (folder_of(find_adapter(first)) / CONFIG).write_text(dump_config(config))
-    policy = trained.family.policy()
+    (folder_of(find_adapter(first)) / CONFIG).write_text(dump_config(load_config(TINY, family.overrides)))
+    policy = deepcopy(plain)
     policy.load_adapter(write_export(ExportRequest(first, "diffusers", tmp_path / "again")))
     trained.check(policy)
 
@@ -139,8 +149,8 @@ IN_COMFYUI = re.compile(
 )
 
 
-def test_exactly_what_comfyui_would_overlook_is_refused(family: Family):
-    for name, layer in linear_layers(family.policy().module).items():
+def test_exactly_what_comfyui_would_overlook_is_refused(family: Family, plain: DiffusersPolicy):
+    for name, layer in linear_layers(plain.module).items():
         pair = {DOWN: torch.ones(1, layer.in_features), UP: torch.ones(layer.out_features, 1)}
         lora = LoraTensors({f"transformer.{name}.{part}": tensor for part, tensor in pair.items()}, {name: 1.0})
         if family.name == "qwen" or IN_COMFYUI.fullmatch(name):
@@ -153,28 +163,27 @@ def test_exactly_what_comfyui_would_overlook_is_refused(family: Family):
 # --- with the adapter that was fused before training -----------------------------------------------------------------
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def on_base(
-    family: Family, excite: Excite, make_config: Callable[..., RunConfig], tmp_path: Path
+    family: Family, plain: DiffusersPolicy, excite: Excite, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Trained, dict[str, Tensor]]:
     """A run's adapter on a base adapter of another rank, scale and other layers, and the updates of the base."""
-    base = family.policy()
-    layers = base.layers
+    base, layers, folder = deepcopy(plain), plain.layers, tmp_path_factory.mktemp("on_base")
     base.add_adapter(2, 5.0, [*layers.attention[:5], *layers.feed_forward[:1]], seed=2)
     excite(base)
-    base.save_adapter(tmp_path / "base")
-    policy = family.policy(base_adapter=str(tmp_path / "base"))
+    base.save_adapter(folder / "base")
+    policy = family.policy(base_adapter=str(folder / "base"))
     policy.add_adapter(RANK, ALPHA, layers.attention, seed=1)
     excite(policy)
-    policy.save_adapter(tmp_path / "run" / "adapter")
-    config = make_config(*family.overrides, f"model.base_adapter={tmp_path / 'base'}")
-    (tmp_path / "run" / "adapter" / CONFIG).write_text(dump_config(config))
-    return Trained(family, tmp_path / "run", velocity(policy), updates(policy.module)), updates(base.module)
+    policy.save_adapter(folder / "run" / "adapter")
+    config = load_config(TINY, [*family.overrides, f"model.base_adapter={folder / 'base'}"])
+    (folder / "run" / "adapter" / CONFIG).write_text(dump_config(config))
+    return Trained(folder / "run", velocity(policy), updates(policy.module)), updates(base.module)
 
 
 @pytest.mark.parametrize("name", READERS)
 def test_with_its_base_an_adapter_works_on_the_plain_model(
-    name: Any, on_base: tuple[Trained, dict[str, Tensor]], tmp_path: Path
+    name: Any, on_base: tuple[Trained, dict[str, Tensor]], plain: DiffusersPolicy, tmp_path: Path
 ):
     trained, base = on_base
     exported = write_export(ExportRequest(trained.folder, name, tmp_path / "both.safetensors", with_base=True))
@@ -183,20 +192,21 @@ def test_with_its_base_an_adapter_works_on_the_plain_model(
     assert base.keys() - own.keys()
     total = {layer: own.get(layer, 0) + base.get(layer, torch.zeros(())) for layer in own.keys() | base.keys()}
     for read in (READERS[name], read_by_us):
-        policy = trained.family.policy()
+        policy = deepcopy(plain)
         read(policy, exported)
-        torch.testing.assert_close(velocity(policy), trained.velocity, atol=1e-5, rtol=1e-5)
-        assert_same(updates(policy.module), total)
+        trained.check(policy, total)
 
 
-def test_the_exported_file_can_be_a_base_adapter(on_base: tuple[Trained, dict[str, Tensor]], tmp_path: Path):
+def test_the_exported_file_can_be_a_base_adapter(
+    family: Family, on_base: tuple[Trained, dict[str, Tensor]], tmp_path: Path
+):
     trained = on_base[0]
     file = write_export(ExportRequest(trained.folder, "comfyui", tmp_path / "both.safetensors", with_base=True))
-    fused = trained.family.policy(base_adapter=str(file))
+    fused = family.policy(base_adapter=str(file))
     torch.testing.assert_close(velocity(fused), trained.velocity, atol=1e-5, rtol=1e-5)
 
 
-def test_unos_own_adapter_can_be_the_base(make_config: Callable[..., RunConfig], excite: Excite, tmp_path: Path):
+def test_unos_own_adapter_can_be_the_base(excite: Excite, tmp_path: Path):
     """Its names are FLUX's own, with one A for q, k and v."""
     theirs = Path(__file__).with_name("uno")
     transformer = FluxTransformer2DModel.from_pretrained(theirs / "transformer")
@@ -208,7 +218,7 @@ def test_unos_own_adapter_can_be_the_base(make_config: Callable[..., RunConfig],
     excite(policy)
     policy.save_adapter(tmp_path / "run" / "adapter")
     own = updates(policy.module)
-    config = make_config(f"model.path={checkpoint}", f"model.base_adapter={adapter}", "model.family=uno")
+    config = load_config(TINY, [f"model.path={checkpoint}", f"model.base_adapter={adapter}", "model.family=uno"])
     (tmp_path / "run" / "adapter" / CONFIG).write_text(dump_config(config))
     file = write_export(ExportRequest(tmp_path / "run", "comfyui", tmp_path / "both.safetensors", with_base=True))
     plain = family.policy(base_adapter=str(file))
@@ -226,27 +236,25 @@ def test_unos_own_adapter_can_be_the_base(make_config: Callable[..., RunConfig],
 @pytest.fixture(params=["use_dora", "lora_bias"])
 def richer(request: pytest.FixtureRequest, tmp_path: Path) -> Trained:
     """An adapter of peft's for the built-in model, with magnitudes or biases in all its layers."""
-    family = Family("built in", Path(resolve("critters", "generator")), {}, None)
-    policy = family.policy()
+    policy, generator = BUILT_IN.policy(), torch.Generator().manual_seed(0)
     config = LoraConfig(r=RANK, lora_alpha=6, target_modules=["to_q", "ff.net.2"], **{request.param: True})
-    generator = torch.Generator().manual_seed(0)
     model = get_peft_model(policy.module, config)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_" in name:
                 weight.add_(0.2 * torch.randn(weight.shape, generator=generator))
     model.save_pretrained(str(tmp_path / "richer"))
-    return Trained(family, tmp_path / "richer", velocity(policy), {})
+    return Trained(tmp_path / "richer", velocity(policy), {})
 
 
 @pytest.mark.parametrize("name", ["diffusers", "peft"])
 def test_magnitudes_and_biases_reach_the_formats_that_have_them(name: Any, richer: Trained, tmp_path: Path):
     exported = write_export(ExportRequest(richer.folder, name, tmp_path / "exported", model="critters"))
+    assert (velocity(BUILT_IN.policy()) - richer.velocity).abs().max() > 0.01
     for read in (READERS[name], read_by_us):
-        policy = richer.family.policy()
+        policy = BUILT_IN.policy()
         read(policy, exported)
         torch.testing.assert_close(velocity(policy), richer.velocity, atol=1e-5, rtol=1e-5)
-    assert (velocity(richer.family.policy()) - richer.velocity).abs().max() > 0.01
 
 
 def test_comfyui_gets_no_magnitudes_and_biases(richer: Trained, tmp_path: Path):

@@ -186,12 +186,7 @@ class DiffusersPolicy(ABC):
 
     @classmethod
     def lora_tensors(cls, config: Mapping[str, Any], adapter: Adapter) -> LoraTensors:
-        """An adapter's tensors under diffusers' names; loads no weights.
-
-        config  of the transformer
-
-        Raises ModelError if the adapter does not fit.
-        """
+        """An adapter's tensors under diffusers' names, for a transformer of this configuration. Raises ModelError."""
         return cls._named_as_layers(adapter, cls._without_weights(config))
 
     def save_adapter(self, directory: Path) -> None:
