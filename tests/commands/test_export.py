@@ -109,6 +109,18 @@ def test_no_weights_are_needed(run: Callable[..., Answer], save: Save, tmp_path:
     assert all(torch.equal(exported[name], expected[name]) for name in expected)
 
 
+def test_published_models_need_not_be_here(run: Callable[..., Answer], tmp_path: Path):
+    """A laptop without FLUX.1-Kontext-dev knows how diffusers divides its fused layer."""
+    stem = "lora_unet_double_blocks_18_img_attn_qkv"
+    pair = {f"{stem}.lora_down.weight": torch.ones(1, 3072), f"{stem}.lora_up.weight": torch.ones(9216, 1)}
+    save_file(pair, tmp_path / "kohya.safetensors")
+    model = ("--model", "black-forest-labs/FLUX.1-Kontext-dev")
+    answer = run("kohya.safetensors", "--format", "comfyui", "--output", "out.safetensors", *model)
+    assert answer.code == 0, answer.error
+    layers = {name.rsplit(".", 2)[0] for name in load_file(tmp_path / "out.safetensors")}
+    assert layers == {f"transformer.transformer_blocks.18.attn.to_{part}" for part in "qkv"}
+
+
 # --- with the base adapter -------------------------------------------------------------------------------------------
 
 
@@ -174,7 +186,11 @@ def test_magnitudes_cannot_be_added(refused: Refusal, on_base: Path):
         ),
         (
             ["bare.safetensors", "--format", "peft", "--model", "nothing"],
-            "nothing is not a folder here, and the hub cannot",
+            "nothing is neither a folder here nor a hub id",
+        ),
+        (
+            ["bare.safetensors", "--format", "peft", "--model", "no/one"],
+            "the configuration of no/one is not on this mac",
         ),
         (
             ["text.safetensors", "--format", "peft", "--model", "critters"],

@@ -237,7 +237,8 @@ def test_unos_own_adapter_can_be_the_base(excite: Excite, tmp_path: Path):
 def richer(request: pytest.FixtureRequest, tmp_path: Path) -> Trained:
     """An adapter of peft's for the built-in model, with magnitudes or biases in all its layers."""
     policy, generator = BUILT_IN.policy(), torch.Generator().manual_seed(0)
-    config = LoraConfig(r=RANK, lora_alpha=6, target_modules=["to_q", "ff.net.2"], **{request.param: True})
+    config = LoraConfig(r=RANK, lora_alpha=6, target_modules=["to_q", "ff.net.2"])
+    setattr(config, request.param, True)
     model = get_peft_model(policy.module, config)
     with torch.no_grad():
         for name, weight in model.named_parameters():
