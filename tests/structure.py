@@ -42,7 +42,7 @@ ROOMS = {
     "measure": "evaluate, check-rewards and probe",
     "compare": "arms over several seeds: running them, tables, plots",
     "report": "the HTML page: reading folders, and its template",
-    "commands": "demo and generate; the options of all commands",
+    "commands": "demo, generate and export; the options of all commands",
     "cli": "the command line",
     "__main__": "`python -m customized_grpo`",
 }

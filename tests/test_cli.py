@@ -23,7 +23,8 @@ from customized_grpo.training.trainer import Trainer
 from program import Answer, start
 
 COMMANDS = (
-    *("demo", "train", "generate", "evaluate", "compare", "probe", "check-rewards", "report", "build-critters", "env"),
+    *("demo", "train", "generate", "evaluate", "compare", "probe", "check-rewards", "report"),
+    *("export", "build-critters", "env"),
 )
 PROMPT = "a critter in the snow, in the centre, without a hat"
 

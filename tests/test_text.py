@@ -213,6 +213,7 @@ def test_a_tilde_in_options_and_arguments(home: str, refused: Refusal, dry_run: 
         ("demo", "--output", "~/r.yaml"),
         ("compare", "~/c.yaml"),
         ("report", "~/run"),
+        ("export", "~/run", "--format", "peft"),
     ):
         assert f"{home}/" in refused(*arguments), arguments
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -27,9 +27,6 @@ from customized_grpo.fields import LARGEST_SEED
 from customized_grpo.files.notices import show_in_lines
 from customized_grpo.runtime import launchers
 from customized_grpo.runtime.stopping import ending
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -276,6 +273,24 @@ def report(
     from customized_grpo.report import write_report
 
     typer.echo(f"report: {write_report(folders, output)}")
+
+
+@app.command()
+@guarded()
+def export(
+    target: Annotated[Path, PathArgument(help="Folder of a run, checkpoint or adapter, or a file.")],
+    format: Annotated[Literal["comfyui", "diffusers", "peft"], typer.Option(help="The program that will read it.")],
+    output: Annotated[Path | None, PathOption(help="A new file (comfyui) or folder.  [default: in exported/]")] = None,
+    with_base: Annotated[bool, typer.Option("--with-base", help="Add the run's model.base_adapter to it.")] = False,
+    model: Annotated[str | None, NameOption(help="Of an adapter from elsewhere.  [default: the run's]")] = None,
+) -> None:
+    """Write an adapter for ComfyUI, diffusers or peft.
+
+    Loads no model: a laptop can do it. Each format changes the model's layers by exactly the same amount.
+    """
+    from customized_grpo.commands.export import ExportRequest, write_export
+
+    typer.echo(f"exported: {write_export(ExportRequest(target, format, output, with_base, model))}")
 
 
 @app.command()

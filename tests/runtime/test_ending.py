@@ -45,6 +45,7 @@ def python(code: str, folder: Path) -> tuple[int, str]:
         (["check-rewards", "critters"], "torch", ANEW),
         (["demo"], "torch", ANEW),
         (["generate"], "torch", ANEW),
+        (["export", "run", "--format", "peft"], "torch", ANEW),
         (["build-critters"], "torch", ANEW),
         (
             ["build-critters", "--work", "w"],

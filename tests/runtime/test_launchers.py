@@ -90,7 +90,8 @@ def test_torchrun_saves_when_asked_to_stop(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "generate", "evaluate", "compare", "probe", "report", "build-critters", "check-rewards"]
+    "command",
+    ["demo", "generate", "evaluate", "compare", "probe", "report", "export", "build-critters", "check-rewards"],
 )
 def test_commands_that_cannot_be_divided_are_refused(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

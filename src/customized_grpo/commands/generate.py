@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from customized_grpo.config import CONFIG, load_config
+from customized_grpo.config import CONFIG
 from customized_grpo.data import DataError, Sample
 from customized_grpo.data.findings import show
 from customized_grpo.data.images import PictureError, check_image, to_pictures
@@ -20,7 +20,7 @@ from customized_grpo.files.pictures import draw_card, save_png
 from customized_grpo.files.text import flaw_of
 from customized_grpo.policies import find_family, load_policy
 from customized_grpo.run.checkpoints import find_adapter, folder_of
-from customized_grpo.run.sampling_settings import SamplingSettings
+from customized_grpo.run.sampling_settings import SamplingSettings, model_of
 from customized_grpo.sections import Model
 from customized_grpo.training.rollout import generate
 
@@ -65,11 +65,10 @@ class GenerationRequest:
         Raises UsageError for an adapter from elsewhere, which has no configuration, if `model` is not given either.
         """
         adapter = self.found_adapter()
-        if adapter is not None and (folder_of(adapter) / CONFIG).is_file():
-            trained = load_config(str(folder_of(adapter))).model
-        elif adapter is not None and self.model is None:
-            raise UsageError(f"{adapter} has no {CONFIG}, which would name its model; name it with --model")
-        else:
+        trained = None if adapter is None else model_of(adapter)
+        if trained is None:
+            if adapter is not None and self.model is None:
+                raise UsageError(f"{adapter} has no {CONFIG}, which would name its model; name it with --model")
             trained = Model.model_validate({"path": self.model or CRITTERS})
         chosen = {"path": self.model, "dtype": self.dtype}
         return Model.model_validate(trained.model_dump() | {key: value for key, value in chosen.items() if value})

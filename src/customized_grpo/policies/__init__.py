@@ -9,10 +9,13 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 from customized_grpo.critters.weights import resolve
+from customized_grpo.errors import UsageError
 from customized_grpo.files.pretrained import ModelError, check_complete, pipeline_class
 from customized_grpo.policies.adapter_file import read_adapter
+from customized_grpo.policies.adapter_layers import layers_of, named_layers
 from customized_grpo.policies.architectures import configuration
 from customized_grpo.policies.base import Policy
+from customized_grpo.policies.lora_tensors import LoraTensors
 from customized_grpo.sections import Adapter, Model
 
 # What a checkpoint's pipeline class is called -> the policy that runs it, imported when it is needed.
@@ -72,3 +75,31 @@ def planned_family(model: Model) -> type[Policy] | None:
     path = resolve(model.path, "generator")
     index = configuration(path)
     return None if index is None else _family(model, path, str(index.get("_class_name")))
+
+
+def lora_tensors(file: Path, model: Model | None) -> LoraTensors:
+    """The tensors of an adapter under diffusers' names; uses no network and loads no weights.
+
+    file   that of the adapter, or a folder with `ADAPTER_FILE`
+    model  what it was trained for. It is needed unless diffusers has written the file: other programs have other names
+
+    Raises ModelError if the adapter is damaged or does not fit the model, and UsageError if there is no model, or its
+    configuration is not known here.
+    """
+    adapter = read_adapter(file)
+    if layers := named_layers(adapter):
+        return layers_of(adapter, layers, lambda _: {})
+    if model is None:
+        raise UsageError(f"{adapter.place} has another program's names of layers; name the model with --model")
+    from customized_grpo.policies.diffusers_policy import DiffusersPolicy
+
+    family, path = planned_family(model), resolve(model.path, "generator")
+    transformer = configuration(path, "transformer")
+    if family is None or transformer is None:
+        download = f"hf download {model.path} model_index.json transformer/config.json"
+        raise UsageError(f"the configuration of {model.path} is not on this machine; get it with: {download}")
+    if not issubclass(family, DiffusersPolicy):
+        raise UsageError(
+            f"{model.path}: adapters of {family.__name__} are no LoRA of diffusers, and cannot be exported"
+        )
+    return family.lora_tensors(transformer, adapter)

@@ -21,6 +21,7 @@ from customized_grpo.files.pretrained import ModelError
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 PEFT_CONFIG = "adapter_config.json"  # beside the adapters that peft writes: their alpha, among other things
 DIFFUSERS_CONFIG = "lora_adapter_metadata"  # the same, in the head of the files that diffusers writes
+IN_HEAD = "its metadata"  # where a message says that they stand
 TRANSFORMER = "transformer."  # prefix of its layers' names in a pipeline's adapter
 OTHER_MODEL = "name the model that it was trained on"
 OTHER_TARGETS = "name linear layers such as to_q, or set null for the usual ones"
@@ -36,6 +37,11 @@ class Adapter:
     file: Path
     tensors: dict[str, Tensor]
     configs: dict[str, dict[str, Any]]
+
+    @property
+    def by_diffusers(self) -> bool:
+        """Whether diffusers has written the file, as `save_adapter` does: with diffusers' names and its metadata."""
+        return IN_HEAD in self.configs
 
     @property
     def place(self) -> Path:
@@ -94,7 +100,7 @@ def _configs(file: Path, head: Mapping[str, str]) -> Iterator[tuple[str, dict[st
     if DIFFUSERS_CONFIG in head:
         stored = _read_config(f"{file}: {DIFFUSERS_CONFIG}", head[DIFFUSERS_CONFIG])
         yield (
-            "its metadata",
+            IN_HEAD,
             {name.removeprefix(TRANSFORMER): value for name, value in stored.items() if name.startswith(TRANSFORMER)},
         )
     beside = file.parent / PEFT_CONFIG

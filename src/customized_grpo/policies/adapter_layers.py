@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +16,16 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
 from customized_grpo.policies.adapter_file import TRANSFORMER, Adapter
+from customized_grpo.policies.lora_tensors import (
+    BIAS,
+    DOWN,
+    MAGNITUDE,
+    SAID_BY_TENSORS,
+    UP,
+    LoraTensors,
+    rank_of,
+    split,
+)
 
 Translate = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
@@ -26,21 +35,23 @@ _PART = re.compile(
     r"(?P<stem>.+?)\.(?P<part>lora_A|lora_B|(?:lora_linear_layer\.|lora[._])?(?:down|up)|lora_magnitude_vector)"
     r"(?:\.(?!weight$|bias$)[^.]+)?(?:\.(?P<kind>weight|bias))?"
 )
-_DOWN, _UP, _BIAS, _MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_magnitude_vector"
 _ALPHA = ".alpha"
 _ADDED = re.compile(r".+\.diff(_b)?")  # added to a weight or bias as it is, so nothing if it is zero
 # In front of a layer's name: what wraps it, with dots; and what stands for it, with underscores instead of dots.
 _WRAPPERS = ("base_model.model.", TRANSFORMER, "diffusion_model.", "model.", "module.", "_orig_mod.")
 _FLAT = ("lora_unet_", "lora_transformer_", "lycoris_")
-# The layers of FLUX as its authors name them; diffusers divides some of them.
+# The layers of FLUX as its authors and ComfyUI name them; diffusers divides some of them.
 _ORIGINAL = re.compile(
     r"(double_blocks|single_blocks|img_in|txt_in|time_in|vector_in|guidance_in|final_layer)([._].*)?"
+)
+# Layers of FLUX.2 that diffusers knows only by ComfyUI's names with dots, and not by kohya's.
+_MODULATION = re.compile(
+    r"(double_stream_modulation_img|double_stream_modulation_txt|single_stream_modulation)[._]lin"
 )
 _TEXT_ENCODER = re.compile(r"text_encoder|lora_te|te[12]?\.|(base_model\.model\.)?text_model\.")
 
 # Fields of peft's LoraConfig. Any other one that is set changes what the tensors mean.
 _SCALES = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")
-_SAID_BY_TENSORS = {"use_dora": _MAGNITUDE, "lora_bias": _BIAS}
 _HARMLESS = {
     *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
     *("inference_mode", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout"),
@@ -58,15 +69,15 @@ class _Stem:
     alpha: float | None = None
 
 
-def layers_of(adapter: Adapter, module: nn.Module, translate: Translate) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The adapter's tensors under the names that diffusers gives them, and the fields of peft's LoraConfig.
+def layers_of(adapter: Adapter, layers: Mapping[str, nn.Linear], translate: Translate) -> LoraTensors:
+    """The adapter's tensors under the names that diffusers gives them.
 
+    layers     the model's linear layers by name
     translate  renames tensors of one pair that are named after the original model's layers
 
-    Raises ModelError, with the name of the tensor, unless every tensor of the file belongs to a linear layer of
-    `module`, in its shape, and means what it would mean in peft.
+    Raises ModelError, with the name of the tensor, unless every tensor of the file belongs to a layer, in its shape,
+    and means what it would mean in peft.
     """
-    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
     stems = _stems(adapter)
     _read_config(adapter, stems)
     state: dict[str, Tensor] = {}
@@ -89,7 +100,27 @@ def layers_of(adapter: Adapter, module: nn.Module, translate: Translate) -> tupl
             raise adapter.misfit(_no_layer(stem))
     for problem in _misfits(state, layers):
         raise adapter.misfit(problem)
-    return state, _config(state, alphas)
+    return LoraTensors(state, alphas)
+
+
+def linear_layers(module: nn.Module) -> dict[str, nn.Linear]:
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
+
+
+def named_layers(adapter: Adapter) -> dict[str, nn.Linear] | None:
+    """The layers that a file of diffusers names, in the sizes of its tensors, without weights.
+
+    None for a file that diffusers has not written: only the model tells which of its layers are meant.
+    """
+    if not adapter.by_diffusers:
+        return None
+    pairs = {name: stem.parts for name, stem in _stems(adapter).items() if {DOWN, UP} <= stem.parts.keys()}
+    sizes = {name: [adapter.tensors[parts[part]].shape for part in (DOWN, UP)] for name, parts in pairs.items()}
+    return {
+        name.removeprefix(TRANSFORMER): nn.Linear(down[-1], up[0], bias=False, device="meta")
+        for name, (down, up) in sizes.items()
+        if name.startswith(TRANSFORMER) and len(down) == len(up) == 2
+    }
 
 
 # --- the file's names ------------------------------------------------------------------------------------------------
@@ -125,11 +156,11 @@ def _stems(adapter: Adapter) -> dict[str, _Stem]:
 
 def _canonical(part: str, kind: str | None) -> str | None:
     """A part of a pair as diffusers names it; None if there is no such part."""
-    if part == _MAGNITUDE:
-        return None if kind == "bias" else _MAGNITUDE
+    if part == MAGNITUDE:
+        return None if kind == "bias" else MAGNITUDE
     side = "lora_A" if part == "lora_A" or part.endswith("down") else "lora_B"
     named = f"{side}.{kind or 'weight'}"
-    return named if named in (_DOWN, _UP, _BIAS) else None
+    return named if named in (DOWN, UP, BIAS) else None
 
 
 def _incomplete(name: str, parts: Iterable[str]) -> str:
@@ -138,7 +169,7 @@ def _incomplete(name: str, parts: Iterable[str]) -> str:
 
 def _changes_nothing(adapter: Adapter, stem: _Stem) -> bool:
     """Whether a pair has a side that is all zero: trainers write such pairs for layers that they left out."""
-    return stem.parts.keys() == {_DOWN, _UP} and not all(adapter.tensors[key].any() for key in stem.parts.values())
+    return stem.parts.keys() == {DOWN, UP} and not all(adapter.tensors[key].any() for key in stem.parts.values())
 
 
 def _named(adapter: Adapter, stem: _Stem, layers: Mapping[str, nn.Module], translate: Translate) -> dict[str, Tensor]:
@@ -150,19 +181,23 @@ def _named(adapter: Adapter, stem: _Stem, layers: Mapping[str, nn.Module], trans
         name = next((layer for layer in layers if layer.replace(".", "_") == flat), flat)
     if name in layers:
         return {f"{TRANSFORMER}{name}.{part}": tensor for part, tensor in tensors.items()}
-    if not _ORIGINAL.fullmatch(name):
+    modulation = _MODULATION.fullmatch(name)
+    if not (modulation or _ORIGINAL.fullmatch(name)):
         return {}
-    if not {_DOWN, _UP} <= stem.parts.keys():
+    if not {DOWN, UP} <= stem.parts.keys():
         raise adapter.misfit(_incomplete(stem.name, stem.parts))
-    if extra := sorted(stem.parts.keys() - {_DOWN, _UP}):
+    if extra := sorted(stem.parts.keys() - {DOWN, UP}):
         raise adapter.unusable(f"{stem.parts[extra[0]]} cannot be divided among diffusers' layers")
     # Each pair alone: among others diffusers overlooks some names, and drops their tensors.
     sides = ("down", "up") if ".processor." in name else ("lora_down", "lora_up")
-    name = name if ".processor." in name else f"lora_unet_{name.replace('.', '_')}"
-    pair = {f"{name}.{side}.weight": tensors[part] for side, part in zip(sides, (_DOWN, _UP), strict=True)}
+    if modulation:
+        name, sides = f"diffusion_model.{modulation[1]}.lin", ("lora_A", "lora_B")
+    elif ".processor." not in name:
+        name = f"lora_unet_{name.replace('.', '_')}"
+    pair = {f"{name}.{side}.weight": tensors[part] for side, part in zip(sides, (DOWN, UP), strict=True)}
     # diffusers forgets the prefix of a few layers outside of the blocks.
     named = {f"{TRANSFORMER}{key.removeprefix(TRANSFORMER)}": tensor for key, tensor in translate(pair).items()}
-    return named if all(_split(key)[0] in layers for key in named) else {}
+    return named if all(split(key)[0] in layers for key in named) else {}
 
 
 def _no_layer(stem: _Stem) -> str:
@@ -175,30 +210,24 @@ def _misfits(state: Mapping[str, Tensor], layers: Mapping[str, nn.Linear]) -> It
     """Layers with parts missing, or of other shapes."""
     parts: dict[str, dict[str, Tensor]] = {}
     for key, tensor in state.items():
-        layer, part = _split(key)
+        layer, part = split(key)
         parts.setdefault(layer, {})[part] = tensor
     everywhere = {part for each in parts.values() for part in each}
     for name, own in parts.items():
         layer = layers[name]
-        if not {_DOWN, _UP} <= own.keys():
+        if not {DOWN, UP} <= own.keys():
             yield _incomplete(name, own)
             continue
         if missing := sorted(everywhere - own.keys()):
             yield f"{name} has no {missing[0]}, which other layers have"
             continue
-        down, up = list(own[_DOWN].shape), list(own[_UP].shape)
+        down, up = list(own[DOWN].shape), list(own[UP].shape)
         rank = down[0] if down else 0
         if (down, up) != ([rank, layer.in_features], [layer.out_features, rank]) or not rank:
             yield f"{name} is {layer.in_features} -> {layer.out_features}, but lora_A is {down} and lora_B {up}"
-        for part in (_BIAS, _MAGNITUDE):
+        for part in (BIAS, MAGNITUDE):
             if part in own and list(own[part].shape) != [layer.out_features]:
                 yield f"{name} is {layer.in_features} -> {layer.out_features}, but {part} is {list(own[part].shape)}"
-
-
-def _split(key: str) -> tuple[str, str]:
-    """A name of diffusers in its layer and its part."""
-    part = next(each for each in (_DOWN, _UP, _BIAS, _MAGNITUDE) if key.endswith(f".{each}"))
-    return key.removeprefix(TRANSFORMER).removesuffix(f".{part}"), part
 
 
 # --- how strongly each pair acts: alpha / rank -----------------------------------------------------------------------
@@ -210,13 +239,13 @@ def _read_config(adapter: Adapter, stems: Mapping[str, _Stem]) -> None:
         for name, value in config.items():
             if _changes_meaning(name, value):
                 raise adapter.unusable(f"{where} sets {name} to {value!r}, which is not supported")
-        for name, part in _SAID_BY_TENSORS.items():
+        for name, part in SAID_BY_TENSORS.items():
             has = any(part in stem.parts for stem in stems.values())
             if bool(config.get(name, has)) != has:
                 holds = f"{'a' if has else 'no'} {part}"
                 raise adapter.unusable(f"{where} sets {name} to {config[name]}, but the file holds {holds}")
         for stem in stems.values():
-            if _DOWN not in stem.parts:
+            if DOWN not in stem.parts:
                 continue
             alpha = _alpha_by_config(adapter, where, config, stem)
             if stem.alpha not in (None, alpha):
@@ -232,12 +261,12 @@ def _changes_meaning(name: str, value: Any) -> bool:
         return value not in _ADDING_STARTS
     if name == "bias":
         return value not in (None, "none")
-    return bool(value) and name not in {*_SCALES, *_SAID_BY_TENSORS, *_HARMLESS}
+    return bool(value) and name not in {*_SCALES, *SAID_BY_TENSORS, *_HARMLESS}
 
 
 def _alpha_by_config(adapter: Adapter, where: str, config: Mapping[str, Any], stem: _Stem) -> float:
     """The alpha that, divided by the rank of the stem's tensors, gives peft's scale."""
-    rank, name = _rank(adapter.tensors[stem.parts[_DOWN]]), _unwrapped(stem.name)
+    rank, name = rank_of(adapter.tensors[stem.parts[DOWN]]), _unwrapped(stem.name)
     found = {}
     for field_name, pattern in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
         by_layer: Any = config.get(pattern) or {}
@@ -255,31 +284,12 @@ def _alpha_by_config(adapter: Adapter, where: str, config: Mapping[str, Any], st
 
 def _alphas(adapter: Adapter, stem: _Stem, named: Mapping[str, Tensor]) -> Iterator[tuple[str, float]]:
     """The alpha of each layer of a stem. diffusers may give a layer a part of the rank; the scale stays."""
-    rank = _rank(adapter.tensors[stem.parts[_DOWN]]) if _DOWN in stem.parts else 0
+    rank = rank_of(adapter.tensors[stem.parts[DOWN]]) if DOWN in stem.parts else 0
     for key, tensor in named.items():
-        layer, part = _split(key)
-        if part == _DOWN:
-            own = _rank(tensor)
+        layer, part = split(key)
+        if part == DOWN:
+            own = rank_of(tensor)
             yield layer, own if stem.alpha is None else stem.alpha if own == rank else stem.alpha * own / rank
-
-
-def _config(state: Mapping[str, Tensor], alphas: Mapping[str, float]) -> dict[str, Any]:
-    """The fields of peft's LoraConfig for these tensors. "^" keeps "proj_out" from matching "block.proj_out"."""
-    ranks = {layer: _rank(state[f"{TRANSFORMER}{layer}.{_DOWN}"]) for layer in alphas}
-    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
-    parts = {_split(key)[1] for key in state}
-    return {
-        "r": rank,
-        "lora_alpha": alpha,
-        "rank_pattern": {f"^{layer}": own for layer, own in ranks.items() if own != rank},
-        "alpha_pattern": {f"^{layer}": own for layer, own in alphas.items() if own != alpha},
-        "target_modules": sorted(alphas),
-        **{name: part in parts for name, part in _SAID_BY_TENSORS.items()},
-    }
-
-
-def _rank(down: Tensor) -> int:
-    return down.shape[0] if down.ndim else 0
 
 
 def _unwrapped(name: str) -> str:

@@ -37,12 +37,13 @@ from customized_grpo.policies.adapter_file import (
     sort_metadata,
     translating,
 )
-from customized_grpo.policies.adapter_layers import layers_of
+from customized_grpo.policies.adapter_layers import layers_of, linear_layers
 from customized_grpo.policies.architectures import configuration
 from customized_grpo.policies.base import Targets
 from customized_grpo.policies.conditions import Bucket, EncodedSamples
 from customized_grpo.policies.encoder import Encoder
 from customized_grpo.policies.lora import ADAPTER, Layers, add_lora, check_shared, lora_size
+from customized_grpo.policies.lora_tensors import LoraTensors
 from customized_grpo.policies.quantise import Kind, is_large, quantise
 from customized_grpo.runtime.device import usable_device
 from customized_grpo.runtime.distributed import shard
@@ -137,11 +138,16 @@ class DiffusersPolicy(ABC):
         with loading(path):
             scale = cls.scale_of(vae)
         check_size(model.height, model.width, scale)
-        with torch.device("meta"):
-            module: Any = cls.parts["transformer"].from_config(transformer).requires_grad_(False)
+        module = cls._without_weights(transformer)
         if model.base_adapter is not None:
             cls._named_as_layers(read_adapter(Path(model.base_adapter)), module)
         return lora_size(module, adapter, cls.layers)
+
+    @classmethod
+    def _without_weights(cls, config: Mapping[str, Any]) -> Any:
+        """The transformer of this configuration on the meta device."""
+        with torch.device("meta"):
+            return cls.parts["transformer"].from_config(config).requires_grad_(False)
 
     @staticmethod
     def scale_of(vae: Mapping[str, Any]) -> int:
@@ -178,6 +184,11 @@ class DiffusersPolicy(ABC):
         finally:
             self.module.enable_adapters()
 
+    @classmethod
+    def lora_tensors(cls, config: Mapping[str, Any], adapter: Adapter) -> LoraTensors:
+        """An adapter's tensors under diffusers' names, for a transformer of this configuration. Raises ModelError."""
+        return cls._named_as_layers(adapter, cls._without_weights(config))
+
     def save_adapter(self, directory: Path) -> None:
         self.pipe.save_lora_weights(
             directory,
@@ -200,16 +211,16 @@ class DiffusersPolicy(ABC):
 
     def _create_adapter(self, adapter: Adapter) -> None:
         """A new adapter from a file, whose names may be those of other programs."""
-        state, config = self._named_as_layers(adapter, self.module)
+        lora = self._named_as_layers(adapter, self.module)
         with loading(adapter.file):
             self.module.load_lora_adapter(
-                state,
+                dict(lora.tensors),
                 adapter_name=ADAPTER,
-                metadata={f"{TRANSFORMER}{name}": value for name, value in config.items()},
+                metadata={f"{TRANSFORMER}{name}": value for name, value in lora.config().items()},
                 low_cpu_mem_usage=True,  # keeps the file's precision
             )
         # What was left out on the way, or left as it was made, would change pictures in silence.
-        expected = {name.removeprefix(TRANSFORMER): weight for name, weight in state.items()}
+        expected = {name.removeprefix(TRANSFORMER): weight for name, weight in lora.tensors.items()}
         check_same(adapter, expected, self._adapter_state())
         self._share_inputs()
 
@@ -228,14 +239,14 @@ class DiffusersPolicy(ABC):
                 quantise(encoder, kind, [part for part, _ in encoder.named_children()], self.device)
 
     @classmethod
-    def _named_as_layers(cls, adapter: Adapter, module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _named_as_layers(cls, adapter: Adapter, module: nn.Module) -> LoraTensors:
         """See `layers_of`; names of other programs are translated by diffusers."""
 
         def translate(pair: dict[str, Tensor]) -> dict[str, Tensor]:
             with translating(adapter):
                 return cls.pipeline.lora_state_dict(pair)
 
-        return layers_of(adapter, module, translate)
+        return layers_of(adapter, linear_layers(module), translate)
 
     def _adapter_state(self) -> dict[str, Tensor]:
         """The adapter's tensors, named as in its file but for `TRANSFORMER`; a shared one under each of its names."""

@@ -1,4 +1,4 @@
-"""The sampling settings that an adapter is to be used with, in a file next to it."""
+"""What is known of an adapter by the files next to it: its model, and the settings to sample with."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from customized_grpo.config import RunConfig
+from customized_grpo.config import CONFIG, RunConfig, load_config
 from customized_grpo.errors import UsageError
 from customized_grpo.fields import NonNegative, Pixels, Shift, Steps, Tokens
 from customized_grpo.files.durable import reason_of
+from customized_grpo.run.checkpoints import folder_of
 from customized_grpo.sections import Model
 
 SAMPLING = "sampling.json"
@@ -62,3 +63,14 @@ class SamplingSettings:
         except ValidationError as error:
             problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise UsageError(f"{file} is not what training writes ({problems}); copy it again, or remove it") from None
+
+
+def model_of(adapter: Path) -> Model | None:
+    """The section `model` of the run that an adapter is from; None if there is no configuration next to it.
+
+    adapter  its folder or file, as `find_adapter` returns it
+
+    Raises ConfigError if the configuration is damaged, or of another version.
+    """
+    folder = folder_of(adapter)
+    return load_config(str(folder)).model if (folder / CONFIG).is_file() else None

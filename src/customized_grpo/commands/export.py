@@ -1,0 +1,132 @@
+"""`customized-grpo export`: an adapter in the format of another program, perhaps with the one it was trained on."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from safetensors import SafetensorError
+
+from customized_grpo.errors import UsageError
+from customized_grpo.files.durable import SAVING, SavingError, check_folder, make_folder, saving, sync, sync_tree
+from customized_grpo.files.notices import print_line
+from customized_grpo.files.paths import is_file
+from customized_grpo.policies import lora_tensors
+from customized_grpo.policies.adapter_file import weights_file
+from customized_grpo.policies.adapter_formats import check_comfyui, write_comfyui, write_diffusers, write_peft
+from customized_grpo.policies.lora_tensors import DOWN, UP, LoraTensors, joined
+from customized_grpo.run.checkpoints import find_adapter
+from customized_grpo.run.sampling_settings import model_of
+from customized_grpo.sections import Model
+
+Format = Literal["comfyui", "diffusers", "peft"]
+FOLDER = Path("exported")
+SUFFIX = ".safetensors"  # of the formats that are one file
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What to export, and how.
+
+    target     folder of a run, a checkpoint or an adapter, or a file
+    output     a new file for ComfyUI, a new folder for the others; None: a name in `FOLDER`
+    with_base  add the adapter that was fused into the model before training
+    model      what an adapter of another program was trained for; None: as its configuration says
+    """
+
+    target: Path
+    format: Format
+    output: Path | None = None
+    with_base: bool = False
+    model: str | None = None
+
+
+def write_export(request: ExportRequest) -> Path:
+    """Write the file or folder, and return its path.
+
+    Raises UsageError if the output exists or the format cannot hold the adapter, ModelError for an adapter that is
+    missing or damaged, and SavingError.
+    """
+    output = _output(request)
+    adapter = find_adapter(request.target)
+    model = _model_of(adapter, request.model)
+    lora = lora_tensors(adapter, model)
+    base = None if model is None else model.base_adapter
+    if request.with_base:
+        lora = joined(_plain(lora, adapter), _base(base, model, adapter))
+    elif base is not None:
+        print_line(
+            f"note: the adapter works on a model with {base} fused into it; --with-base adds that one to the file"
+        )
+    if request.format == "comfyui":
+        check_comfyui(lora)
+    _write(request, lora, output)
+    return output
+
+
+def _output(request: ExportRequest) -> Path:
+    """Where to write. Raises UsageError if something is there, or nothing can be written there."""
+    target = request.target.absolute()
+    name = f"{target.stem if is_file(target) else target.name}-{request.format}"
+    as_file = request.format == "comfyui"
+    output = request.output or FOLDER / (f"{name}{SUFFIX}" if as_file else name)
+    if as_file and output.suffix != SUFFIX:
+        raise UsageError(
+            f"--output {output}: ComfyUI needs a file that ends in {SUFFIX}, such as {output / name}{SUFFIX}"
+        )
+    check_folder(output.parent)
+    if output.exists():
+        raise UsageError(f"{output} exists; name another with --output, or remove it")
+    return output
+
+
+def _model_of(adapter: Path, path: str | None) -> Model | None:
+    """The model that an adapter was trained for, at another path if one is given; None if nothing says which."""
+    trained = model_of(adapter)
+    if path is None:
+        return trained
+    return Model.model_validate({**({} if trained is None else trained.model_dump()), "path": path})
+
+
+def _base(base: str | None, model: Model | None, adapter: Path) -> LoraTensors:
+    """The adapter that was fused before training. Raises UsageError if there is none, or its file has gone."""
+    if base is None:
+        raise UsageError(f"--with-base: {adapter} was trained without model.base_adapter; leave the option out")
+    if not is_file(weights_file(Path(base))):
+        raise UsageError(
+            f"--with-base: the run's model.base_adapter {base} is not here; put it back, or start where it is"
+        )
+    return _plain(lora_tensors(Path(base), model), Path(base))
+
+
+def _plain(lora: LoraTensors, adapter: Path) -> LoraTensors:
+    if others := lora.beyond((DOWN, UP)):
+        raise UsageError(
+            f"--with-base: {others[0]} in {adapter} is more than lora_A and lora_B; export without the option"
+        )
+    return lora
+
+
+def _write(request: ExportRequest, lora: LoraTensors, output: Path) -> None:
+    """Complete or not at all: written under another name, synced, renamed. Raises SavingError."""
+    temporary = output.with_name(output.name + SAVING)
+    make_folder(output.parent)
+    with saving(output):
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            _write_as(request.format, lora, temporary)
+        except SafetensorError as error:  # how safetensors reports a full or broken disk
+            raise SavingError(f"could not write {output}: {error}", str(error)) from error
+        sync_tree(temporary)
+        temporary.replace(output)
+        sync(output.parent)
+
+
+def _write_as(name: Format, lora: LoraTensors, path: Path) -> None:
+    if name == "comfyui":
+        write_comfyui(lora, path)
+    else:
+        path.mkdir()
+        (write_diffusers if name == "diffusers" else write_peft)(lora, path)
