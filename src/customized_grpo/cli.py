@@ -9,7 +9,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from customized_grpo.commands.guarded import guarded, kept_demo, kept_pictures, kept_rows, kept_run, kept_stages
+from customized_grpo.commands.guarded import guarded, kept_demo, kept_pictures, kept_rows, kept_run
 from customized_grpo.commands.options import (
     Device,
     Metric,
@@ -21,7 +21,9 @@ from customized_grpo.commands.options import (
     RecipeDevice,
     Seed,
     Target,
+    chosen_device,
 )
+from customized_grpo.commands.tools import build_critters, check_rewards, env, export, plan, report
 from customized_grpo.errors import InputError, RunError, UsageError
 from customized_grpo.fields import LARGEST_SEED
 from customized_grpo.files.notices import show_in_lines
@@ -71,7 +73,7 @@ def demo(
 
     folder = new_folder(output)
     with ending(lambda: kept_demo(folder)):
-        run_demo(folder, seed=seed, updates=updates, cases=cases, device=_device(device))
+        run_demo(folder, seed=seed, updates=updates, cases=cases, device=chosen_device(device))
 
 
 @app.command()
@@ -158,7 +160,7 @@ def generate(
         adapter=adapter,
         size=size,
         steps=steps,
-        device=_device(device),
+        device=chosen_device(device),
         dtype=dtype,
     )
     written = 0
@@ -192,7 +194,7 @@ def evaluate(
         from customized_grpo.measure.evaluate import write_evaluation
         from customized_grpo.measure.request import default_output, make_request
 
-        chosen = [("device", _device(device)), *([] if root is None else [("data.root", root)])]
+        chosen = [("device", chosen_device(device)), *([] if root is None else [("data.root", root)])]
         request = make_request(
             target,
             [*chosen, *(overrides or [])],
@@ -260,117 +262,12 @@ def probe(
     run_probe(config, adapter, prompts=prompts, draws=draws, output=output)
 
 
-@app.command()
-@guarded("no page was written; start again with the same command")
-def report(
-    folders: Annotated[list[Path], PathArgument(help="Folders of runs, evaluations, comparisons, probes, demos.")],
-    output: Annotated[Path, PathOption(help="File to write; an existing one is replaced.")] = Path("report.html"),
-) -> None:
-    """Write an HTML page that shows runs and evaluations.
-
-    The page has figures, curves, warnings and pictures, in one file that needs no network.
-    """
-    from customized_grpo.report import write_report
-
-    typer.echo(f"report: {write_report(folders, output)}")
-
-
-@app.command()
-@guarded()
-def export(
-    target: Annotated[Path, PathArgument(help="Folder of a run, checkpoint or adapter, or a file.")],
-    format: Annotated[Literal["comfyui", "diffusers", "peft"], typer.Option(help="The program that will read it.")],
-    output: Annotated[Path | None, PathOption(help="A new file (comfyui) or folder.  [default: in exported/]")] = None,
-    with_base: Annotated[bool, typer.Option("--with-base", help="Add the run's model.base_adapter to it.")] = False,
-    model: Annotated[str | None, NameOption(help="Of an adapter from elsewhere.  [default: the run's]")] = None,
-) -> None:
-    """Write an adapter for ComfyUI, diffusers or peft.
-
-    Loads no model: a laptop can do it. Each format changes the model's layers by exactly the same amount.
-    """
-    from customized_grpo.commands.export import ExportRequest, write_export
-
-    typer.echo(f"exported: {write_export(ExportRequest(target, format, output, with_base, model))}")
-
-
-@app.command()
-@guarded()
-def build_critters(
-    world: Annotated[
-        Literal["critters", "critters-dye"],
-        typer.Option(help="World whose models are trained: with hats, or with dyes."),
-    ] = "critters",
-    output: Annotated[Path | None, PathOption(help="Folder for the weights.  [default: build/WORLD/weights]")] = None,
-    work: Annotated[
-        Path | None, PathOption(help="Folder for unfinished stages.  [default: build/WORLD/stages]")
-    ] = None,
-    seed: Seed = 0,
-    shorten: Annotated[int, typer.Option(help="Divide all step counts by this, to try it out.", min=1)] = 1,
-    device: Device = None,
-) -> None:
-    """Train the models of a built-in world from scratch.
-
-    Run the same command again to continue after an interruption.
-    """
-    weights, stages = output or Path("build") / world / "weights", work or Path("build") / world / "stages"
-    with ending(lambda: kept_stages(stages)):
-        from customized_grpo.critters.build.run import Build, Recipe
-
-        recipe = Recipe(world=world, seed=seed).shortened(shorten)
-        Build(recipe, stages, _device(device)).run(weights)
-    typer.echo(f"weights: {weights}")
-
-
-@app.command()
-@guarded()
-def check_rewards(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    metric: Metric = None,
-    cases: Annotated[int, typer.Option(help="Number of samples, at most.", min=2)] = 256,
-    output: Annotated[Path | None, PathOption(help="Folder for its files.  [default: only print]")] = None,
-    device: RecipeDevice = None,
-) -> None:
-    """Check a recipe's rewards before training with them.
-
-    Scores pictures whose quality is known, and reports what would go wrong in training.
-    """
-    from transformers.utils import logging
-
-    from customized_grpo.config import load_config
-    from customized_grpo.files.durable import check_folder
-    from customized_grpo.measure.check_rewards import check_rewards, write_check
-
-    logging.disable_progress_bar()  # one per reward while weights load; those of downloads stay
-    if output is not None:
-        check_folder(output)
-    chosen = [] if device is None else [("device", device)]
-    check = check_rewards(load_config(recipe, [*(overrides or []), *chosen]), metric or [], cases)
-    typer.echo(check.text())
-    if output is not None:
-        typer.echo(f"\n{write_check(check, output)}")
-
-
-@app.command()
-def env() -> None:
-    """Print versions and hardware for bug reports."""
-    import json
-
-    from customized_grpo.run.environment import environment
-
-    typer.echo(json.dumps(environment(), indent=2))
+for command in (report, export, plan, build_critters, check_rewards, env):
+    app.command()(command)
 
 
 def _is_run(recipe: str) -> bool:
     return (Path(recipe) / "environment.json").is_file()  # an adapter's folder has only a configuration
-
-
-def _device(given: str | None) -> str:
-    if given is not None:
-        return given
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def main() -> None:

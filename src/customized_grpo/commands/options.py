@@ -41,3 +41,12 @@ Metric = Annotated[
 Seed = Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=LARGEST_SEED)]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...  [default: cuda if available, else cpu]")]
 RecipeDevice = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...  [default: the recipe's]")]
+
+
+def chosen_device(given: str | None) -> str:
+    """The device of commands without a recipe."""
+    if given is not None:
+        return given
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -102,6 +102,7 @@ def measured(settings: Settings) -> Measured:
             weight.grad = torch.zeros_like(weight)  # there from the first micro-batch on
         simulated_conditions = {each: _mapped(condition, simulated) for each, condition in conditions.items()}
         run = _Runs(policy, settings, simulated_conditions)
+        run.warm_up()
         costs = _extrapolated(counts, lambda chosen: run.velocities(kept, chosen)) | run.decodings()
         latents = size_of([policy.noise(simulated_conditions[size], [0])])
     return Measured(
@@ -165,6 +166,11 @@ class _Runs:
     ):
         self.policy, self.settings, self.conditions = policy, settings, conditions
         self.own = policy.height, policy.width
+
+    def warm_up(self) -> None:
+        """The first pass of a process leaves some tensors behind in Python's reference cycles; later ones do not."""
+        with torch.no_grad():
+            self._call(lambda latents, condition: self.policy.velocity(latents, 0.5, condition), 1, self.own)
 
     def velocities(self, blocks: Mapping[str, list[nn.Module]], chosen: Mapping[str, int]) -> dict[str, Pass]:
         """The costs of passes through so many of the blocks."""

@@ -11,13 +11,12 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from diffusers import ConfigMixin, FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux_kontext import calculate_shift
 from diffusers.training_utils import _collate_lora_metadata
 from peft.tuners.lora import LoraLayer
@@ -45,6 +44,7 @@ from customized_grpo.policies.encoder import Encoder
 from customized_grpo.policies.lora import ADAPTER, Layers, add_lora, check_shared, lora_size
 from customized_grpo.policies.lora_tensors import LoraTensors
 from customized_grpo.policies.quantise import Kind, is_large, quantise
+from customized_grpo.policies.sketch import sketched
 from customized_grpo.runtime.device import usable_device
 from customized_grpo.runtime.distributed import shard
 from customized_grpo.sections import Adapter as AdapterSettings
@@ -114,18 +114,9 @@ class DiffusersPolicy(ABC):
         Without tokenizers, `model.base_adapter`, which changes no shape, and offload. Raises ModelError for damaged
         files, and UsageError for settings that the model cannot take.
         """
-        configs = {name: configuration(path, name) for name in cls.parts}
-        index = configuration(path)
-        if index is None or None in configs.values():
+        pipe = sketched(cls.pipeline, cls.parts, path, getattr(torch, model.dtype))
+        if pipe is None:
             return None
-        with loading(path), torch.device("meta"):
-            dtype = getattr(torch, model.dtype)
-            parts = {name: _from_config(kind, configs[name]).to(dtype) for name, kind in cls.parts.items()}
-            fields = list(signature(cls.pipeline.__init__).parameters.values())[1:]  # without self
-            absent = {field.name: None for field in fields if field.default is Parameter.empty}
-            optional = [field.name for field in fields if field.default not in (None, Parameter.empty)]
-            settings = {name: index[name] for name in optional if name in index}
-            pipe = cls.pipeline(**(absent | settings | parts))
         kept = {"base_adapter": None, "condition_cache": None, "offload_text_encoders": False}
         model = model.model_copy(update=kept)
         return cls(pipe, model, torch.device("meta"))
@@ -359,11 +350,6 @@ class DiffusersPolicy(ABC):
 
     @abstractmethod
     def decode(self, latents: Tensor, condition: EncodedSamples) -> Tensor: ...
-
-
-def _from_config(kind: Any, config: Any) -> Any:
-    """A model of diffusers or transformers with the weights that its constructor gives it."""
-    return kind.from_config(config) if issubclass(kind, ConfigMixin) else kind(kind.config_class(**config))
 
 
 def check_size(height: int, width: int, scale: int) -> None:

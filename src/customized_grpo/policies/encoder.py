@@ -90,7 +90,7 @@ class Encoder(ABC):
 
     @abstractmethod
     def blank_texts(self, sample: Sample) -> Tensors:
-        """Zeros in the shapes of `texts`, for a prompt that fills `max_sequence_length`."""
+        """Zeros in the shapes of `texts`, for a prompt as long as they are at most."""
 
     @abstractmethod
     def resize(self, sample: Sample) -> list[Image.Image]:

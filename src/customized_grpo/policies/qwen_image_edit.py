@@ -33,6 +33,7 @@ from customized_grpo.policies.lora import Layers
 
 SIDE = 1024  # references are resized to the area of a square with this side, in pixels
 SEEN_TOKEN = 28  # side of a token of the text encoder, in pixels
+LONG_PROMPT = 128  # tokens; prompts are never cut, so this is only for estimates
 BLANK = " "  # the prompt of the velocity that guidance leads away from
 
 
@@ -71,7 +72,7 @@ class QwenImageEditEncoder(Encoder):
 
     def blank_texts(self, sample: Sample) -> Tensors:
         pictures = sum(picture.width * picture.height // SEEN_TOKEN**2 for picture in self._seen(sample))
-        texts = {"text": self.blank_text(self.max_sequence_length + pictures)}
+        texts = {"text": self.blank_text(LONG_PROMPT + pictures)}
         return {**texts, "negative": self.blank_text(pictures)} if self.with_negative else texts
 
     def resize(self, sample: Sample) -> list[Image.Image]:

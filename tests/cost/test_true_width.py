@@ -1,0 +1,128 @@
+"""The published models at their real width, one block of each kind: a whole update, and the memory that was planned.
+
+So nothing at real size runs for the first time at a user's. A few minutes, and 5 GB of memory.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import true_width
+from customized_grpo.commands.train import run_training
+from customized_grpo.config import RunConfig, load_config
+from customized_grpo.cost.measured import Settings, measured
+from customized_grpo.data import Sample
+from customized_grpo.policies import load_policy
+from customized_grpo.policies.adapter_file import weights_file
+from customized_grpo.policies.diffusers_policy import DiffusersPolicy
+from customized_grpo.policies.qwen_image_edit import LONG_PROMPT
+from customized_grpo.run.checkpoints import find_adapter
+from customized_grpo.training.assemble import add_adapter
+from measured_memory import peak_of
+from runs import CALIBRATED
+
+RECIPES = {"kontext": "kontext", "klein": "klein-24gb", "qwen": "qwen-edit", "uno": "uno-paper"}
+SMALL = (
+    *("device=cpu", "updates=1", "save_every=1", "keep_best=null", "model.height=256", "model.width=256"),
+    *("groups.prompts=1", "groups.size=2", "groups.rollout_batch=2", "groups.update_batch=2"),
+    *("sampling.num_steps=3", "window.size=1", "objective.minibatches=1", CALIBRATED),
+    *("rewards.identity.model=critters", "rewards.prompt.name=clip_t", "rewards.prompt.model=critters"),
+    *("rewards.identity.region=frame", "evaluation.metrics=[]", "evaluation.every=0", "data.source=list.json"),
+)
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A family and the folder of its slice."""
+    folder = tmp_path_factory.mktemp(request.param)
+    return request.param, true_width.saved(request.param, folder / "model")
+
+
+def configured(family: str, path: Path) -> RunConfig:
+    """The family's recipe on its slice, as small as an update can be."""
+    own = [f"model.path={path}"]
+    if family != "kontext":
+        own.append("model.reference_size=256")
+    if family in ("kontext", "klein", "qwen"):
+        own.append("window.last=1")
+    if family == "klein":
+        own += ["evaluation.height=null", "evaluation.width=null"]
+    if family == "uno":
+        own.append(f"model.base_adapter={true_width.uno_adapter(path.parent)}")
+    return load_config(RECIPES[family], [*SMALL, *own])
+
+
+def write_list(folder: Path) -> None:
+    """Two subjects in two pictures each."""
+    draw = np.random.default_rng(0)
+    for name in ("a1", "a2", "b1", "b2"):
+        Image.fromarray(draw.integers(0, 255, (256, 256, 3), dtype=np.uint8)).save(folder / f"{name}.png")
+    entries = [
+        {
+            "image_paths": [f"{each}1.png"],
+            "other_views": [f"{each}2.png"],
+            "prompt": "a toy on the beach",
+            "subject": each,
+        }
+        for each in "ab"
+    ]
+    (folder / "list.json").write_text(json.dumps(entries))
+
+
+@pytest.mark.slow
+def test_a_whole_update_of_each_recipe(checkpoint: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    family, path = checkpoint
+    monkeypatch.chdir(tmp_path)
+    write_list(tmp_path)
+    config = configured(family, path)
+    run_training(config, resume=False)
+    run = Path(config.output)
+    (row,) = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
+    assert row["ratio_mean"] == pytest.approx(1, abs=1e-5)
+    assert row["gradient_norm"] > 0
+    adapter = load_file(weights_file(find_adapter(run)))
+    assert all(tensor.any() for tensor in adapter.values())  # lora_B is zero before the update
+    assert sum(tensor.numel() for tensor in adapter.values()) >= measured(Settings.of(config)).adapter
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_pass_is_the_planned_one(checkpoint: tuple[str, Path], tmp_path: Path):
+    family, path = checkpoint
+    write_list(tmp_path)
+    config = configured(family, path)
+    policy = load_policy(config.model, "cpu")
+    assert isinstance(policy, DiffusersPolicy)
+    add_adapter(policy, config)
+    picture = Image.open(tmp_path / "a1.png").resize((1024, 1024))
+    prompt = "a" * (LONG_PROMPT if family == "qwen" else config.model.max_sequence_length)  # a token per letter
+    condition = policy.encode([Sample("a", "a", prompt, (picture,))]).repeat(2)
+    latents = policy.noise(condition, [0, 1])
+    for weight in policy.trainable_parameters().values():
+        weight.grad = torch.zeros_like(weight)
+    planned = measured(Settings.of(config))
+
+    def train() -> None:
+        policy.velocity(latents, 0.5, condition).sum().backward()
+
+    def sample() -> None:
+        with torch.no_grad():
+            policy.velocity(latents, 0.5, condition)
+
+    sample()  # whatever is kept for later passes
+    real = {"training": peak_of(train), "sampling": peak_of(sample)}
+    assert planned.training.memory == pytest.approx(real["training"], rel=0.03)
+    assert planned.sampling.memory == pytest.approx(real["sampling"], rel=0.05)
+    assert planned.parameters["transformer"] == count(path)
+
+
+def count(path: Path) -> int:
+    return sum(
+        tensor.numel() for file in (path / "transformer").glob("*.safetensors") for tensor in load_file(file).values()
+    )
