@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from diffusers import AutoencoderKL, FluxTransformer2DModel
 from torch import nn
 from transformers import (
     CLIPConfig,
@@ -16,28 +15,18 @@ from transformers import (
     Dinov2Config,
     Dinov2Model,
     Qwen2VLConfig,
-    Qwen2VLModel,
-    T5Config,
-    T5EncoderModel,
 )
 
+from customized_grpo import policies
 from customized_grpo.algorithm import sigma_schedule, step_progress
 from customized_grpo.config import RunConfig, load_config, recipes
-from customized_grpo.policies.flux1 import Flux1Policy
-from customized_grpo.policies.lora import lora_size
+from customized_grpo.cost.estimate import estimate
+from customized_grpo.cost.rewards import PUBLISHED
+from customized_grpo.rewards.hpsv3 import HPSv3Model
 from customized_grpo.training.plan import Plan
 
+T5 = 4_762_310_656  # weights of its encoder in xxl; tests/cost has those of all published models
 KONTEXT = "black-forest-labs/FLUX.1-Kontext-dev"
-# transformer/config.json and vae/config.json of FLUX.1-Kontext-dev
-TRANSFORMER: dict[str, Any] = {
-    **{"num_layers": 19, "num_single_layers": 38, "num_attention_heads": 24, "attention_head_dim": 128},
-    **{"in_channels": 64, "joint_attention_dim": 4096, "pooled_projection_dim": 768, "guidance_embeds": True},
-}
-VAE: dict[str, Any] = {
-    **{"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 16},
-    **{"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4},
-    **{"use_quant_conv": False, "use_post_quant_conv": False},
-}
 
 
 def texts() -> Iterator[tuple[str, str]]:
@@ -59,57 +48,36 @@ def weights(module: nn.Module) -> int:
 
 @cache
 def sizes() -> dict[str, int]:
-    """Weights of the models of the recipes, made on the meta device from their published configurations."""
+    """Weights of the rewards' models, made on the meta device from their published configurations."""
     large_clip = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
     text = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
-    qwen = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "vocab_size": 152064}
+    qwen = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "vocab_size": 151658}
     vision = {"hidden_size": 3584, "embed_dim": 1280, "depth": 32, "num_heads": 16, "mlp_ratio": 4}
-    t5: Any = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "vocab_size": 32128}
+    heads = {"num_attention_heads": 28, "num_key_value_heads": 4}
+    clip = CLIPConfig(projection_dim=768, vision_config={**large_clip, "patch_size": 14}, text_config=text)
     with torch.device("meta"):
         return {
-            "transformer": weights(FluxTransformer2DModel(**TRANSFORMER)),
-            "vae": weights(AutoencoderKL(**VAE)),
-            "T5": weights(T5EncoderModel(T5Config(**t5, feed_forward_proj="gated-gelu"))),
             "facebook/dinov2-base": weights(Dinov2Model(Dinov2Config(image_size=518))),
             "openai/clip-vit-base-patch32": weights(CLIPModel(CLIPConfig())),
-            "openai/clip-vit-large-patch14": weights(
-                CLIPModel(
-                    CLIPConfig(
-                        projection_dim=768,
-                        vision_config={**large_clip, "patch_size": 14},
-                        text_config=text,
-                    )
-                )
-            ),
+            "openai/clip-vit-large-patch14": weights(CLIPModel(clip)),
             "MizzenAI/HPSv3": weights(
-                Qwen2VLModel(
-                    Qwen2VLConfig(
-                        text_config={**qwen, "num_attention_heads": 28, "num_key_value_heads": 4}, vision_config=vision
-                    )
-                )
+                HPSv3Model(Qwen2VLConfig(text_config={**qwen, **heads}, vision_config=vision), 151657)
             ),
         }
 
 
-def test_the_models_have_their_published_sizes():
-    """As their model cards and papers say: 12 B, 4.8 B, 86 M, 151 M, 428 M, and 8.3 B less a language head of .5 B."""
-    billions = {name: round(size / 1e9, 3) for name, size in sizes().items()}
-    assert billions == {
-        "transformer": 11.901,
-        "vae": 0.084,
-        "T5": 4.762,
-        "facebook/dinov2-base": 0.087,
-        "openai/clip-vit-base-patch32": 0.151,
-        "openai/clip-vit-large-patch14": 0.428,
-        "MizzenAI/HPSv3": 7.746,
-    }
+def test_the_rewards_models_have_their_published_sizes():
+    """As their model cards and papers say: 86 M, 151 M, 428 M, and 8.3 B less a language head of .5 B."""
+    assert {name: PUBLISHED[name] for name in sizes()} == sizes()
+    assert [round(size / 1e9, 3) for size in sizes().values()] == [0.087, 0.151, 0.428, 7.749]
 
 
 @cache
 def adapter_size(name: str) -> int:
-    with torch.device("meta"):
-        transformer: Any = FluxTransformer2DModel.from_config(TRANSFORMER)
-    return lora_size(transformer.requires_grad_(False), load_config(name).adapter, Flux1Policy.layers)
+    config = load_config(name)
+    size = policies.adapter_size(config.model, config.adapter)
+    assert size is not None
+    return size
 
 
 def test_the_published_adapter_has_956_million_weights():
@@ -129,29 +97,19 @@ def test_the_parameters_in_a_comment_are_those_of_its_adapter(name: str):
         assert float(said[1]) == round(adapter_size(name) / 1e6, 1)
 
 
-def on_the_gpu(name: str) -> float:
-    """GB of weights, gradients and optimiser: bfloat16 base and HPSv3, float32 adapter with Adam, other encoders."""
-    config = load_config(name)
-    named = [*config.trained().values(), *map(config.resolve, config.evaluation.metrics)]
-    rewards = {str(reward.own_model): 2 if reward.name == "hpsv3" else 4 for reward in named if not reward.remote}
-    parts = sizes()
-    adapter = adapter_size(name) * (4 + 4 + 8 + (0 if config.adapter.ema.decay is None else 4))
-    base = 2 * (parts["transformer"] + parts["vae"])
-    return (base + adapter + sum(parts[model] * bytes_ for model, bytes_ in rewards.items())) / 1e9
-
-
-def test_every_figure_of_memory_is_computed():
+@pytest.mark.parametrize("name", recipes())
+def test_every_figure_of_memory_is_computed(name: str):
     """Only these three kinds of figure stand in the recipes."""
-    for name, text in texts():
-        for line in (line for line in text.splitlines() if re.search(r"\d ?GB", line)):
-            (said,) = re.findall(r"([\d.]+) ?GB", line)
-            if "T5 (" in line:
-                assert float(said) == round(2 * sizes()["T5"] / 1e9, 1), line
-            elif "hpsv3" in line:
-                assert float(said) == round(2 * sizes()["MizzenAI/HPSv3"] / 1e9, 1), line
-            else:
-                assert "weights, gradients and optimiser" in line, line
-                assert float(said) == round(on_the_gpu(name)), line
+    text = recipes()[name].read_text(encoding="utf-8")
+    for line in (line for line in text.splitlines() if re.search(r"\d ?GB", line)):
+        (said,) = re.findall(r"([\d.]+) ?GB", line)
+        if "T5 (" in line:
+            assert float(said) == round(2 * T5 / 1e9, 1), line
+        elif "hpsv3" in line:
+            assert float(said) == round(2 * sizes()["MizzenAI/HPSv3"] / 1e9, 1), line
+        else:
+            assert "at the peak, by `customized-grpo plan`" in line, line
+            assert float(said) == round(estimate(load_config(name)).peak / 1e9), line
 
 
 # --- the published settings ------------------------------------------------------------------------------------------

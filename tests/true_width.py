@@ -79,10 +79,8 @@ def flux1(pipeline: Any, model: str) -> Any:
 
 def klein() -> Any:
     tokenizer = tiny_models.qwen_tokenizer()
-    config = Qwen3Config(
-        **{"vocab_size": len(tokenizer), "hidden_size": 2560, "intermediate_size": 32, "num_hidden_layers": 28},
-        **{"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8},
-    )
+    sizes: Any = {"hidden_size": 2560, "intermediate_size": 32, "num_hidden_layers": 28, "head_dim": 8}
+    config = Qwen3Config(vocab_size=len(tokenizer), num_attention_heads=2, num_key_value_heads=1, **sizes)
     return Flux2KleinPipeline(
         scheduler=schedule(),
         vae=AutoencoderKLFlux2(

@@ -2,8 +2,8 @@ import logging
 
 from customized_grpo.runtime.stopping import ending
 
-# What torchao says when diffusers imports it, on cards that its kernels are not for.
-for name in ("torchao", "torch.utils._pytree"):
+# What torchao says when diffusers imports it, on cards that its kernels are not for; and bitsandbytes without a card.
+for name in ("torchao", "torch.utils._pytree", "bitsandbytes"):
     logging.getLogger(name).setLevel(logging.ERROR)
 
 

@@ -22,12 +22,13 @@ from customized_grpo.data import Sample
 from customized_grpo.policies import load_policy
 from customized_grpo.policies.adapter_file import weights_file
 from customized_grpo.policies.diffusers_policy import DiffusersPolicy
-from customized_grpo.policies.qwen_image_edit import LONG_PROMPT
 from customized_grpo.run.checkpoints import find_adapter
 from customized_grpo.training.assemble import add_adapter
 from measured_memory import peak_of
 from runs import CALIBRATED
 
+# Qwen's last block computes a text stream that nothing reads.
+UNUSED = {"add_q_proj", "to_add_out", "txt_mlp"}
 RECIPES = {"kontext": "kontext", "klein": "klein-24gb", "qwen": "qwen-edit", "uno": "uno-paper"}
 SMALL = (
     *("device=cpu", "updates=1", "save_every=1", "keep_best=null", "model.height=256", "model.width=256"),
@@ -88,7 +89,9 @@ def test_a_whole_update_of_each_recipe(checkpoint: tuple[str, Path], tmp_path: P
     assert row["ratio_mean"] == pytest.approx(1, abs=1e-5)
     assert row["gradient_norm"] > 0
     adapter = load_file(weights_file(find_adapter(run)))
-    assert all(tensor.any() for tensor in adapter.values())  # lora_B is zero before the update
+    still = {name for name, tensor in adapter.items() if not tensor.any()}  # lora_B is zero before the update
+    assert all(part in name for name in still for part in ["lora_B"])
+    assert {name.split(".")[3] for name in still} <= UNUSED
     assert sum(tensor.numel() for tensor in adapter.values()) >= measured(Settings.of(config)).adapter
 
 
@@ -101,8 +104,7 @@ def test_the_memory_of_a_pass_is_the_planned_one(checkpoint: tuple[str, Path], t
     assert isinstance(policy, DiffusersPolicy)
     add_adapter(policy, config)
     picture = Image.open(tmp_path / "a1.png").resize((1024, 1024))
-    prompt = "a" * (LONG_PROMPT if family == "qwen" else config.model.max_sequence_length)  # a token per letter
-    condition = policy.encode([Sample("a", "a", prompt, (picture,))]).repeat(2)
+    condition = policy.blank(Sample("a", "a", "", (picture,))).repeat(2)
     latents = policy.noise(condition, [0, 1])
     for weight in policy.trainable_parameters().values():
         weight.grad = torch.zeros_like(weight)

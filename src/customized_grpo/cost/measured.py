@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -18,6 +18,7 @@ from customized_grpo.files.pretrained import ModelError
 from customized_grpo.policies import planned_family
 from customized_grpo.policies.conditions import EncodedSamples
 from customized_grpo.policies.diffusers_policy import DiffusersPolicy
+from customized_grpo.policies.quantise import NF4_BYTES, four_bit_layers
 from customized_grpo.sections import Adapter, Model
 
 FEW = 2  # blocks of each kind that are run; the others cost as much as one more does
@@ -81,10 +82,14 @@ def measured(settings: Settings) -> Measured:
 
     Raises ModelError if the model is not on this machine and not a published one whose architecture is known.
     """
-    policy = _sketch(settings.model)
+    four_bits = settings.model.quantise == "nf4"  # bitsandbytes cannot do without numbers: measured as bfloat16
+    policy = _sketch(settings.model.model_copy(update={"quantise": None}) if four_bits else settings.model)
     parts: dict[str, nn.Module] = {name: getattr(policy.pipe, name) for name in policy.parts}
     parameters = {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()}
     weights = {name: size_of(tensors_of(part)) for name, part in parts.items()}
+    if four_bits:
+        for name, inside in policy.quantised_parts():
+            weights[name] -= _saved_by_four_bits(parts[name], inside)
     blocks = [size_of(tensors_of(block)) for name in policy.layers.blocks for block in getattr(policy.module, name)]
     with torch.device("meta"):
         lora = settings.adapter
@@ -116,6 +121,12 @@ def measured(settings: Settings) -> Measured:
         latents=latents,
         condition=size_of(conditions[size].entries[0].tensors.values()),
     )
+
+
+def _saved_by_four_bits(module: nn.Module, inside: Sequence[str]) -> int:
+    """Bytes that a module loses if these submodules become nf4."""
+    layers = [layer.weight for _, layer in four_bit_layers(module, inside)]
+    return round(size_of(layers) - NF4_BYTES * sum(weight.numel() for weight in layers))
 
 
 def _sketch(model: Model) -> DiffusersPolicy:

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from customized_grpo.files.durable import check_folder, make_folder, saving
 
@@ -103,6 +104,6 @@ def _checksum(key: str, tensors: Tensors) -> Tensor:
 def _update(digest: Any, tensors: Tensors) -> None:
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        plain = tensor if type(tensor) in (Tensor, nn.Parameter) else tensor.dequantize()  # torchao's
+        plain = tensor.dequantize() if is_traceable_wrapper_subclass(tensor) else tensor  # torchao's
         content = plain.detach().cpu().contiguous().reshape(-1).view(torch.uint8)  # numpy has no bfloat16
         digest.update(content.numpy().data)

@@ -223,11 +223,16 @@ class DiffusersPolicy(ABC):
         self.module.requires_grad_(False)
 
     def _quantise(self, kind: Kind) -> None:
-        quantise(self.module, kind, self.layers.blocks, self.device)
+        for name, inside in self.quantised_parts():
+            quantise(getattr(self.pipe, name), kind, inside, self.device)
+
+    def quantised_parts(self) -> Iterator[tuple[str, Sequence[str]]]:
+        """Which parts of the pipeline `model.quantise` is for, and which submodules of each."""
+        yield "transformer", self.layers.blocks
         for name in self.encoder.text_encoders:
             encoder = getattr(self.pipe, name)
             if is_large(encoder):
-                quantise(encoder, kind, [part for part, _ in encoder.named_children()], self.device)
+                yield name, [part for part, _ in encoder.named_children()]
 
     @classmethod
     def _named_as_layers(cls, adapter: Adapter, module: nn.Module) -> LoraTensors:

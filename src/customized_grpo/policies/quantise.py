@@ -1,9 +1,9 @@
-"""Frozen weights in 8 bits: torchao, weight only. The adapter on top stays float32."""
+"""Frozen weights in 8 or 4 bits: torchao's weight-only int8 and fp8, bitsandbytes' nf4. Adapters stay float32."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,8 +11,11 @@ from torch import nn
 
 from customized_grpo.errors import UsageError
 
-Kind = Literal["int8", "fp8"]
+Kind = Literal["int8", "fp8", "nf4"]
 LARGE = 10**9  # weights of a text encoder that is worth it
+# nf4 (QLoRA, arXiv 2305.14314): half a byte, one byte of scale for 64 weights, and 4 bytes for 256 of these scales.
+NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
+READ_BY_T5 = "wo"  # its code converts to the type of this layer's weight, which in 4 bits is an integer's
 
 
 def quantise(module: nn.Module, kind: Kind, inside: Sequence[str], device: torch.device) -> None:
@@ -20,8 +23,11 @@ def quantise(module: nn.Module, kind: Kind, inside: Sequence[str], device: torch
 
     inside  names of the submodules whose layers are quantised; what is outside is small, and the result reads it last
 
-    Raises UsageError if torchao is not installed.
+    Raises UsageError if the library for it is not installed.
     """
+    if kind == "nf4":
+        _to_nf4(module, inside, device)
+        return
     config, apply = _torchao(kind)
     names = tuple(f"{name}." for name in inside)
     apply(module, config, lambda layer, name: isinstance(layer, nn.Linear) and name.startswith(names), device=device)
@@ -32,13 +38,47 @@ def is_large(module: nn.Module) -> bool:
     return sum(weight.numel() for weight in module.parameters()) >= LARGE
 
 
+def four_bit_layers(module: nn.Module, inside: Sequence[str]) -> Iterator[tuple[str, nn.Linear]]:
+    """The layers that `nf4` quantises, by name."""
+    names = tuple(f"{name}." for name in inside)
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Linear) and name.startswith(names) and name.rpartition(".")[2] != READ_BY_T5:
+            yield name, layer
+
+
+def _to_nf4(module: nn.Module, inside: Sequence[str], device: torch.device) -> None:
+    four_bits: Any = _bitsandbytes()
+    for name, layer in list(four_bit_layers(module, inside)):
+        biased, dtype = layer.bias is not None, layer.weight.dtype
+        new = four_bits.Linear4bit(
+            layer.in_features, layer.out_features, bias=biased, compute_dtype=dtype, quant_type="nf4", device="meta"
+        )
+        new.weight = four_bits.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
+        new.bias = layer.bias
+        parent, _, own = name.rpartition(".")
+        new.train()  # in eval mode its CPU kernel has no gradient; nothing else depends on the mode
+        setattr(module.get_submodule(parent), own, new.to(device))  # moving it is what quantises it
+
+
 def _torchao(kind: Kind) -> tuple[Any, Callable[..., None]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about kernels for cards that are not there
             from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
     except ImportError:
-        raise UsageError(
-            f"model.quantise={kind} needs torchao; install customized-grpo[quantise], or set model.quantise=null"
-        ) from None
+        raise _missing(kind, "torchao", "quantise") from None
     return (Int8WeightOnlyConfig() if kind == "int8" else Float8WeightOnlyConfig()), quantize_
+
+
+def _bitsandbytes() -> Any:
+    try:
+        from bitsandbytes import nn as four_bits
+    except ImportError:
+        raise _missing("nf4", "bitsandbytes", "nf4") from None
+    return four_bits
+
+
+def _missing(kind: Kind, library: str, extra: str) -> UsageError:
+    return UsageError(
+        f"model.quantise={kind} needs {library}; install customized-grpo[{extra}], or set model.quantise=null"
+    )
