@@ -39,6 +39,7 @@ ROOMS = {
     "run": "the folder of a run: access, checkpoints, logs, resuming, trackers",
     "calibration": "what the rewards give to bad and to good pictures; known pictures, intervals",
     "training": "trainer, rollout, plan of the updates, held-out evaluation, warnings",
+    "cost": "what an update costs, before it is started: passes, FLOPs, memory by running models without numbers",
     "measure": "evaluate, check-rewards and probe",
     "compare": "arms over several seeds: running them, tables, plots",
     "report": "the HTML page: reading folders, and its template",

@@ -20,8 +20,8 @@ from transformers import (
 from customized_grpo import policies
 from customized_grpo.algorithm import sigma_schedule, step_progress
 from customized_grpo.config import RunConfig, load_config, recipes
+from customized_grpo.cost import rewards as reward_sizes
 from customized_grpo.cost.estimate import estimate
-from customized_grpo.cost.rewards import PUBLISHED
 from customized_grpo.rewards.hpsv3 import HPSv3Model
 from customized_grpo.training.plan import Plan
 
@@ -68,7 +68,7 @@ def sizes() -> dict[str, int]:
 
 def test_the_rewards_models_have_their_published_sizes():
     """As their model cards and papers say: 86 M, 151 M, 428 M, and 8.3 B less a language head of .5 B."""
-    assert {name: PUBLISHED[name] for name in sizes()} == sizes()
+    assert {name: reward_sizes.PUBLISHED[name] for name in sizes()} == sizes()
     assert [round(size / 1e9, 3) for size in sizes().values()] == [0.087, 0.151, 0.428, 7.749]
 
 

@@ -90,8 +90,7 @@ def test_a_whole_update_of_each_recipe(checkpoint: tuple[str, Path], tmp_path: P
     assert row["gradient_norm"] > 0
     adapter = load_file(weights_file(find_adapter(run)))
     still = {name for name, tensor in adapter.items() if not tensor.any()}  # lora_B is zero before the update
-    assert all(part in name for name in still for part in ["lora_B"])
-    assert {name.split(".")[3] for name in still} <= UNUSED
+    assert all("lora_B" in name and any(part in name for part in UNUSED) for name in still)
     assert sum(tensor.numel() for tensor in adapter.values()) >= measured(Settings.of(config)).adapter
 
 

@@ -8,6 +8,10 @@ test compares.
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
+from typing import Self
+
 import torch
 from diffusers import FluxPipeline
 from PIL import Image
@@ -16,6 +20,7 @@ from torch import Tensor
 from customized_grpo.data import Sample
 from customized_grpo.policies.conditions import Grid
 from customized_grpo.policies.flux1 import Flux1Encoder, Flux1Policy, grid_positions
+from customized_grpo.sections import Model
 
 LONG_SIDE, LONG_SIDE_OF_SEVERAL = 512, 320  # pixels
 
@@ -34,6 +39,16 @@ class UnoPolicy(Flux1Policy):
     usual_guidance = 3.5  # of the paper's training; UNO's own demo uses 4
     pipeline = FluxPipeline
     encoder_class = UnoEncoder
+
+    @classmethod
+    def load(cls, path: str | Path, model: Model, device: str, *, shard: bool = False) -> Self:
+        if model.base_adapter is None:
+            warnings.warn(
+                "model.family=uno without model.base_adapter: FLUX.1-dev alone has not learnt to look at references; "
+                "name UNO's dit_lora.safetensors there",
+                stacklevel=2,
+            )
+        return super().load(path, model, device, shard=shard)
 
     def dynamic_shift(self, num_steps: int) -> float:  # noqa: ARG002
         """As in UNO's demo, which counts patches of 16 latents: 16 tokens for 512 pixels, so mu is about .46."""
