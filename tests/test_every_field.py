@@ -254,6 +254,7 @@ CASES: dict[str, Case] = {
     "max_unscored": Case(0.5, stops, ("rewards.identity.against=other_view", "max_unscored=1", *LIST)),
     "sampling.num_steps": Case(4, rows),
     "sampling.shift": Case(2, rows),
+    "sampling.finish_steps": Case(1, rows, LONG),
     "noise.dynamics": Case("dance", rows),
     "noise.level": Case(0.5, rows),
     "noise.steps": Case("all", rows),

@@ -36,6 +36,7 @@ from customized_grpo.sections import (
     Shaping,
     Weighting,
     Window,
+    window_problems,
 )
 from customized_grpo.validation import METRIC, describe_mistakes, nearest, shorten
 
@@ -120,7 +121,12 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        problems = list(self._window_problems())
+        problems = list(window_problems(self.window, self.sampling.num_steps))
+        if self.sampling.finish_steps is not None and self.noise.steps == "all":
+            problems.append(
+                "sampling.finish_steps: with noise.steps=all only the last step has no noise; set "
+                "sampling.finish_steps=null, or noise.steps=trained"
+            )
         if not is_utf8(self.output):
             problems.append(f"output: the name {display(self.output)} is not UTF-8; give the folder another one")
         if self.shaping.rule == "gdpo" and self.weighting.kind == "tdw":
@@ -144,21 +150,6 @@ class RunConfig(Section):
         if problems:
             raise ValueError("\n".join(problems))
         return self
-
-    def _window_problems(self) -> Iterator[str]:
-        window, final = self.window, self.sampling.num_steps - 2
-        last = final if window.last is None else window.last
-        size = 1 if window.size is None else window.size
-        first, latest = window.first, last - size + 1  # range of a window's first step
-        if last > final:
-            yield f"window.last: with num_steps={final + 2} it must be at most {final}, not {last}"
-        elif first > last:
-            yield f"window.first: must be at most {last}, the last step, not {first}"
-        elif first > latest:
-            yield f"window.size: must be at most {last - first + 1} within steps {first} to {last}, not {size}"
-        elif window.start is not None and not first <= window.start <= latest:
-            steps = f"{size} steps within {first} to {last}"
-            yield f"window.start: must be {first} to {latest} for {steps}, not {window.start}"
 
     def _objective_problems(self) -> Iterator[str]:
         objective, size = self.objective, self.groups.size

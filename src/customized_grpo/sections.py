@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Self
 
 from pydantic import model_validator
@@ -129,6 +129,9 @@ class Sampling(Section):
     """Number of denoising steps, T."""
     shift: Shift | Literal["checkpoint"] = 3.0
     """Timestep shift of the noise levels. `checkpoint` means the pipeline's own schedule."""
+    finish_steps: Steps | None = None
+    """Number of second-order steps in which training finishes an image after the window, and at most reaches it.
+    `null` means the schedule's own first-order steps."""
 
 
 class Noise(Section):
@@ -178,6 +181,23 @@ class Window(Section):
         if self.start is None and self.strategy == "fixed":
             raise ValueError('strategy "fixed" needs a start; set for instance window.start=0')
         return self
+
+
+def window_problems(window: Window, num_steps: int) -> Iterator[str]:
+    """Contradictions between the window and the number of denoising steps."""
+    final = num_steps - 2
+    last = final if window.last is None else window.last
+    size = 1 if window.size is None else window.size
+    first, latest = window.first, last - size + 1  # range of a window's first step
+    if last > final:
+        yield f"window.last: with num_steps={num_steps} it must be at most {final}, not {last}"
+    elif first > last:
+        yield f"window.first: must be at most {last}, the last step, not {first}"
+    elif first > latest:
+        yield f"window.size: must be at most {last - first + 1} within steps {first} to {last}, not {size}"
+    elif window.start is not None and not first <= window.start <= latest:
+        steps = f"{size} steps within {first} to {last}"
+        yield f"window.start: must be {first} to {latest} for {steps}, not {window.start}"
 
 
 class Shaping(Section):

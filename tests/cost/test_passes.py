@@ -29,6 +29,12 @@ CASES = {
     "steps of each image's own": ("sampling.num_steps=5", "window.strategy=scattered", "window.size=2"),
     "several passes over a rollout": ("objective.updates_per_rollout=2",),
     "KL": ("objective.kl=0.1",),
+    "fewer steps of second order": ("sampling.num_steps=10", "window.last=8", "sampling.finish_steps=2"),
+    "the same, of each image's own": (
+        *("sampling.num_steps=10", "window.last=8", "sampling.finish_steps=2"),
+        *("window.strategy=scattered", "window.size=2"),
+    ),
+    "DiffusionNFT with them": ("objective.kind=nft", "window.size=2", "sampling.finish_steps=3"),
     "DiffusionNFT": ("objective.kind=nft", "window.size=2", "window.strategy=random"),
 }
 

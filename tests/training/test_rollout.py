@@ -168,3 +168,20 @@ def test_seeds_depend_on_all_their_parts():
     seeds = {derive_seed(*parts) for parts in [(0, 1), (1, 0), (0, 1, None), ("0", "1x"), (0, 11), (0, 1, 1)]}
     assert len(seeds) == 6
     assert all(0 <= seed < 2**63 for seed in seeds)  # what a torch generator takes
+
+
+def test_fewer_steps_after_the_window_leave_the_trained_transitions_as_they_are(
+    policy: FluxKontextPolicy, samples: list[Sample]
+):
+    """The picture is finished in one step: sigma v below the latents after the window."""
+    condition, steps = policy.encode(samples[:GROUPS]), (0, 1)
+    whole = Sampler(SIGMAS, "flow", 0.8, 64).rollout(policy, condition, SIZE, steps, seed_of)
+    quick = Sampler(SIGMAS, "flow", 0.8, 64, finish_steps=1).rollout(policy, condition, SIZE, steps, seed_of)
+    for one, other in zip(whole.trajectory, quick.trajectory, strict=True):
+        assert torch.equal(one.next_latents, other.next_latents)
+        assert torch.equal(one.log_prob, other.log_prob)
+    last, sigma = quick.trajectory[-1].next_latents, SIGMAS[2].item()
+    with torch.no_grad():
+        clean = last - sigma * policy.velocity(last, sigma, quick.condition)
+    torch.testing.assert_close(quick.images, policy.decode(clean, quick.condition), atol=1e-4, rtol=0)
+    assert not torch.equal(quick.images, whole.images)

@@ -50,6 +50,7 @@ from .shaping import (
     role_advantages,
     step_advantages,
 )
+from .solver import coarse_steps, multistep
 from .weighting import WEIGHTINGS, ConstantWeights, TimeAwareWeights
 
 __all__ = [
@@ -71,6 +72,7 @@ __all__ = [
     "TrustRegion",
     "WindowStrategy",
     "clipped_objective",
+    "coarse_steps",
     "combine_advantages",
     "conflict_diagnostics",
     "divergence_objective",
@@ -81,6 +83,7 @@ __all__ = [
     "kl_to_base",
     "log_prob",
     "mask_unscored",
+    "multistep",
     "nft_objective",
     "nft_pull",
     "nft_scales",

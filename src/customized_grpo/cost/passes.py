@@ -49,20 +49,29 @@ def passes(config: RunConfig) -> Passes:
     images = groups * config.groups.size
     plan = Plan(config, [blank_sample()], torch.linspace(1, 0, steps + 1))
     windows = [plan.window(update) for update in range(min(config.updates, AVERAGED))]
-    first = 0.0 if nft or config.noise.steps == "all" else sum(map(min, windows)) / len(windows)
+    shared, own = zip(*(_rollout(config, window) for window in windows), strict=True)
     entries = images * (config.window.size or steps - 1)
     trained = entries * config.objective.updates_per_rollout
     evaluation = config.evaluation
     evaluated = config.data.held_out_samples / evaluation.every if evaluation.every else 0.0
     return Passes(
-        shared=groups * first,
-        own=images * (steps - first),
+        shared=groups * sum(shared) / len(shared),
+        own=images * sum(own) / len(own),
         extra=(entries if nft else 0) + (trained if config.objective.kl > 0 else 0),
         trained=trained,
         evaluation=evaluated * config.evaluation_steps,
         images=images,
         evaluated=evaluated,
     )
+
+
+def _rollout(config: RunConfig, window: tuple[int, ...]) -> tuple[int, int]:
+    """Forward passes of a group as a whole, and of each of its images, if these steps are trained."""
+    steps, few = config.sampling.num_steps, config.sampling.finish_steps or config.sampling.num_steps
+    if config.objective.kind == "nft":
+        return 0, min(steps, few)
+    first, last = (0, steps - 2) if config.noise.steps == "all" else (min(window), max(window))
+    return min(first, few), last + 1 - first + min(steps - 1 - last, few)
 
 
 def blank_sample(references: int = 1) -> Sample:

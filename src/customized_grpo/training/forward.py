@@ -34,6 +34,7 @@ class ForwardSampler:
     sigmas: Tensor  # [T + 1]
     batch: int  # images per forward pass
     old: Shadow  # the copy of the adapter that samples
+    finish_steps: int | None = None  # steps of second order in place of the grid's
 
     @torch.no_grad()
     def rollout(
@@ -56,7 +57,7 @@ class ForwardSampler:
         with self.old.in_place():
             for part in parts_of(len(members), self.batch):
                 own, noise = members[part], policy.noise(members[part], seeds[part])
-                clean = denoise(policy, noise, own, self.sigmas, range(len(self.sigmas) - 1))
+                clean = denoise(policy, noise, own, self.sigmas, range(len(self.sigmas) - 1), self.finish_steps)
                 images.append(policy.decode(clean, own).cpu())
                 ready(images[-1], part)
                 columns = [None] * len(steps) if trained is None else trained[part].unbind(dim=1)

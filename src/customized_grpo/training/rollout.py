@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from customized_grpo.algorithm import Dynamics, log_prob, step_distribution
+from customized_grpo.algorithm import Dynamics, coarse_steps, log_prob, multistep, step_distribution
 from customized_grpo.policies.base import Condition, Policy
 
 
@@ -64,12 +65,32 @@ def _gaussian(like: Tensor, generators: Sequence[torch.Generator], noisy: Tensor
     return torch.stack(drawn).to(like)
 
 
-def denoise(policy: Policy, latents: Tensor, condition: Condition, sigmas: Tensor, steps: range) -> Tensor:
-    """Take the deterministic (Euler) steps `steps` on the grid; returns the latents after the last one."""
+def denoise(
+    policy: Policy, latents: Tensor, condition: Condition, sigmas: Tensor, steps: range, count: int | None = None
+) -> Tensor:
+    """Take the deterministic steps `steps` on the grid; returns the latents after the last one.
+
+    count  take so many steps of second order instead, where that is fewer; None: Euler's
+    """
+    if count is not None and count < len(steps):
+        return _denoise_coarsely(policy, latents, condition, sigmas, coarse_steps(steps.start, steps.stop, count))
     for step in steps:
         sigma, sigma_next = sigmas[step], sigmas[step + 1]
         velocity = policy.velocity(latents, sigma, condition)
         latents, _ = step_distribution("ode", latents, velocity, sigma, sigma_next, 0.0, sigmas[1])
+    return latents
+
+
+def _denoise_coarsely(
+    policy: Policy, latents: Tensor, condition: Condition, sigmas: Tensor, indices: Sequence[int]
+) -> Tensor:
+    """From grid index to grid index in steps of second order."""
+    before = None
+    for index, next_index in pairwise(indices):
+        sigma, sigma_next = sigmas[index].item(), sigmas[next_index].item()
+        velocity = policy.velocity(latents, sigma, condition)
+        latents, clean = multistep(latents, velocity, sigma, sigma_next, before)
+        before = sigma, clean
     return latents
 
 
@@ -90,6 +111,7 @@ class Sampler:
     batch: int  # images per forward pass
     noise_everywhere: bool = False  # noise at every step but the last, whichever are trained
     keep_means: bool = False  # for trust regions that measure how far the mean has moved
+    finish_steps: int | None = None  # steps of second order after the last noisy one, and before the first
 
     @torch.no_grad()
     def rollout(
@@ -118,7 +140,7 @@ class Sampler:
         first, last = min(noisy), max(noisy)
         noise = policy.noise(condition, [seed_of(group, None) for group in range(len(condition))])
         prefixes = [
-            denoise(policy, noise[part], condition[part], self.sigmas, range(first))
+            denoise(policy, noise[part], condition[part], self.sigmas, range(first), self.finish_steps)
             for part in parts_of(len(condition), self.batch)
         ]
         latents = torch.cat(prefixes).repeat_interleave(size, dim=0)
@@ -132,7 +154,7 @@ class Sampler:
         for part in parts_of(len(members), self.batch):
             own = {step: None if images is None else images[part] for step, images in noisy.items()}
             x, transitions = self._stochastic(policy, latents[part], members[part], own, generators[part], steps)
-            x = denoise(policy, x, members[part], self.sigmas, range(last + 1, total))
+            x = denoise(policy, x, members[part], self.sigmas, range(last + 1, total), self.finish_steps)
             images.append(policy.decode(x, members[part]).cpu())  # the update needs the device's memory
             ready(images[-1], part)
             points.append(transitions)

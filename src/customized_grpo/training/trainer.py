@@ -87,6 +87,7 @@ class Trainer:
             config.groups.rollout_batch,
             noise_everywhere=config.noise.steps == "all",
             keep_means=config.objective.trust in NEED_OLD_MEAN,
+            finish_steps=config.sampling.finish_steps,
         )
         self.plan = Plan(config, self.samples, sigmas)
         self.shaper = Shaper(config, self.plan, self.calibrations)
@@ -100,7 +101,7 @@ class Trainer:
         self.forward = None  # samples in place of the other one with nft
         if config.objective.kind == "nft":
             self.shadows[OLD] = old = Shadow(self.policy, config.objective.old_decay)
-            self.forward = ForwardSampler(sigmas, config.groups.rollout_batch, old)
+            self.forward = ForwardSampler(sigmas, config.groups.rollout_batch, old, config.sampling.finish_steps)
         self.best = -math.inf  # of the figure that `keep_best` names
         self.scorer = Scorer(self.rewards)
         measures = {str(metric): metric.measures for metric in config.evaluation.metrics}
