@@ -65,6 +65,7 @@ ROWS = {
     "release": Row("critters-paper", PUBLISHED, release_update),
     "release, batched": Row("critters-paper", PUBLISHED),
     "critters": Row("critters", windows=2),
+    "critters, batches of 24": Row("critters", ("groups.rollout_batch=24", "groups.update_batch=24"), windows=2),
 }
 BASELINE = "release"
 
@@ -73,7 +74,7 @@ class Runner:
     """A row's trainer, and what was measured of it."""
 
     def __init__(self, row: Row, folder: Path, *, quick: bool):
-        small = (*QUICK, *(QUICK_PUBLISHED if row.settings else ())) if quick else ()
+        small = (*QUICK, *(QUICK_PUBLISHED if row.settings == PUBLISHED else ())) if quick else ()
         settings = (*COMMON, *row.settings, *small, f"output={folder}")
         self.row, self.config = row, load_config(row.recipe, settings)
         self.trainer = assemble(self.config)

@@ -45,4 +45,4 @@ def _line(axis: Any, line: dict[str, Any]) -> None:
     axis.set_xlabel(line["label"])
     axis.set_ylabel("seconds per update")
     axis.set_xticks(line["x"])
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, 1.1 * max(line["seconds"]))

@@ -28,7 +28,7 @@ def time_passes(trainer: Trainer, batches: Sequence[int], images: int = IMAGES) 
 
 def _calls(trainer: Trainer, batches: Sequence[int]) -> dict[str, dict[int, Callable[[], object]]]:
     policy, sample, size = trainer.policy, trainer.samples[0], trainer.config.groups.size
-    fresh = iter(random.sample(trainer.samples, len(trainer.samples)))  # rewards remember what they know of a sample
+    fresh = iter(random.sample(trainer.samples, len(trainer.samples)))  # rewards remember samples
     calls: dict[str, dict[int, Callable[[], object]]] = {
         name: {} for name in ("sampled", "trained", "images", "scored")
     }
@@ -50,8 +50,9 @@ def _calls(trainer: Trainer, batches: Sequence[int]) -> dict[str, dict[int, Call
         def score(pictures=pictures):
             groups = [next(fresh) for _ in range(-(-len(pictures) // size))]
             samples = [each for each in groups for _ in range(size)][: len(pictures)]
+            new = pictures.clone()  # and the latest pictures
             for reward in trainer.rewards.values():
-                reward(pictures, samples)
+                reward(new, samples)
 
         for kind, call in zip(calls, (forward, backward, decode, score), strict=True):
             calls[kind][batch] = call
