@@ -12,7 +12,7 @@ import pytest
 from customized_grpo.cost.passes import Passes
 from customized_grpo.training.trainer import Trainer
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
+ROOT = Path(__file__).parents[2]
 PUBLISHED = (
     *("groups.prompts=1", "groups.size=6", "objective.minibatches=3", "noise.steps=all"),
     *("window.strategy=scattered", "window.size=2", "noise.dynamics=dance"),
@@ -21,7 +21,7 @@ PUBLISHED = (
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
-    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     return import_module
 
 
@@ -80,3 +80,8 @@ def test_all_rows_and_lines_are_measured(
     assert (tmp_path / "out" / "bench.png").stat().st_size > 1000
     printed = capsys.readouterr().out
     assert all(f"| {name} |" in printed for name in bench.ROWS)
+
+
+def test_the_table_of_the_page_is_that_of_its_run(benchmark: Callable[[str], Any]):
+    results = json.loads((ROOT / "docs" / "performance.json").read_text(encoding="utf-8"))
+    assert benchmark("bench").table(results["rows"]) in (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
