@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_f
 
 from customized_grpo.config import RunConfig
 from customized_grpo.cost.estimate import estimate
-from customized_grpo.cost.passes import passes
+from customized_grpo.cost.passes import blank_sample, passes
+from customized_grpo.training.plan import Plan
 from customized_grpo.training.rollout import Sampler
 from customized_grpo.training.trainer import Trainer
 
@@ -112,3 +113,13 @@ def test_the_steps_before_the_window_are_taken_once_per_group(make_config: Calla
     """By hand: 2 groups of 3 images in 4 steps, of which the first 2 are shared."""
     planned = passes(make_config("window.strategy=fixed", "window.start=2", "window.size=1"))
     assert (planned.shared, planned.own, planned.trained) == (2 * 2, 6 * 2, 6)
+
+
+def test_passes_can_be_those_of_some_updates(make_config: Callable[..., RunConfig]):
+    config = make_config("updates=40", "sampling.num_steps=6", "window.last=4", "window.size=2")
+    plan = Plan(config, [blank_sample()], torch.linspace(1, 0, 7))
+    chosen = [update for update in range(40) if plan.window(update) == (2, 3)]
+    assert len(chosen) > 1
+    counted = passes(config, chosen)  # 2 groups of 3 images: two steps shared, four of each image's own
+    assert (counted.shared, counted.own) == (2 * 2, 6 * 4)
+    assert passes(config, range(40)) == passes(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,12 +44,15 @@ class Passes:
         return Passes(**{name: value / processes for name, value in vars(self).items()})
 
 
-def passes(config: RunConfig) -> Passes:
-    """The passes of all processes together in an update."""
+def passes(config: RunConfig, updates: Sequence[int] | None = None) -> Passes:
+    """The passes of all processes together in an update, on average over these updates.
+
+    updates  None: those of the run
+    """
     groups, steps, nft = config.groups.prompts, config.sampling.num_steps, config.objective.kind == "nft"
     images = groups * config.groups.size
     plan = Plan(config, [blank_sample()], torch.linspace(1, 0, steps + 1))
-    windows = [plan.window(update) for update in range(min(config.updates, AVERAGED))]
+    windows = [plan.window(update) for update in updates or range(min(config.updates, AVERAGED))]
     shared, own = zip(*(_rollout(config, window) for window in windows), strict=True)
     entries = images * (config.window.size or steps - 1)
     trained = entries * config.objective.updates_per_rollout
