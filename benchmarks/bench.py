@@ -44,6 +44,7 @@ PUBLISHED = (  # the settings of the recipe uno-paper, for the built-in model
 )
 QUICK = ("groups.size=3", "sampling.num_steps=4", "groups.prompts=1", "data.train_samples=64")
 QUICK_PUBLISHED = ("window.size=2",)
+SMALLER = ("groups.rollout_batch=24", "groups.update_batch=24")
 BATCHES = (1, 4, 12, 24, 48)  # at which single passes are timed
 
 
@@ -65,7 +66,8 @@ ROWS = {
     "release": Row("critters-paper", PUBLISHED, release_update),
     "release, batched": Row("critters-paper", PUBLISHED),
     "critters": Row("critters", windows=2),
-    "critters, batches of 24": Row("critters", ("groups.rollout_batch=24", "groups.update_batch=24"), windows=2),
+    "critters, batches of 24": Row("critters", SMALLER, windows=2),
+    "and finished in 6 steps": Row("critters", (*SMALLER, "sampling.finish_steps=6"), windows=2),
 }
 BASELINE = "release"
 
