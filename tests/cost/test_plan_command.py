@@ -141,7 +141,8 @@ def test_a_smaller_card_is_told_what_to_change(
     small_klein: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     answer = start(("plan", "klein", f"model.path={small_klein}"), monkeypatch, capsys)
-    (change,) = re.findall(r"^To fit 24 GB \(([\d.]+) GB\): (.+)$", answer.out, re.M)
+    (change,) = re.findall(r"^To fit 16 GB \(([\d.]+) GB\): (.+)$", answer.out, re.M)
+    assert change[1] == "rewards.prompt.device=cuda:1"  # nothing else takes much
     again = of("klein", f"model.path={small_klein}", *change[1].split())
     assert f"{again.peak / 1e9:.1f}" == change[0]
     assert fits(again, 16)

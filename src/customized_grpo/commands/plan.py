@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from customized_grpo.config import load_config
 from customized_grpo.cost.cards import MEMORIES, fits, remedies
 from customized_grpo.cost.estimate import Estimate, estimate
+from customized_grpo.cost.measured import Settings
 from customized_grpo.cost.text import described, gigabytes
 
 
@@ -19,25 +20,28 @@ def plan(
     Raises ConfigError, UsageError and ModelError like `train --dry-run`.
     """
     costs = partial(estimate, references=references, processes=processes)
-    config = load_config(recipe, overrides)
-    first = costs(config)
+    first = costs(load_config(recipe, overrides))
     yield from described(first, utilisation)
-    yield from _smaller(recipe, overrides, first, costs)
-
-
-def _smaller(recipe: str, overrides: Sequence[str], first: Estimate, costs: Callable[..., Estimate]) -> Iterator[str]:
-    """For each card that the run does not fit, the changes with which it would: one more at a time."""
     missing = [memory for memory in reversed(MEMORIES) if not fits(first, memory)]
-    changes: list[str] = []
     smaller = first
-    for settings in remedies(first.config, first):
+    for changes in _changes(recipe, overrides, first):
         if not missing:
             return
-        changes += [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in settings]
         smaller = costs(load_config(recipe, [*overrides, *changes]))
         while missing and fits(smaller, missing[0]):
             yield f"To fit {missing.pop(0)} GB ({gigabytes(smaller.peak)}): {' '.join(changes)}"
     if missing:
-        with_all = f" with {' '.join(changes)}" if changes else ""
         cards = " and ".join(f"{memory} GB" for memory in missing)
-        yield f"No change that is tried here fits {cards}: {gigabytes(smaller.peak)}{with_all}"
+        yield f"No change that is tried here fits {cards}; {gigabytes(smaller.peak)} with all of them"
+
+
+def _changes(recipe: str, overrides: Sequence[str], first: Estimate) -> Iterator[list[str]]:
+    """What to try: each change that leaves the passes as they are, alone; then one more after the other."""
+    offered = [
+        [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in settings]
+        for settings in remedies(first.config, first)
+    ]
+    passes = Settings.of(first.config)
+    yield from (each for each in offered if Settings.of(load_config(recipe, [*overrides, *each])) == passes)
+    for count in range(1, len(offered) + 1):
+        yield [change for settings in offered[:count] for change in settings]
