@@ -129,7 +129,7 @@ class Sampling(Section):
     """Number of denoising steps, T."""
     shift: Shift | Literal["checkpoint"] = 3.0
     """Timestep shift of the noise levels. `checkpoint` means the pipeline's own schedule."""
-    finish_steps: Steps | None = None
+    finish_steps: Count | None = None
     """Number of second-order steps in which training finishes an image after the window, and at most reaches it.
     `null` means the schedule's own first-order steps."""
 

@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def noise() -> Tensor:
 def test_it_is_diffusers_solver(noise: Tensor):
     """DPM-Solver++ (2M) of diffusers 0.42 with flow prediction, on the same grid."""
     sigmas = sigma_schedule(6, 3.0)
-    scheduler = DPMSolverMultistepScheduler(
+    scheduler: Any = DPMSolverMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, lower_order_final=True, final_sigmas_type="zero"
     )
     scheduler.set_timesteps(6)
