@@ -304,7 +304,7 @@ class Groups(Section):
     rollout_batch: Count = 64
     """Number of images per forward pass while generating."""
     update_batch: Count = 64
-    """Number of images per forward and backward pass of the update. Best equal to `rollout_batch`."""
+    """Number of images at a step per forward and backward pass of the update. Best equal to `rollout_batch`."""
 
 
 class Evaluation(Section):

@@ -40,6 +40,20 @@ def test_the_value_by_hand(advantage: float, value: float):
     near(objective(velocity, advantage, 0.5, scale=3, normaliser=2), torch.tensor(1.5 * value))
 
 
+def test_images_of_a_batch_may_be_at_different_steps():
+    """Each with a sigma and a scale: the sum is that of the images alone, also of the gradient."""
+    velocity = torch.tensor([[2.0, 2.0], [0.0, 1.0]], requires_grad=True)
+    sigma, scale, advantage = torch.tensor([0.5, 0.25]), torch.tensor([3.0, 7.0]), torch.tensor([1.0, -0.5])
+    fixed = [values.repeat(2, 1) for values in (OLD, LATENTS, CLEAN)]
+    together, _ = nft_objective(velocity, *fixed, sigma, advantage, 0.5, scale=scale, normaliser=2)
+    alone = torch.tensor(0.0)
+    for image in range(2):
+        own = velocity[image : image + 1], OLD, LATENTS, CLEAN, sigma[image].item(), advantage[image : image + 1], 0.5
+        alone = alone + nft_objective(*own, scale=scale[image].item(), normaliser=2)[0]
+    near(together, alone)
+    near(*(torch.autograd.grad(loss, velocity)[0] for loss in (together, alone)))
+
+
 @pytest.mark.parametrize("advantage", [1.0, -1.0, 0.4, 0.0])
 @pytest.mark.parametrize("beta", [1.0, 0.1])
 def test_the_gradient_at_the_old_velocity_by_hand(advantage: float, beta: float):

@@ -1,5 +1,6 @@
 """With `step_scale: equal` every denoising step pulls on the velocity equally hard: policy, KL and clip."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -48,11 +49,13 @@ class Moved:
     def losses(self, by: Tensor, advantage: float) -> tuple[Tensor, list[dict[str, Tensor]]]:
         """Norm of the gradient with respect to the velocity at each step, and the figures of each step."""
         norms, figures = [], []
-        scales = self.trainer.plan.scales(STEPS).tolist()
-        advantages = torch.full((len(self.images),), advantage)
-        for point, scale in zip(self.points, scales, strict=True):
+        rollout, learner = replace(self.rollout, trajectory=tuple(self.points)), self.trainer.learner
+        for column in range(len(self.points)):
+            advantages = torch.full((len(self.images), len(self.points)), math.nan)
+            advantages[:, column] = advantage
             self.by = by.clone().requires_grad_()
-            loss, found = self.trainer.learner._loss(self.rollout, point, self.images, advantages, scale, 6)
+            (batch,) = learner._micro_batches(rollout, advantages, slice(0, len(self.images)))
+            loss, found = learner._loss(batch, *learner._velocities(batch), 6)
             norms.append(torch.autograd.grad(loss, self.by)[0].norm())
             figures.append(found)
         return torch.stack(norms), figures

@@ -3,8 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from customized_grpo.config import RunConfig
 from customized_grpo.policies.base import Policy
-from customized_grpo.training.rollout import Point, Rollout
+from customized_grpo.training.rollout import Rollout
 from customized_grpo.training.trainer import Trainer
 from customized_grpo.training.watch import TrainingError
 from gradients import gradients_of
@@ -75,18 +74,12 @@ def assert_same(one: Tensor, other: Tensor):
 
 
 @pytest.mark.parametrize("size", [1, 5])  # 12 images: 5 + 5 + 2
-def test_accumulation_drops_nothing(size: int, trainer: Trainer):
+def test_accumulation_drops_nothing(size: int, trainer: Trainer, monkeypatch: pytest.MonkeyPatch):
     rollout, advantages = rolled(trainer), drawn_advantages()
     whole = gradient(trainer, rollout, advantages)
-    passes: list[int] = []
-    replay = trainer.sampler.replay
-
-    def counted(policy: Policy, rollout: Rollout, point: Point, images: Tensor) -> tuple[Tensor, Tensor]:
-        passes.append(len(images))
-        return replay(policy, rollout, point, images)
-
-    sampler = SimpleNamespace(replay=counted)
-    trainer.learner.sampler, trainer.batches.update = cast("Any", sampler), size
+    passes, velocity = [], trainer.policy.velocity
+    monkeypatch.setattr(trainer.policy, "velocity", lambda x, *more: passes.append(len(x)) or velocity(x, *more))
+    trainer.batches.update = size
     assert_same(gradient(trainer, rollout, advantages), whole)
     assert passes == 2 * ([1] * 12 if size == 1 else [5, 5, 2])  # two steps
 

@@ -105,7 +105,7 @@ def step_distribution(
             "pass a scalar or one sigma per image"
         )
     latents, velocity = latents.to(dtype), velocity.to(dtype)
-    a, b, std = (_per_image(value, latents) for value in coefficients)
+    a, b, std = (per_image(value, latents) for value in coefficients)
     return a * latents + b * velocity, std
 
 
@@ -178,13 +178,13 @@ def log_prob(sample: Tensor, mean: Tensor, std: float | Tensor) -> Tensor:
 
 def positive_std(std: float | Tensor, like: Tensor) -> Tensor:
     """std, shaped to broadcast against `like` [batch, ...]. Raises ValueError unless it is positive everywhere."""
-    std = _per_image(torch.as_tensor(std, dtype=like.dtype), like)
+    std = per_image(torch.as_tensor(std, dtype=like.dtype), like)
     if not (std > 0).all():
         raise ValueError(f"std is {std.min().item():g}; an ODE step has no density, use stochastic steps only")
     return std
 
 
-def _per_image(values: Tensor, like: Tensor) -> Tensor:
+def per_image(values: Tensor, like: Tensor) -> Tensor:
     """[batch] becomes [batch, 1, ...], other shapes stay; with the dtype and device of `like`."""
     return (values.reshape(-1, *[1] * (like.dim() - 1)) if values.dim() == 1 else values).to(like)
 

@@ -1,20 +1,21 @@
 """The learner: what a rollout and its advantages change in the adapter.
 
 for each pass over the rollout, for each minibatch of images:
-    replay -> objective -> gradients, added over steps and micro-batches -> AdamW
+    replay -> objective -> gradients, added over micro-batches of (image, step) -> AdamW
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from customized_grpo.algorithm import (
+    NEED_OLD_MEAN,
     clipped_objective,
     divergence_objective,
     guarded_objective,
@@ -28,10 +29,10 @@ from customized_grpo.policies.base import Policy
 from customized_grpo.policies.shadow import Shadow
 from customized_grpo.runtime.distributed import Processes
 from customized_grpo.runtime.memory import MicroBatches
-from customized_grpo.training.forward import NoisedPoint
+from customized_grpo.training.micro_batch import MicroBatch, layout
 from customized_grpo.training.plan import Plan
 from customized_grpo.training.record import Means
-from customized_grpo.training.rollout import Point, Rollout, Sampler
+from customized_grpo.training.rollout import Rollout, Sampler
 from customized_grpo.training.watch import not_finite
 
 
@@ -41,7 +42,7 @@ class Learner:
 
     config: RunConfig
     policy: Policy  # with an adapter
-    sampler: Sampler  # replays the transitions of rollouts
+    sampler: Sampler  # knows the steps of rollouts
     plan: Plan
     batches: MicroBatches
     processes: Processes
@@ -104,78 +105,104 @@ class Learner:
     def _accumulate(
         self, update: int, rollout: Rollout[Any], advantages: Tensor, own: slice, samples: Sequence[Sample]
     ) -> list[dict[str, Tensor]]:
-        """Accumulate the gradient of a minibatch, by step and micro-batch; returns their diagnostics.
+        """Accumulate the gradient of a minibatch over its micro-batches; returns their diagnostics.
 
         Entries without a gradient are skipped. The loss is still divided by the number of all scored entries
         of all processes, so skipping does not change the result.
         """
         results, scored = [], int((~advantages.isnan()).sum())
-        scales = self.plan.scales([point.step for point in rollout.trajectory]).tolist()
-        for point, column, scale in zip(rollout.trajectory, advantages.unbind(dim=1), scales, strict=True):
-            for images, advantage in self._passes(column, own):
-                loss, diagnostics = self._loss(rollout, point, images, advantage, scale, scored)
-                if not torch.isfinite(loss):
-                    names = sorted({samples[image // self.config.groups.size].id for image in images.tolist()})
-                    where = f", denoising step {point.step}, samples {', '.join(names)}"
-                    raise not_finite("loss", update, where)
-                loss.backward()
-                results.append(diagnostics)
+        for batch in self._micro_batches(rollout, advantages, own):
+            velocity, base = self._velocities(batch)
+            loss, diagnostics = self._loss(batch, velocity, base, scored)
+            if not torch.isfinite(loss):
+                raise not_finite("loss", update, self._not_finite_at(batch, velocity, base, samples))
+            loss.backward()
+            results.append(diagnostics)
         return results
 
-    def _passes(self, advantage: Tensor, own: slice) -> list[tuple[Tensor, Tensor]]:
-        """The micro-batches of this process at one step: images of its rollout, and their advantages.
+    def _micro_batches(self, rollout: Rollout[Any], advantages: Tensor, own: slice) -> list[MicroBatch]:
+        """What this process computes of a minibatch, one pass each.
 
-        advantage  [B] of all processes
+        advantages  [B, T] of all processes
         """
-        active, size = self._active(advantage), self.batches.update
-        images = active[own].nonzero().flatten()
-        batches = [(part, advantage[own][part]) for part in images.split(size)] if len(images) else []
+        active, size, own_advantages = self._active(advantages).cpu(), self.batches.update, advantages[own]
+        scales = self.plan.scales([point.step for point in rollout.trajectory])
+        parts = [part.unbind(dim=1) for part in layout(active[own], size)]
+        batches = [
+            MicroBatch(rollout, columns, images, own_advantages[images, columns], scales[columns])
+            for columns, images in parts
+        ]
         if self.config.model.shard:  # the processes, whose shares are equal, must all run the same number of passes
-            largest = int(active.view(self.processes.count, -1).sum(dim=1).max())
-            idle = (torch.tensor([0]), torch.tensor([torch.nan]))  # an image that counts nothing
-            batches += [idle] * (-(-largest // size) - len(batches))
+            most = max(len(layout(share, size)) for share in active.chunk(self.processes.count))
+            first = torch.tensor([0])
+            idle = MicroBatch(rollout, first, first, torch.tensor([torch.nan]), scales[:1])  # counts nothing
+            batches += [idle] * (most - len(batches))
         return batches
 
+    def _velocities(self, batch: MicroBatch) -> tuple[Tensor, Tensor | None]:
+        """Of the policy and, if KL asks for it, of the base policy."""
+        inputs = batch.of("latents"), batch.of("sigma"), batch.condition
+        velocity = self.policy.velocity(*inputs)
+        if self.config.objective.kl == 0:
+            return velocity, None
+        with self.policy.base_policy(), torch.no_grad():
+            return velocity, self.policy.velocity(*inputs)
+
     def _loss(
-        self,
-        rollout: Rollout[Any],
-        point: Point | NoisedPoint,
-        images: Tensor,
-        advantage: Tensor,
-        scale: float,
-        scored: int,
+        self, batch: MicroBatch, velocity: Tensor, base: Tensor | None, scored: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The objective of one micro-batch of images at one step, and its diagnostics."""
-        config = self.config.objective
-        if isinstance(point, NoisedPoint):
-            latents = point.latents[images]
-            velocity = self.policy.velocity(latents, point.sigma, rollout.condition[images])
-            fixed = point.old_velocity[images], latents, point.clean[images], point.sigma
-            return nft_objective(velocity, *fixed, advantage.to(velocity), config.beta, scale=scale, normaliser=scored)
-        mean, std = self.sampler.replay(self.policy, rollout, point, images)
-        loss, diagnostics = self._policy_loss(point, images, mean, std, advantage, scale, scored)
-        if config.kl > 0:
-            with self.policy.base_policy(), torch.no_grad():
-                base_mean, _ = self.sampler.replay(self.policy, rollout, point, images)
-            kl = kl_to_base(mean, base_mean, std)[~advantage.isnan().to(mean.device)]
-            loss = loss + config.kl * scale**2 * kl.sum() / scored  # its gradient has the step's factor twice
+        """The objective of a micro-batch with these velocities, and its diagnostics."""
+        config, latents, sigma = self.config.objective, batch.of("latents"), batch.of("sigma")
+        advantage, scale = batch.advantage.to(velocity), batch.scale.to(velocity)
+        if config.kind == "nft":
+            fixed = batch.of("old_velocity"), latents, batch.of("clean"), sigma
+            return nft_objective(velocity, *fixed, advantage, config.beta, scale=scale, normaliser=scored)
+        sigmas = sigma, batch.of("sigma_next")
+        mean, std = self.sampler.step(latents, velocity, *sigmas)
+        loss, diagnostics = self._policy_loss(batch, mean, std, advantage, scale, scored)
+        if base is not None:
+            base_mean, _ = self.sampler.step(latents, base, *sigmas)
+            counted = ~advantage.isnan()
+            kl = kl_to_base(mean, base_mean, std)[counted]
+            # its gradient has the step's factor twice
+            loss = loss + config.kl * (scale[counted] ** 2 * kl).sum() / scored
             diagnostics["kl"] = kl.detach().mean()
         return loss, diagnostics
 
     def _policy_loss(
-        self, point: Point, images: Tensor, mean: Tensor, std: Tensor, advantage: Tensor, scale: float, scored: int
+        self, batch: MicroBatch, mean: Tensor, std: Tensor, advantage: Tensor, scale: Tensor, scored: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of the configured trust region, and its diagnostics."""
         config = self.config.objective
-        new, old = log_prob(point.next_latents[images], mean, std), point.log_prob[images]
-        advantage = advantage.to(new)
-        if point.mean is None:
+        new, old = log_prob(batch.of("next_latents"), mean, std), batch.of("log_prob")
+        if config.trust not in NEED_OLD_MEAN:
             return clipped_objective(new, old, advantage, config.clip_range, scale=scale, normaliser=scored)
-        moved = kl_to_base(mean, point.mean[images], std)
+        moved = kl_to_base(mean, batch.of("mean"), std)
         if config.trust == "dppo":
             limit = config.max_divergence
             return divergence_objective(new, old, advantage, moved, limit, scale=scale, normaliser=scored)
-        return guarded_objective(new, old, advantage, moved, std, config.clip_range, normaliser=scored)
+        return guarded_objective(new, old, advantage, moved, std.flatten(), config.clip_range, normaliser=scored)
+
+    @torch.no_grad()
+    def _not_finite_at(
+        self, batch: MicroBatch, velocity: Tensor, base: Tensor | None, samples: Sequence[Sample]
+    ) -> str:
+        """The first step of a micro-batch with an entry whose loss is not finite, and the samples of such entries.
+
+        It runs no pass, for which other processes would wait.
+        """
+        steps: dict[int, set[str]] = {}
+        for entry, (column, image) in enumerate(zip(batch.columns.tolist(), batch.images.tolist(), strict=True)):
+            alone = torch.full_like(batch.advantage, torch.nan)
+            alone[entry] = batch.advantage[entry]
+            loss, _ = self._loss(replace(batch, advantage=alone), velocity, base, 1)
+            if not torch.isfinite(loss):
+                step = batch.rollout.trajectory[column].step
+                steps.setdefault(step, set()).add(samples[image // self.config.groups.size].id)
+        if not steps:  # only their sum is not finite
+            return ""
+        step, names = next(iter(steps.items()))
+        return f", denoising step {step}, samples {', '.join(sorted(names))}"
 
     def _apply(self, update: int) -> float:
         """One optimiser step with the gradients of all processes; returns their norm before clipping."""

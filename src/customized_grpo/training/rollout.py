@@ -182,11 +182,11 @@ class Sampler:
                 continue
             sigma, sigma_next, chosen = self.sigmas[step].item(), self.sigmas[step + 1].item(), noisy[step]
             velocity = policy.velocity(latents, sigma, condition)
-            mean, std = self._step(self.dynamics, latents, velocity, sigma, sigma_next)
+            mean, std = self.step(latents, velocity, sigma, sigma_next)
             sample = mean + std * _gaussian(mean, generators, chosen)
             if chosen is not None:
                 chosen = chosen.to(sample.device)
-                plain, _ = self._step("ode", latents, velocity, sigma, sigma_next)
+                plain, _ = self.step(latents, velocity, sigma, sigma_next, "ode")
                 sample = torch.where(chosen.view(-1, *[1] * (sample.dim() - 1)), sample, plain)
             if step in kept:
                 means = mean if self.keep_means else None
@@ -218,14 +218,23 @@ class Sampler:
     def distribution(
         self, policy: Policy, latents: Tensor, condition: Condition, sigma: float, sigma_next: float
     ) -> tuple[Tensor, Tensor]:
-        """Mean and std of a step under `policy`; sampling and replaying both use this."""
-        velocity = policy.velocity(latents, sigma, condition)
-        return self._step(self.dynamics, latents, velocity, sigma, sigma_next)
+        """Mean and std of a step under `policy`."""
+        return self.step(latents, policy.velocity(latents, sigma, condition), sigma, sigma_next)
 
-    def _step(
-        self, dynamics: Dynamics, latents: Tensor, velocity: Tensor, sigma: float, sigma_next: float
+    def step(
+        self,
+        latents: Tensor,
+        velocity: Tensor,
+        sigma: float | Tensor,
+        sigma_next: float | Tensor,
+        dynamics: Dynamics | None = None,
     ) -> tuple[Tensor, Tensor]:
-        return step_distribution(dynamics, latents, velocity, sigma, sigma_next, self.noise_level, self.sigmas[1])
+        """Mean and std of a step with this velocity; sampling and replaying both use this.
+
+        dynamics  None: the stochastic steps'
+        """
+        of = dynamics or self.dynamics
+        return step_distribution(of, latents, velocity, sigma, sigma_next, self.noise_level, self.sigmas[1])
 
 
 def parts_of(total: int, size: int) -> list[slice]:

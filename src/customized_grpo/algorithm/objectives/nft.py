@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..schedule import trainable_indices
-from ..sde import StepScaleMode, mean_per_image
+from ..sde import StepScaleMode, mean_per_image, per_image
 from .entries import Diagnostics
 
 
@@ -18,11 +18,11 @@ def nft_objective(
     old_velocity: Tensor,
     latents: Tensor,
     clean: Tensor,
-    sigma: float,
+    sigma: float | Tensor,
     advantage: Tensor,
     beta: float,
     *,
-    scale: float = 1.0,
+    scale: float | Tensor = 1.0,
     normaliser: float | None = None,
 ) -> tuple[Tensor, Diagnostics]:
     """Mean over entries of scale (r |x0+ - x0|^2 + (1 - r) |x0- - x0|^2), squares averaged over dimensions, with
@@ -37,7 +37,7 @@ def nft_objective(
     latents       x_sigma = (1 - sigma) x0 + sigma eps, with `clean` x0; all of v's shape
     advantage     A [batch], one entry per image; NaN masks its entry
     beta          > 0
-    scale         of the step (`nft_scales`)
+    sigma, scale  of the step (`nft_scales`): a number, or [batch] if the images are at different steps
     normaliser    divide the sum by this instead of the number of unmasked entries, so that micro-batches add up
 
     Returns the scalar loss and figures of the scored entries: "velocity_change", the mean of (v - v_old)^2 (NaN
@@ -51,19 +51,20 @@ def nft_objective(
             "first four must be equal, with one advantage per image"
         )
     for name, value in (("sigma", sigma), ("beta", beta), ("normaliser", 1 if normaliser is None else normaliser)):
-        if not value > 0:
+        if not (torch.as_tensor(value) > 0).all():
             raise ValueError(f"{name} is {value}; use a positive number")
     scored = ~advantage.isnan()
     count = scored.sum()
+    sigma = per_image(torch.as_tensor(sigma), latents)
     change = velocity - old_velocity.detach()
     positive, negative = (
         mean_per_image((latents - sigma * (old_velocity.detach() + sign * beta * change) - clean).square())
         for sign in (1, -1)
     )
-    r = 0.5 + advantage.clamp(-1, 1) / 2
-    # Masked after the squares, which are finite: a masked image gets a gradient of exactly 0.
-    losses = torch.where(scored, r, 0.0) * positive + torch.where(scored, 1 - r, 0.0) * negative
-    loss = scale * losses.sum() / (count.clamp(min=1) if normaliser is None else normaliser)
+    # Masked twice: 0 * NaN is NaN, for r in the gradient and for the squares in the loss.
+    r = torch.where(scored, 0.5 + advantage.clamp(-1, 1) / 2, 0.5)
+    losses = torch.where(scored, r * positive + (1 - r) * negative, 0.0)
+    loss = (scale * losses).sum() / (count.clamp(min=1) if normaliser is None else normaliser)
     moved = mean_per_image(change.detach().square())[scored].mean()
     return loss, {"velocity_change": moved, "count": count}
 
