@@ -1,6 +1,6 @@
 """How fast updates are at real size, on one GPU: seconds by phase, share of the card's matrix rate, memory.
 
-    python benchmarks/flux_scale.py                                # on a GPU: all models at true size, about an hour
+    python benchmarks/flux_scale.py                                # on a GPU: all models at true size; takes hours
     python benchmarks/flux_scale.py --family klein --steps 10      # a part of it
     python benchmarks/flux_scale.py --family klein kontext         # without a GPU: slices, one block of each kind
 
@@ -36,6 +36,7 @@ from customized_grpo.config import RunConfig
 from customized_grpo.cost.estimate import estimate
 from customized_grpo.cost.simulated import measure, size_of, tensors_of
 from customized_grpo.data import Sample
+from customized_grpo.errors import InputError
 from customized_grpo.policies.diffusers_policy import DiffusersPolicy
 from customized_grpo.run.environment import environment
 from customized_grpo.runtime.device import usable_device
@@ -129,7 +130,7 @@ def run_row(chosen: Setting, policy: DiffusersPolicy, sample: Sample, rounds: in
     times = [timed_update(trainer, chosen) for _ in range(rounds)]
     if peak is None:
         peak = torch.cuda.max_memory_allocated(device)
-    return figures(chosen, times, peak, rate)
+    return {**figures(chosen, times, peak, rate), "halved": trainer.batches.halved}
 
 
 def figures(chosen: Setting, times: Sequence[Mapping[str, float]], peak: int, rate: float) -> dict[str, Any]:
@@ -203,8 +204,8 @@ def lora_overhead(config: RunConfig, policy: DiffusersPolicy, sample: Sample, re
 def measure_model(settings: Sequence[Setting], rounds: int, repeats: int) -> dict[str, Any]:
     """The rows of one family and rank, and the adapter's overhead. Prints each row as soon as it is known."""
     first = settings[0]
+    forget(usable_device(first.config.device))  # the model before
     policy, sample = random_policy(first.config), random_sample(first.config.model.width)
-    forget(policy.device)
     rate = matrix_rate(policy.device)
     print(heading(first.family, first.rank, first.config, policy, rate), flush=True)
     rows: list[dict[str, Any]] = []
@@ -276,11 +277,14 @@ def planned(chosen: argparse.Namespace, folder: Path) -> list[list[Setting]]:
 
 
 def main() -> None:
-    chosen = choices()
-    torch.set_num_threads(chosen.threads)
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        models = planned(chosen, Path(folder))
+        try:
+            chosen = choices()
+            models = planned(chosen, Path(folder))
+        except InputError as error:
+            raise SystemExit(str(error)) from None
+        torch.set_num_threads(chosen.threads)
         print(f"\n{LEGEND}", flush=True)
         repeats = 10 if usable_device(chosen.device).type == "cuda" else chosen.rounds
         measured = [measure_model(settings, chosen.rounds, repeats) for settings in models]

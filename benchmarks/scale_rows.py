@@ -74,8 +74,9 @@ class Setting:
 
 
 def adapter(rank: str) -> Sequence[str]:
-    """The adapter of the paper, or of the recipes with this rank."""
-    return PAPER if rank == "paper" else (f"adapter.rank={rank}", f"adapter.alpha={2 * int(rank)}")
+    """The adapter of the paper, or that of the recipe kontext with this rank."""
+    every_layer = ("adapter.targets=null", "adapter.share_qkv=false")
+    return PAPER if rank == "paper" else (f"adapter.rank={rank}", f"adapter.alpha={2 * int(rank)}", *every_layer)
 
 
 def row_settings(row: str, steps: int, group: int, batch: int) -> Iterator[str]:

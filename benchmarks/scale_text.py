@@ -49,6 +49,7 @@ def row_line(row: Mapping[str, Any]) -> str:
         f"{row['steps']:<3}{row['row']:<4}{seconds['rollout']:>9.2f}{seconds['reward']:>9.2f}{seconds['update']:>9.2f}"
         f"{times:>7}{of_rate['rollout']:>8.3f}{of_rate['update']:>7.3f}{row['executed_share']['update']:>7.3f}"
         f"{row['peak'] / 1e9:>8.2f}{row['planned_peak'] / 1e9:>7.2f}"
+        + ("\n       memory ran out, and batches were halved" if row["halved"] else "")
     )
 
 

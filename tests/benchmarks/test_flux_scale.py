@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import Flux2Transformer2DModel as Flux2
 from diffusers import FluxTransformer2DModel as Flux1
-from scale_rows import FREE, Scale, Setting, model_path, needed, refusal, setting
+from scale_rows import FREE, RECIPES, Scale, Setting, model_path, needed, refusal, setting
 from true_size import known, random_policy, random_sample, random_trainer, sliced_transformer
 
 import tiny_models
@@ -99,7 +99,17 @@ def shapes(module: torch.nn.Module) -> dict[str, tuple[torch.Size, torch.dtype]]
 def test_the_papers_adapter_is_that_of_its_recipe(chosen: Callable[..., Setting]):
     published = load_config("kontext-paper").adapter
     assert chosen("a", rank="paper").config.adapter == published
-    assert chosen("a", rank="64").config.adapter.alpha == 128
+    usual = load_config("kontext").adapter
+    assert chosen("a", rank="64").config.adapter == usual.model_copy(update={"ema": published.ema})
+
+
+@pytest.mark.parametrize("family", RECIPES)
+def test_every_family_trains_the_same_adapter_in_the_same_rows(family: str):
+    scale = Scale("cpu", None, 512, 12, None, None, None, ())
+    configs = [setting(each, "64", 25, "c", scale, None).config for each in (family, "kontext")]
+    for section in ("adapter", "sampling", "noise", "window", "objective", "shaping"):
+        assert getattr(configs[0], section) == getattr(configs[1], section)
+    assert configs[0].model.path == load_config(RECIPES[family]).model.path
 
 
 def test_shares_and_refusals_by_hand():

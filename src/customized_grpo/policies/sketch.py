@@ -41,7 +41,7 @@ def made(kind: Any, config: Any, dtype: torch.dtype, device: str) -> Any:
     """A model of diffusers or transformers with the weights that its constructor gives it, made in place in `dtype`:
     a model that just fits a device would not in float32."""
     with torch.device(device), _precision(dtype):
-        model = kind.from_config(config) if issubclass(kind, ConfigMixin) else kind(kind.config_class(**config))
+        model: Any = kind.from_config(config) if issubclass(kind, ConfigMixin) else kind(kind.config_class(**config))
     return model.to(dtype)  # what a constructor makes in float32 all the same
 
 
