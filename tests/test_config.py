@@ -13,7 +13,7 @@ from customized_grpo.algorithm.weighting import WEIGHTINGS
 from customized_grpo.config import ConfigError, RunConfig, dump_config, load_config, recipes
 from customized_grpo.fields import Section
 from customized_grpo.rewards.mistakes import parse_metric
-from customized_grpo.sections import Noise, Objective, Weighting, Window
+from customized_grpo.sections import BuiltInRule, Noise, Objective, Weighting, Window
 
 # Windows of two steps among the steps 0 to 7.
 TEN_STEPS = ("sampling.num_steps=10", "window={strategy: random, size: 2, last: 7}", "shaping.rule=sars")

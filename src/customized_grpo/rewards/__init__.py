@@ -20,6 +20,8 @@ from customized_grpo.rewards.mistakes import parse_metric
 from customized_grpo.rewards.settings import Measures, Name, RewardSettings
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from PIL import Image
     from torch import Tensor
 
@@ -43,10 +45,12 @@ def build(line: str, device: str = "cpu") -> Reward:
     return settings.with_model(settings.usual_model).make(usable_device(device))
 
 
-def score(reward: Reward, pictures: Sequence[Image.Image] | Tensor, samples: Sample | Sequence[Sample]) -> Tensor:
+def score(
+    reward: Reward, pictures: Sequence[Image.Image | Path] | Tensor, samples: Sample | Sequence[Sample]
+) -> Tensor:
     """Scores [N] of N pictures; NaN if one could not be scored.
 
-    pictures  PIL pictures, of any sizes, or a tensor [N, 3, H, W] in [0, 1]
+    pictures  PIL pictures or files, of any sizes, or a tensor [N, 3, H, W] in [0, 1]
     samples   what each picture should show: one sample for all, or one for each
 
     Raises UsageError unless there is one sample for each picture, InputError or RunError if the reward cannot score.
