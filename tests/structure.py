@@ -34,7 +34,6 @@ ROOMS = {
     "rewards": "one file per reward or metric; `settings.py` has the settings of each",
     "sections": "the sections of a configuration, with a description of every setting",
     "policies": "one file per model family, behind the protocol in `base.py`",
-    "validation": "pydantic's errors as lines for the user",
     "config": "the configuration of a run: recipes, overrides, contradictions",
     "run": "the folder of a run: access, checkpoints, logs, resuming, trackers",
     "calibration": "what the rewards give to bad and to good pictures; known pictures, intervals",

@@ -29,7 +29,7 @@ CALLERS_MISTAKES = {
 CAUGHT_INSIDE = {
     "data/images.py:_eight_bit_grey": "load_image makes a PictureError of it",
     "data/subjects200k.py:_boxes": "the loader makes a problem of the list of it",
-    "rewards/own_modules.py:_importer.import_": "an import in the user's own code; own.py makes an OwnCodeError of it",
+    "files/own_modules.py:_importer.import_": "user_code.py makes an OwnCodeError of it",
 }
 NEVER_RAISED_TO_USERS = {"AskError"}  # of rewards/remote.py, which catches it
 
@@ -149,7 +149,7 @@ def test_only_two_modules_report_errors():
                 ending.add(file)
     programs = {"cli.py", "compare/arm.py"}
     # During a run bad input becomes a failure of the run; a dry run collects all problems.
-    assert catching == programs | {"commands/train.py", "training/check.py"}
+    assert catching == programs | {"training/start.py", "training/check.py"}
     assert ending == programs | {"runtime/stopping.py"}  # after a signal
 
 

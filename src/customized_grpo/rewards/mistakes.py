@@ -12,8 +12,9 @@ from itertools import groupby
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from customized_grpo.rewards.by_name import REWARDS
-from customized_grpo.rewards.settings import OwnFunctionSettings
+from customized_grpo.errors import InputError
+from customized_grpo.rewards.by_name import kind_of, names, parse_reward
+from customized_grpo.rewards.settings import RewardSettings
 
 _SHORT = reprlib.Repr()  # a file may hold values of any length
 _SHORT.maxstring = _SHORT.maxother = 80
@@ -24,7 +25,7 @@ _POSITION_OF_REWARD = {"rewards": 2, "evaluation": 3}
 # It also adds the branch of a union, and a marker for bad keys: ("sampling", "shift", "literal['checkpoint']").
 _NOT_A_KEY = re.compile(r"(function-\w+|literal|constrained-\w+|tuple)\[|\[key\]$")
 
-METRIC = ("evaluation", "metrics", "0")  # the location of a metric that is validated on its own
+_METRIC = ("evaluation", "metrics", "0")  # the location of a metric that is validated on its own
 
 
 def shorten(value: object) -> str:
@@ -36,6 +37,10 @@ def nearest(key: str, known: Iterable[str]) -> str:
     """The hint "; did you mean ...?", or nothing if no known key is close."""
     close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+class ConfigError(InputError, ValueError):
+    """A configuration that cannot be used. The message has one line per mistake."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ def describe_mistakes(error: ValidationError, schema: type[BaseModel], inside: t
     """The lines for a validation error, at least one for each mistake.
 
     schema   the class of the whole configuration
-    inside   location of the part that was validated, which is not repeated: `METRIC` for a metric on its own
+    inside   location of the part that was validated, which is not repeated: `_METRIC` for a metric on its own
     """
     for place, mistakes in groupby(error.errors(), lambda mistake: _locate(mistake, schema, inside)):
         first, *alternatives = mistakes  # a union has one mistake for each of its branches
@@ -63,6 +68,16 @@ def describe_mistakes(error: ValidationError, schema: type[BaseModel], inside: t
             yield from describe(place, first)
         else:
             yield _refuse_value(place, [first, *alternatives])
+
+
+def parse_metric(line: str) -> RewardSettings:
+    """A metric from a line such as "dino against=other_view". Raises ConfigError."""
+    try:
+        return parse_reward(line)
+    except ValidationError as error:
+        problems = "; ".join(describe_mistakes(error, RewardSettings, _METRIC))
+        name = shorten(line.partition(" ")[0])  # the name alone: a URL in the line may hold a key
+        raise ConfigError(f"metric {name}: {problems}; write for instance 'dino against=other_view'") from None
 
 
 def _locate(mistake: ErrorDetails, schema: type[BaseModel], inside: tuple[str, ...]) -> _Place:
@@ -76,7 +91,7 @@ def _locate(mistake: ErrorDetails, schema: type[BaseModel], inside: tuple[str, .
 
 def _known_keys(schema: type[BaseModel], keys: Sequence[str], reward: str | None) -> tuple[str, ...]:
     if reward is not None:
-        return tuple(REWARDS.get(reward, OwnFunctionSettings).model_fields)
+        return tuple(kind_of(reward).model_fields)
     section = schema.model_fields[keys[0]].annotation if len(keys) == 2 and keys[0] in schema.model_fields else schema
     return tuple(getattr(section, "model_fields", ()))
 
@@ -87,7 +102,7 @@ def _known_keys(schema: type[BaseModel], keys: Sequence[str], reward: str | None
 def _refuse_key(place: _Place, _: ErrorDetails) -> Iterator[str]:
     key = place.keys[-1]
     hint = nearest(key, place.known) or f"; known here: {', '.join(place.known)}"
-    if "did you mean" not in hint and place.keys[0] == "rewards" and place.reward in REWARDS:
+    if "did you mean" not in hint and place.keys[0] == "rewards" and place.reward in names():
         # Most often a setting of the recipe's reward, which the user replaced by naming another one.
         replaced = f"rewards.{place.keys[1]}={{name: {place.reward}}}"
         hint += f"; to drop the recipe's settings of this reward, write '{replaced}'"
@@ -96,12 +111,12 @@ def _refuse_key(place: _Place, _: ErrorDetails) -> Iterator[str]:
 
 def _refuse_name(place: _Place, mistake: ErrorDetails) -> Iterator[str]:
     name = mistake.get("ctx", {})["tag"]
-    hint = nearest(name, REWARDS) or f"; known here: {', '.join(REWARDS)}"
+    hint = nearest(name, names()) or f"; known here: {', '.join(names())}"
     yield place.line(f"no reward is named {name!r}{hint}", "name")
 
 
 def _ask_for_name(place: _Place, _: ErrorDetails) -> Iterator[str]:
-    yield place.line(f"a reward needs a name; known: {', '.join(REWARDS)}")
+    yield place.line(f"a reward needs a name; known: {', '.join(names())}")
 
 
 def _ask_for_value(place: _Place, _: ErrorDetails) -> Iterator[str]:
