@@ -2,7 +2,7 @@
 
 python tests/method_figures.py --write     draw docs/images/method/*.svg
 
-Each figure is one file for light and dark pages: its lines and letters take the page's colours (`prefers-color-scheme`).
+Each figure is one file for light and dark pages: lines and letters take the page's colours (`prefers-color-scheme`).
 """
 
 from __future__ import annotations
@@ -105,7 +105,9 @@ def _bars(axes: Any, plain: str, shaped: str, calibrations: Any) -> None:
         axes.plot([], [], MARKERS[kind], color=colour, label=kind)
     axes.set_xticks([])
     axes.grid(visible=False, axis="x")
-    axes.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.02), columnspacing=1, handletextpad=0.2)
+    axes.legend(
+        fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.02), columnspacing=1, handletextpad=0.2
+    )
 
 
 def tdw(figure: Figure) -> None:
@@ -119,7 +121,9 @@ def tdw(figure: Figure) -> None:
     for count, height in ((25, 0.25), (10, 0.21)):
         steps = step_progress(range(count - 1), sigma_schedule(count, 3.0))
         axes.plot(steps, np.full(count - 1, height), "|", color=INK, markersize=7)
-        axes.annotate(f"steps of T = {count}", (1.01, height), va="center", color=INK, fontsize=8, annotation_clip=False)
+        axes.annotate(
+            f"steps of T = {count}", (1.01, height), va="center", color=INK, fontsize=8, annotation_clip=False
+        )
     axes.set(xlabel="progress: 0 is noise, 1 the picture", ylabel="weight", xlim=(0, 1), ylim=(0.18, 0.78))
     for place, text in ((0.12, "what is shown"), (0.56, "details of the subject"), (0.94, "finish")):
         axes.annotate(text, (place, 0.8), ha="center", color=INK, fontsize=8, annotation_clip=False)
@@ -152,7 +156,9 @@ def conflict(figure: Figure) -> None:
             ("both_good", BOTH, "both good"),
             ("correlation", INK, "correlation"),
         ):
-            below.plot([row["update"] for row in updates], _smooth([row[name] for row in updates]), color=colour, label=label)
+            below.plot(
+                [row["update"] for row in updates], _smooth([row[name] for row in updates]), color=colour, label=label
+            )
         below.axhline(0, color=INK, lw=0.8)
         below.set_xlabel("update")
     rows[0][0].set_ylabel("held-out cases")

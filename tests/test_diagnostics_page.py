@@ -2,11 +2,12 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import customized_grpo
 from customized_grpo.training.trainer import Trainer
 from method_figures import FIGURES, FOLDER, drawn
 
@@ -28,7 +29,7 @@ def explained(table: str) -> set[str]:
 
 
 @pytest.fixture
-def rows(make_trainer: Callable[..., Trainer], tmp_path: Path) -> Iterator[tuple[set[str], set[str], set[str]]]:
+def rows(make_trainer: Callable[..., Trainer], tmp_path: Path) -> tuple[set[str], set[str], set[str]]:
     """The keys of updates, of their steps and of evaluations in the logs of real runs."""
     own = tmp_path / "own.py"
     own.write_text("def some(images, samples):\n    scores = images.mean((1, 2, 3))\n    scores[0] *= float('nan')\n")
@@ -43,7 +44,7 @@ def rows(make_trainer: Callable[..., Trainer], tmp_path: Path) -> Iterator[tuple
             updates |= row.keys()
             steps |= {key for step in row["steps"] for key in step}
         evaluations |= {key for line in (run / "evaluations.jsonl").open() for key in json.loads(line)}
-    yield updates, steps, evaluations
+    return updates, steps, evaluations
 
 
 def test_every_figure_of_a_run_is_explained(rows: tuple[set[str], set[str], set[str]]):
@@ -51,7 +52,9 @@ def test_every_figure_of_a_run_is_explained(rows: tuple[set[str], set[str], set[
     general = {re.sub(r"_(identity|prompt|look)(?=_std$|$)", "_KEY", key) for key in updates}
     assert general | IN_TROUBLE == explained(UPDATES)
     (described,) = re.findall(r"^\| `steps` \| (.*?) \|", UPDATES, re.MULTILINE)
-    assert {re.sub(r"^(prompt|identity)_pull$", "pull", key) for key in steps} <= set(re.findall(r"`(\w+)`", described))
+    assert {re.sub(r"^(prompt|identity)_pull$", "pull", key) for key in steps} <= set(
+        re.findall(r"`(\w+)`", described)
+    )
     metrics = {"oracle_identity", "oracle_prompt", "joint_success"}
     plain = {key for key in evaluations if not key.endswith("_ema")}
     assert {re.sub(r"^\w+_reward$", "KEY_reward", key) for key in plain - metrics} <= explained(EVALUATIONS)
@@ -67,3 +70,14 @@ def test_the_figures_are_those_of_the_code(name: str):
     assert number.sub("", now) == number.sub("", kept)
     ours, theirs = (list(map(float, number.findall(text))) for text in (now, kept))
     assert ours == pytest.approx(theirs, abs=0.05)
+
+
+def test_the_lines_in_troubleshooting_are_those_of_the_program():
+    page = (Path(__file__).parents[1] / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    source = "".join(file.read_text(encoding="utf-8") for file in Path(customized_grpo.__file__).parent.rglob("*.py"))
+    source = re.sub(r'"\s+f?"', "", source)  # texts that go over several lines
+    lines = re.findall(r"^\| `(.*?)` \| \[", page, re.MULTILINE)
+    assert len(lines) == 9
+    for line in lines:
+        parts = re.split(r"\.\.\.|\d+%?|[():,=]|the (?:loss|identity reward)|joint_success", line)
+        assert [part for part in map(str.strip, parts) if len(part) > 3 and part not in source] == [], line

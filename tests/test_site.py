@@ -14,7 +14,7 @@ import pytest
 pytestmark = pytest.mark.slow
 pytest.importorskip("mkdocs", reason="no MkDocs: pip install 'customized-grpo[docs]'")
 ROOT = Path(__file__).parents[1]
-NEW = ("", "tutorial/", "method/", "diagnostics/", "extending/", "coming_from/", "reference/", "api/", "configuration/")
+PAGES = ("", *(f"{page.stem}/" for page in sorted(ROOT.glob("docs/*.md"))))
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +65,13 @@ def test_pages_ask_no_other_host_and_fit_the_screen(site: Path, width: int, brow
     page = context.new_page()
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
-    for name in NEW:
+    for name in PAGES:
         page.goto(own + name)
         too_wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         assert too_wide <= 0, name
     context.close()
     server.shutdown()
-    assert len(requests) > len(NEW)
+    assert len(requests) > len(PAGES)
     assert [url for url in requests if not url.startswith((own, "data:", "blob:"))] == []
 
 

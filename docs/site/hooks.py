@@ -44,7 +44,7 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """The links of a page as they are in the site."""
     here = _source(page.file.src_uri)
 
@@ -98,10 +98,15 @@ def _content(target: Path) -> str:
         return target.read_text(encoding="utf-8")
     name = target.relative_to(ROOT).as_posix()
     if target.is_dir():
-        files = sorted(file.relative_to(target).as_posix() for file in target.rglob("*") if file.is_file())
-        return _shown(name, f"This folder of the repository holds {len(files)} files:\n\n```\n{chr(10).join(files)}\n```")
+        files = sorted(file.relative_to(target).as_posix() for file in target.rglob("*") if _is_shown(file))
+        listed = "\n".join(files)
+        return _shown(name, f"This folder of the repository holds {len(files)} files:\n\n```\n{listed}\n```")
     language = {".py": "python", ".yaml": "yaml", ".json": "json"}.get(target.suffix, "")
     return _shown(name, f"````{language}\n{target.read_text(encoding='utf-8')}\n````")
+
+
+def _is_shown(file: Path) -> bool:
+    return file.is_file() and "__pycache__" not in file.parts
 
 
 def _shown(name: str, content: str) -> str:
