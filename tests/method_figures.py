@@ -38,7 +38,7 @@ COLOURS = {
 }
 INK, FAINT, PROMPT, IDENTITY, BOTH, WRONG = (drawn for drawn, _, _ in COLOURS.values())
 KINDS = {"copied": IDENTITY, "faithful": BOTH, "drifted": PROMPT, "both wrong": WRONG}
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "svg.hashsalt": "customized-grpo",  # the same names of elements each time
     "text.color": INK,
     "axes.edgecolor": INK,
