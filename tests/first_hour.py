@@ -14,8 +14,8 @@ NOTEBOOK = Path(__file__).parents[1] / "examples" / "first_hour.ipynb"
 
 def executed() -> Any:
     """The notebook after a run in a new kernel. An error in a cell is raised. Streams to stderr are left out."""
-    import nbformat
-    from nbclient import NotebookClient
+    import nbformat  # pyright: ignore[reportMissingImports]
+    from nbclient import NotebookClient  # pyright: ignore[reportMissingImports]
 
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     NotebookClient(notebook, timeout=1200, kernel_name="python3").execute()
@@ -39,7 +39,7 @@ def printed(notebook: Any) -> str:
 
 
 if __name__ == "__main__":
-    import nbformat
+    import nbformat  # pyright: ignore[reportMissingImports]
 
     result = executed()
     if sys.argv[1:] == ["--write"]:

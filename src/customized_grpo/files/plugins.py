@@ -97,7 +97,8 @@ def registered(group: str) -> AfterValidator:
     def check(name: str) -> str:
         if name not in _entries(group):
             known = ", ".join(names(group)) or "none"
-            raise PydanticCustomError("plugin", f"a {KINDS[group]} of an installed package ({known})")
+            about = {"kind": KINDS[group], "known": known}
+            raise PydanticCustomError("plugin", "a {kind} of an installed package ({known})", about)
         return name
 
     return AfterValidator(check)
