@@ -28,13 +28,13 @@ def executed() -> Any:
 
 def pictures(notebook: Any) -> list[str]:
     """The PNG pictures that the cells show, in base64."""
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", ())]
     return [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
 
 
 def printed(notebook: Any) -> str:
     """What the cells print."""
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", ())]
     return "".join(output["text"] for output in outputs if output["output_type"] == "stream")
 
 
