@@ -45,17 +45,21 @@ def render(title: str, parts: Sequence[Part]) -> str:
     album = Album(path for part in parts for path in pictures_of(part))
     views = [view_of(part, album) for part in parts]
     script, style = f"{asset('widgets.js')}\n{asset('script.js')}", asset("style.css")
-    return templates().get_template("template.html").render(
-        title=title,
-        parts=views,
-        warnings=sum(len(view["warnings"]) for view in views),
-        meanings=_meanings(parts),
-        data=as_json_script([data_of(view) for view in views]),
-        script=Markup(script),
-        style=Markup(style),
-        # The page may run this one script and show the pictures inside it, and nothing else: it sends no request.
-        policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src '{_digest(script)}'",
-        version=version("customized-grpo"),
+    return (
+        templates()
+        .get_template("template.html")
+        .render(
+            title=title,
+            parts=views,
+            warnings=sum(len(view["warnings"]) for view in views),
+            meanings=_meanings(parts),
+            data=as_json_script([data_of(view) for view in views]),
+            script=Markup(script),
+            style=Markup(style),
+            # The page may run this one script and show the pictures inside it, and nothing else: it sends no request.
+            policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src '{_digest(script)}'",
+            version=version("customized-grpo"),
+        )
     )
 
 
