@@ -282,7 +282,7 @@ def studio(
     """
     from customized_grpo.studio.server import serve
 
-    serve(runs or [], port=port, browser=not no_browser, device=chosen_device(device))
+    serve(runs or [], port=port, browser=not no_browser, device=device)
 
 
 for command in (report, export, plan, build_critters, check_rewards, env):

@@ -19,7 +19,7 @@ from customized_grpo.errors import InputError, RunError
 from customized_grpo.policies.base import Condition
 from customized_grpo.rewards import Reward
 from customized_grpo.rewards.scoring import score
-from customized_grpo.rewards.settings import RewardSettings
+from customized_grpo.rewards.settings import OracleSettings, RewardSettings
 from customized_grpo.run.sampling_settings import SamplingSettings
 from customized_grpo.runtime.memory import raise_if_exhausted
 from customized_grpo.sections import Model
@@ -124,6 +124,9 @@ class Studio:
                 self._notes[name] = f"{settings.name}: {error}"
                 continue
             if scores[name] != scores[name]:
+                if isinstance(settings, OracleSettings):
+                    self._notes["oracle"] = "The oracle judges only subjects and prompts of the built-in world."
+                    continue
                 lacking = settings.lacking(sample)
                 failed = getattr(self._rewards[name], "last_error", None) or "cannot score this"
                 reason = f"needs the {lacking}, which this subject does not have" if lacking else failed

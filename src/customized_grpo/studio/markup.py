@@ -97,7 +97,7 @@ def _verdicts(made: Made) -> list[tuple[str, str]]:
     """The oracle's ticks and crosses; that both are right needs no third one."""
     known = [name for name in labels.YES_OR_NO if not isnan(made.scores.get(name, nan))]
     shown = [name for name in known if len(known) < len(labels.YES_OR_NO) or name != "joint_success"]
-    return [(labels.label(name), labels.score(name, made.scores[name])) for name in shown]
+    return [(labels.short(name), labels.score(name, made.scores[name])) for name in shown]
 
 
 def _score_rows(base: Made, tuned: Made | None, trained_on: frozenset[str]) -> list[dict[str, Any]]:
@@ -120,7 +120,7 @@ def _score_rows(base: Made, tuned: Made | None, trained_on: frozenset[str]) -> l
                     for value in values
                 ],
                 "change": None if change is None else labels.number(change, "+", digits=2),
-                "way": "" if not change else "up" if change > 0 else "down",
+                "way": "" if not round(change or 0, 2) else "up" if change and change > 0 else "down",
             }
         )
     return rows

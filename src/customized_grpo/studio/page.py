@@ -21,7 +21,6 @@ NO_RUN = (
     "No run is open. Train one with: customized-grpo train critters, and open it while it trains with: "
     "customized-grpo studio runs/critters"
 )
-FONTS = ("system-ui", "Segoe UI", "Roboto", "Inter", "Helvetica Neue", "Arial", "sans-serif")  # as in the report
 
 
 @dataclass

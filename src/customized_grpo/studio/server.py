@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from customized_grpo.commands.options import chosen_device
 from customized_grpo.errors import UsageError
 from customized_grpo.runtime.stopping import StopRequest
-from customized_grpo.studio import markup
-from customized_grpo.studio.generating import Studio
-from customized_grpo.studio.opened import open_folders
-from customized_grpo.studio.page import FONTS, Page, build
+
+if TYPE_CHECKING:
+    from customized_grpo.studio.page import Page
 
 HOST = "127.0.0.1"
+PORTS = range(7860, 7960)
+FONTS = ("system-ui", "Segoe UI", "Roboto", "Inter", "Helvetica Neue", "Arial", "sans-serif")  # as in the report
 LARGEST_UPLOAD = "100mb"
 # The browser itself refuses anything that is not from this server. Gradio compiles its templates, hence unsafe-eval.
 POLICY = (
@@ -27,18 +30,25 @@ POLICY = (
 )
 
 
-def serve(folders: Sequence[Path], *, port: int | None, browser: bool, device: str) -> None:
+def serve(folders: Sequence[Path], *, port: int | None, browser: bool, device: str | None) -> None:
     """Show these runs until SIGINT or SIGTERM. Uploaded files are removed then.
 
-    port  None: the first free one from 7860 on
+    port  None: the first free one of `PORTS`
 
     Raises UsageError if Gradio is missing or the port is taken, and what `open_folders` raises.
     """
     if find_spec("gradio") is None:
         raise UsageError('studio: gradio is not installed; pip install "customized-grpo[studio]"')
+    port = free_port(port)
+    # What follows takes seconds to import.
+    from customized_grpo.studio.generating import Studio
+    from customized_grpo.studio.opened import open_folders
+    from customized_grpo.studio.page import Page
+
     opened, line = open_folders(folders)
     with tempfile.TemporaryDirectory(prefix="customized-grpo-studio-") as uploads, StopRequest("the studio") as stop:
-        blocks = _started(Page({each.name: each for each in opened}, line, Studio(device)), port, browser, uploads)
+        page = Page({each.name: each for each in opened}, line, Studio(chosen_device(device)))
+        blocks = _started(page, port, browser, uploads)
         print(f"studio: {blocks.local_url} shows {line}; Ctrl-C stops it", flush=True)
         while not stop.requested:
             time.sleep(0.1)
@@ -46,31 +56,47 @@ def serve(folders: Sequence[Path], *, port: int | None, browser: bool, device: s
     stop.exit("the studio is closed, and uploaded pictures are removed")
 
 
-def _started(page: Page, port: int | None, browser: bool, uploads: str) -> Any:
+def _started(page: Page, port: int, browser: bool, uploads: str) -> Any:
     """The page, being served in the background."""
     os.environ["GRADIO_TEMP_DIR"] = uploads  # read when Gradio is imported
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["NO_PROXY"] = ",".join(filter(None, [os.environ.get("NO_PROXY"), HOST]))  # Gradio asks its own server
     gr: Any = import_module("gradio")
+    from customized_grpo.studio.markup import head
+    from customized_grpo.studio.page import build
+
     blocks = build(page)
-    try:
-        blocks.launch(
-            server_name=HOST,
-            server_port=port,
-            inbrowser=browser,
-            share=False,
-            quiet=True,
-            prevent_thread_lock=True,
-            theme=_theme(gr),
-            head=markup.head(),
-            footer_links=[],
-            max_file_size=LARGEST_UPLOAD,
-            app_kwargs={"middleware": _middleware(), "docs_url": None, "redoc_url": None},
-            **dict.fromkeys(("run_history", "enable_monitoring", "ssr_mode", "pwa", "mcp_server"), False),
-        )
-    except OSError as error:
-        raise UsageError(f"--port {port}: {HOST} has no such free port ({error}); choose another one") from None
+    blocks.launch(
+        server_name=HOST,
+        server_port=port,
+        inbrowser=browser,
+        share=False,
+        quiet=True,
+        prevent_thread_lock=True,
+        theme=_theme(gr),
+        head=head(),
+        footer_links=[],
+        max_file_size=LARGEST_UPLOAD,
+        app_kwargs={"middleware": _middleware(), "docs_url": None, "redoc_url": None},
+        **dict.fromkeys(("run_history", "enable_monitoring", "ssr_mode", "pwa", "mcp_server"), False),
+    )
     return blocks
+
+
+def free_port(wanted: int | None) -> int:
+    """The wanted port, or the first free one of `PORTS`. Raises UsageError if there is none."""
+    reason = None
+    for port in PORTS if wanted is None else (wanted,):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: one just closed is free
+            try:
+                probe.bind((HOST, port))
+            except OSError as error:
+                reason = error.strerror
+                continue
+            return port
+    which = f"{PORTS.start} to {PORTS.stop - 1}" if wanted is None else wanted
+    raise UsageError(f"--port: no free port on {HOST} ({which}: {reason}); choose another one")
 
 
 def _middleware() -> list[Any]:
