@@ -15,6 +15,7 @@ from customized_grpo.errors import UsageError
 from customized_grpo.policies.base import Policy
 from customized_grpo.studio.generating import CheckpointGoneError, Studio, told
 from customized_grpo.studio.opened import Opened, open_folders
+from customized_grpo.studio.page import Page
 from customized_grpo.studio.subjects import choices, uploaded, with_prompt
 from customized_grpo.training.assemble import load_metrics, load_rewards
 from customized_grpo.training.trainer import Trainer
@@ -26,7 +27,9 @@ PROMPT = "a critter on the beach, at the left, wearing a red hat"
 @pytest.fixture
 def opened(make_trainer: Callable[..., Trainer], excite: Callable[[Policy], None]) -> Opened:
     """A run with checkpoints after updates 1 and 2 that change the pictures."""
-    trainer = make_trainer(*SMALL, "updates=2", "save_every=1", "keep_last=9", "optimizer.lr=0.05")
+    trainer = make_trainer(
+        *SMALL, "updates=2", "save_every=1", "keep_last=9", "optimizer.lr=0.05", "evaluation.every=2"
+    )
     excite(trainer.policy)
     trainer.train()
     return open_folders([trainer.directory.path])[0][0]
@@ -74,6 +77,23 @@ def test_scores_are_those_of_an_evaluation(opened: Opened):
         assert trial.base.scores[name] == pytest.approx(metric(image, [sample]).item(), abs=0.01)
     assert trial.trained_on == {"identity_reward", "prompt_reward"}
     assert trial.notes == ()
+
+
+def test_a_case_without_a_seed_is_that_of_the_evaluations(opened: Opened):
+    page, sample = Page({opened.name: opened}, "", Studio("cpu")), choices(opened)[0]
+    trial, result, *_ = page.generate(opened.name, sample, sample.prompt, " ")
+    shown = page.live(opened)
+    assert shown is not None
+    assert shown[0].film is not None
+    (kept,) = shown[0].film.frames[-1][0].pictures
+    assert kept is not None
+    difference = np.asarray(Image.open(kept.file), int) - np.asarray(trial.tuned["update 2"].picture, int)
+    assert np.abs(difference).max() <= 1  # evaluations generate several at a time, which changes the last bits
+    assert f"seed {trial.seed}<" in result
+    assert page.generate(opened.name, sample, sample.prompt, " 5 ")[0].seed == 5
+    for wrong in ("-1", "1.5", "x", str(2**63)):
+        *_, problem = page.generate(opened.name, sample, sample.prompt, wrong)
+        assert "is not a whole number from 0 to 9223372036854775807; leave it empty or change it" in problem
 
 
 def test_missing_scores_have_a_reason(opened: Opened, samples: list[Sample], tmp_path: Path):

@@ -68,15 +68,15 @@ def test_a_bad_upload_leaves_the_subject_and_says_why(page: Page, samples: list[
 def test_a_failed_generation_is_one_line_and_the_next_one_works(
     page: Page, samples: list[Sample], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    trial, result, _, _, problem = page.generate(BUILT_IN, None, "a dog", 0)
+    trial, result, _, _, problem = page.generate(BUILT_IN, None, "a dog", "0")
     assert (trial, result) == (None, "")
     assert "no reference; choose a picture of the subject, or drop one" in problem
     with monkeypatch.context() as patch:
         patch.setattr(Studio, "_make", lambda *_: 1 / 0)
-        *_, problem = page.generate(BUILT_IN, samples[0], "a dog", 0)
+        *_, problem = page.generate(BUILT_IN, samples[0], "a dog", "0")
     assert "a bug: ZeroDivisionError: division by zero (the traceback is where" in problem
     assert "Traceback" in capsys.readouterr().err
-    trial, result, slider, scores, problem = page.generate(BUILT_IN, samples[0], samples[0].prompt, 0)
+    trial, result, slider, scores, problem = page.generate(BUILT_IN, samples[0], samples[0].prompt, "0")
     assert isinstance(trial, Trial)
     assert (slider, problem) == ("", "")
     assert result.count("<figure") == 1
@@ -84,7 +84,7 @@ def test_a_failed_generation_is_one_line_and_the_next_one_works(
 
 
 def test_texts_stay_texts(page: Page, samples: list[Sample]):
-    *_, result, _, _, problem = page.generate(BUILT_IN, samples[0], HOSTILE, 0)
+    *_, result, _, _, problem = page.generate(BUILT_IN, samples[0], HOSTILE, "0")
     assert problem == ""
     for text in (result, markup.problem(HOSTILE), markup.header(HOSTILE), markup.checkpoints([HOSTILE, "b"], HOSTILE)):
         assert "&lt;script&gt;" in text
@@ -94,7 +94,7 @@ def test_texts_stay_texts(page: Page, samples: list[Sample]):
 def test_a_checkpoint_is_generated_when_it_is_asked_for(run: Opened):
     page = Page({run.name: run}, "", Studio("cpu"))
     sample = choices(run)[0]
-    trial, result, slider, _, _ = page.generate(run.name, sample, sample.prompt, 3)
+    trial, result, slider, _, _ = page.generate(run.name, sample, sample.prompt, "3")
     assert list(trial.tuned) == ["update 2"]
     assert 'value="1"' in slider
     before, scores, problem = page.tune(trial, "update 1")

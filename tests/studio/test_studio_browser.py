@@ -120,7 +120,7 @@ def test_a_prompt_is_text_and_an_empty_one_is_refused(browser: Any, address: str
         before = studio.picture()
         studio.generate(HOSTILE)
         studio.changed(1, before)
-        assert studio.page.locator(".caption").inner_text() == HOSTILE
+        assert studio.page.locator(".asked").inner_text() == HOSTILE
         studio.generate("  ")
         api.expect(studio.page.locator(".problem")).to_have_text("the prompt is empty; say what to show")
         studio.generate("a critter at night, at the left, without a hat")

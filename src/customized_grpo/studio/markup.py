@@ -84,7 +84,7 @@ def result(trial: Trial, checkpoint: str | None) -> str:
     frames = [[[[_encoded(each.frames[step], STEP).uri] for _, _, each in made]] for step in range(last - 1)]
     frames.append([[[picture.uri] for _, _, picture, _ in shown]])
     data = {"try": {"film": {"updates": list(range(1, last + 1)), "frames": frames}}}
-    return _render("result", trial.sample.prompt, shown, last, json.dumps(data))
+    return _render("result", trial, shown, last, json.dumps(data))
 
 
 def scores(trial: Trial, checkpoint: str | None) -> str:

@@ -13,10 +13,9 @@ from customized_grpo.errors import InputError
 from customized_grpo.studio import markup
 from customized_grpo.studio.generating import Studio, Trial, told
 from customized_grpo.studio.opened import Live, Opened
-from customized_grpo.studio.subjects import choices, uploaded, with_prompt
+from customized_grpo.studio.subjects import choices, seed_of, uploaded, with_prompt
 
 REFRESH = 2.0  # seconds between two looks at the folder of a run
-LARGEST_SEED = 2**53 - 1  # that a browser can send unchanged
 NO_RUN = (
     "No run is open. Train one with: customized-grpo train critters, and open it while it trains with: "
     "customized-grpo studio runs/critters"
@@ -66,11 +65,15 @@ class Page:
                 problem = str(error)
         return markup.chosen(current), current, None, markup.problem(problem)
 
-    def generate(self, name: str, sample: Sample | None, prompt: str, seed: float | None) -> tuple[Any, ...]:
-        """Base and tuned. If it fails, one line; the server goes on."""
+    def generate(self, name: str, sample: Sample | None, prompt: str, seed: str) -> tuple[Any, ...]:
+        """Base and tuned. If it fails, one line; the server goes on.
+
+        seed  empty: that of the case in the run's evaluations, so that its pictures are those of the third tab
+        """
         opened = self.opened[name]
         try:
-            trial = self.studio.begin(opened, with_prompt(sample, prompt), int(seed or 0))
+            asked = with_prompt(sample, prompt)
+            trial = self.studio.begin(opened, asked, seed_of(seed, asked))
         except Exception as error:  # told() prints the traceback of a bug
             return None, "", "", "", markup.problem(told(error))
         last = next(iter(trial.tuned), None)
@@ -155,7 +158,7 @@ def _try_tab(gr: Any) -> _Try:
             files = gr.File(file_count="multiple", type="filepath", show_label=False, height=64, elem_classes="drop")
             prompt = gr.Textbox(label="Prompt", lines=2, max_lines=8, placeholder="what to show the subject in")
             with gr.Row(elem_classes="go"):
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=LARGEST_SEED, min_width=90, scale=1)
+                seed = gr.Textbox(label="Seed", placeholder="the case's", max_lines=1, min_width=110, scale=1)
                 button = gr.Button("Generate", variant="primary", scale=3, min_width=120)
         with gr.Column(scale=8, min_width=320, elem_classes="answer"):
             result, checkpoints, scores = _html(gr), _html(gr), _html(gr)

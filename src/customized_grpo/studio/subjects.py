@@ -14,10 +14,11 @@ from customized_grpo.data import Sample
 from customized_grpo.data.findings import show
 from customized_grpo.data.images import load_image, open_bytes
 from customized_grpo.errors import UsageError
-from customized_grpo.fields import BUILT_IN
+from customized_grpo.fields import BUILT_IN, LARGEST_SEED
 from customized_grpo.files.text import flaw_of
 from customized_grpo.studio.opened import Opened
 from customized_grpo.training.assemble import load_samples, own_samples
+from customized_grpo.training.evaluation import case_seed
 
 CHOICES = 24  # held-out cases to choose from
 
@@ -75,3 +76,15 @@ def with_prompt(sample: Sample | None, prompt: str) -> Sample:
     if flaw := flaw_of(prompt):
         raise UsageError(f"the prompt {show(prompt)} {flaw}")
     return asking(sample, prompt)
+
+
+def seed_of(text: str, sample: Sample) -> int:
+    """The seed that a user wrote; without one, that of the case in every evaluation. Raises UsageError."""
+    if not text.strip():
+        return case_seed(sample)
+    seed = int(text) if text.strip().isdecimal() else -1
+    if not 0 <= seed <= LARGEST_SEED:
+        raise UsageError(
+            f"the seed {show(text)} is not a whole number from 0 to {LARGEST_SEED}; leave it empty or change it"
+        )
+    return seed
