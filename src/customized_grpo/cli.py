@@ -14,6 +14,7 @@ from customized_grpo.commands.options import (
     Device,
     Metric,
     NameOption,
+    OptionsOnce,
     Overrides,
     PathArgument,
     PathOption,
@@ -30,7 +31,9 @@ from customized_grpo.files.notices import show_in_lines
 from customized_grpo.runtime import launchers
 from customized_grpo.runtime.stopping import ending
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(
+    cls=OptionsOnce, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
 
 DISTRIBUTED = ("train", "env")  # commands that may run as several processes; env writes nothing
 FAILED, BAD_INPUT = 1, 2  # exit codes

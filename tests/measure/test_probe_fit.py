@@ -15,12 +15,41 @@ from customized_grpo.calibration.intervals import RESAMPLES
 from customized_grpo.measure.probe_fit import (
     Fit,
     Shares,
+    equal_constant,
     fit_weights,
     kind_of_profile,
     obstacle,
     prompt_shares,
     verdict,
 )
+
+# --- equal influence -------------------------------------------------------------------------------------------------
+
+
+def test_the_constant_of_equal_influence_by_hand():
+    """c P = (3, 4, 1), c I = (1, 2, 4): kept (2.4 + 2 + .2) / 8 = .575, left (.2 + 1 + 3.2) / 7 = 22 / 35."""
+    weights, times = torch.tensor([0.8, 0.5, 0.2]).double(), torch.tensor([1.0, 2.0, 1.0]).double()
+    prompt, identity = spreads(3, 2, 1), spreads(1, 1, 4)
+    for unit in (1.0, 100.0):
+        found = equal_constant(weights, times, unit * prompt, identity)
+        assert found == pytest.approx(0.575 / (0.575 + 22 / 35))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_a_constant_acts_like_itself(weight: float):
+    constant, times = torch.full((3,), weight).double(), torch.tensor([1.0, 2.0, 0.0]).double()
+    assert equal_constant(constant, times, spreads(3, 2, 1), spreads(1, 1, 4)) == pytest.approx(weight)
+
+
+def test_tdw_on_the_built_in_model_acts_like_the_constant_of_the_second_experiment():
+    """docs/probe.md prints these spreads; docs/results2.md has the constants .593 and, for TDW reversed, .403."""
+    identity = spreads(0.256, 0.289, 0.229, 0.212, 0.169, 0.150, 0.077, 0.045, 0.024)
+    prompt = spreads(0.430, 0.409, 0.310, 0.275, 0.207, 0.137, 0.100, 0.049, 0.013)
+    times = torch.tensor([1.0, 2, 2, 2, 2, 2, 2, 2, 1]).double()  # windows of two steps
+    weights = TimeAwareWeights().prompt_weight(torch.arange(9).double() / 10)
+    assert equal_constant(weights, times, prompt, identity) == pytest.approx(0.593, abs=1e-3)
+    assert equal_constant(1 - weights, times, prompt, identity) == pytest.approx(0.403, abs=1e-3)
+
 
 # --- shares ----------------------------------------------------------------------------------------------------------
 

@@ -91,17 +91,18 @@ def test_if_not_even_one_image_fits_the_message_says_what_to_make_smaller(
 
 
 @pytest.mark.parametrize("setting", ["updates_per_rollout", "minibatches"])
-def test_after_an_optimiser_step_the_update_is_not_repeated(setting: str, make_trainer: MakeTrainer):
+def test_after_an_optimiser_step_the_update_is_not_repeated(
+    setting: str, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+):
     trainer = make_trainer(*SMALL, f"objective.{setting}=2")
-    replay, calls = trainer.sampler.replay, []
+    velocity = trainer.policy.velocity
 
-    def failing(*args: Any) -> Any:
+    def failing(latents: Tensor, sigma: Any, condition: Any) -> Tensor:
         if trainer.learner.steps == 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        calls.append(args)
-        return replay(*args)
+        return velocity(latents, sigma, condition)
 
-    object.__setattr__(trainer.sampler, "replay", failing)
+    monkeypatch.setattr(trainer.policy, "velocity", failing)
     with pytest.raises(MemoryExhaustedError, match=r"cannot be repeated; resume with --resume and groups\.rollout"):
         trainer.step()
     assert trainer.learner.steps == 1

@@ -122,7 +122,7 @@ def family_table(tested: Sequence[Tested]) -> str:
         )
         lines.append(f"| {' | '.join(cells)} |")
     note = (
-        "The questions that were fixed beforehand. Paired by seed: t-test, Holm's correction inside the family, "
+        "The families of questions that the file names. Paired by seed: t-test, Holm's correction inside the family, "
         "Wilcoxon's signed-rank test. Within the bound: p of the claim that the true difference is no larger than "
         "that, by two one-sided t-tests. Of several arms the worst counts, seed by seed."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from customized_grpo.data import Sample
 from customized_grpo.measure.probe_fit import (
     Fit,
     Shares,
+    equal_constant,
     fit_weights,
     kind_of_profile,
     obstacle,
@@ -40,6 +42,8 @@ class Findings:
     gradient_factors: list[float]  # |d mean / d velocity| / std
     gradient_norms: list[Estimate]  # norm of d log_prob / d adapter, mean over prompts
     present: list[float]  # prompt weights of the configuration
+    plain_mean: float  # of these, over the steps as often as the run trains them
+    acts_like: float | None  # the constant weight of equal influence; None if it cannot be told
     progress_kind: str  # `weighting.progress` of the configuration, or of the fit
     fit: Fit | None
     obstacle: str | None  # why there is no fit
@@ -58,13 +62,18 @@ class Findings:
         problem = obstacle(prompt, identity)
         noise = config.noise
         factors = step_gradient_factor(noise.dynamics, sigmas[:-2], sigmas[1:-1], noise.level, sigmas[1])
+        plan = Plan(config, samples, sigmas)
+        present, often = plan.prompt_weight(steps), plan.times_trained()
+        like = equal_constant(present, often * plan.pull(steps), prompt, identity)
         return cls(
             sigmas=sigmas[:-2].tolist(),
             progress=progress.tolist(),
             spreads={name: [estimate(step, subjects) for step in spreads] for name, spreads in scored.items()},
             gradient_factors=factors.tolist(),
             gradient_norms=[estimate(step, subjects[: len(step)]) for step in profile.gradient_norms],
-            present=Plan(config, samples, sigmas).prompt_weight(steps).tolist(),
+            present=present.tolist(),
+            plain_mean=((present * often).sum() / often.sum()).item(),
+            acts_like=like if math.isfinite(like) else None,
             progress_kind=reading,
             fit=None if problem else fit_weights(prompt_shares(prompt, identity, subjects), progress),
             obstacle=problem,
@@ -98,6 +107,11 @@ class Findings:
             ending = self.snippet(self.fit)
         if self.fit is not None and self.oracle_shares is not None:
             ending = f"{_comparison(self.fit.shares, self.oracle_shares)}\n\n{ending}"
+        if self.acts_like is not None:
+            ending = (
+                f"By how often a step is trained and what it decides, the present weights act like a constant "
+                f"{self.acts_like:.3f};\ntheir plain mean is {self.plain_mean:.3f}\n\n{ending}"
+            )
         return "\n".join(
             [
                 "How much noise at a step moves each metric: spread within a prompt, mean [95 % interval]",
@@ -131,6 +145,8 @@ class Findings:
         return {
             "steps": rows,
             "obstacle": self.obstacle,
+            "present_mean": self.plain_mean,
+            "present_acts_like": self.acts_like,
             "oracle_fall": None if self.oracle_shares is None else self.oracle_shares.fall().as_dict(),
             "fit": None if self.fit is None else self._fit_as_dict(self.fit),
         }

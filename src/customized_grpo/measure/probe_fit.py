@@ -112,6 +112,22 @@ def _share(prompt: Tensor, identity: Tensor) -> Tensor:
     return prompt / (prompt + identity)
 
 
+def equal_constant(weights: Tensor, trained: Tensor, prompt: Tensor, identity: Tensor) -> float:
+    """The constant prompt weight w, in [0, 1], that divides what training decides as a schedule does.
+
+        w / (1 - w) = (sum c w_t P_t / sum c P_t) / (sum c (1 - w_t) I_t / sum c I_t)
+
+    NaN if the trained steps decide nothing of one reward. A plain mean of the weights counts a step that decides
+    nothing as much as one that decides everything.
+
+    weights, trained  [N]: w_t; c_t >= 0, how often a step is trained times how hard it pulls then
+    prompt, identity  [N, P]: spreads of the rewards, in any unit
+    """
+    p, i = trained * prompt.nanmean(dim=1), trained * identity.nanmean(dim=1)
+    kept, left = (weights * p).sum() / p.sum(), ((1 - weights) * i).sum() / i.sum()
+    return (kept / (kept + left)).item()
+
+
 @dataclass(frozen=True)
 class Fit:
     """The schedule nearest to the shares, and how near: root mean square residuals over the steps."""

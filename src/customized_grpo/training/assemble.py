@@ -186,14 +186,14 @@ def assemble(config: RunConfig, *, resume: bool = False) -> Trainer:
         raise ConfigError("\n".join(problems))
     kept = kept_calibrations(config, resume=resume)
     local = config.model_copy(update={"device": str(processes.device)})  # this process's own GPU
+    rewards = load_rewards(local)  # first, because a generator takes minutes and a reward's path may be wrong
+    metrics = load_metrics(local, rewards)
     policy = load_policy(config.model, local.device, shard=config.model.shard)
     policy.sigmas(config.sampling.num_steps, config.sampling.shift)  # refuses a schedule before the folder is made
     evaluation_sigmas(policy, config)
     add_adapter(policy, config)
     if config.model.shard:
         policy.shard()
-    rewards = load_rewards(local)
-    metrics = load_metrics(local, rewards)
     calibrations = {}
     if kept is not None:
         calibrations = measure_missing(config, kept, [*train, *held_out], rewards, policy, processes)

@@ -112,6 +112,14 @@ class Plan:
                 )
         return DrawnSteps(torch.tensor(orders))
 
+    def times_trained(self) -> Tensor:
+        """How often the run trains each step, [num_steps - 1]: images, or updates if all images share their steps."""
+        times = torch.zeros(len(self.sigmas) - 2, dtype=torch.float64)
+        for update in range(self.config.updates):
+            trained = self.trained(update)
+            times[list(self.window(update))] += 1 if trained is None else trained.sum(dim=0)
+        return times
+
     def prompt_weight(self, steps: Sequence[int]) -> Tensor:
         """Weight of the prompt rewards at each step [len(steps)]; identity gets the rest.
 
