@@ -57,7 +57,7 @@ class Studio(Opened):
         self.page.set_default_timeout(60_000)
         self.page.locator(".pair img").first.wait_for()
 
-    def __exit__(self, kind: Any, *error: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         super().__exit__(kind, *error)
         if kind is None:
             assert {urlsplit(url).netloc for url in self.requests if not url.startswith(("data:", "blob:"))} == {

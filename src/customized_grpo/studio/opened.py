@@ -9,6 +9,7 @@ from typing import Any
 
 from customized_grpo.config import CONFIG, RunConfig, load_config
 from customized_grpo.errors import UsageError
+from customized_grpo.fields import BUILT_IN as BUILT_IN_MODELS
 from customized_grpo.fields import CRITTERS
 from customized_grpo.report.album import Album
 from customized_grpo.report.content import Part
@@ -37,7 +38,7 @@ class Opened:
     @property
     def built_in(self) -> bool:
         """Whether the model is the package's own, which takes a moment on a CPU."""
-        return self.config.model.path.startswith(CRITTERS)
+        return self.config.model.path in BUILT_IN_MODELS
 
     def checkpoints(self) -> dict[str, Path]:
         """Adapters by what they are called, in order of their updates."""
