@@ -43,6 +43,7 @@ ROOMS = {
     "compare": "arms over several seeds: running them, tables, plots",
     "report": "the HTML page: reading folders, and its template",
     "commands": "demo, generate and export; the options of all commands",
+    "studio": "the page to try a model and watch a run; the extra `studio`",
     "cli": "the command line",
     "__main__": "`python -m customized_grpo`",
 }
