@@ -119,7 +119,10 @@ class RunDirectory:
         self._track("train", row)
 
     def log_evaluation(self, row: Mapping[str, Any], shown: Sequence[Shown]) -> None:
-        """Append to evaluations.jsonl and save the shown cases, one by one and on one sheet. Raises SavingError."""
+        """Append to evaluations.jsonl and save the shown cases, one by one and on a sheet, which trackers get too.
+
+        Raises SavingError.
+        """
         self._append("evaluations.jsonl", row)
         self._track("held_out", row)
         if shown:
@@ -130,10 +133,13 @@ class RunDirectory:
             with self._writing(f"the pictures of {name}"):
                 keep_cases(images, name, shown, replace_references=not self.references_kept)
                 self.references_kept = True
-                save_png(draw_sheet(cards, columns=4), images / f"{name}.png")
+                sheet = draw_sheet(cards, columns=4)
+                save_png(sheet, images / f"{name}.png")
                 sync_tree(images / name)
                 sync(images / f"{name}.png")
                 sync(images)
+            with self._writing("the trackers' files"):
+                self.trackers.show("held_out/pictures", sheet, row["update"])
 
     def logs(self) -> tuple[list[LogRow], list[LogRow]]:
         """The rows of metrics.jsonl and evaluations.jsonl so far. Raises UsageError if a log is damaged."""
@@ -189,7 +195,9 @@ class RunDirectory:
         with self._writing("the run's state"):
             checkpoint = self._newest_intact()
             remove_leftovers(self.path)
-            self._rewind(-1 if checkpoint is None else update_of(checkpoint))
+            update = -1 if checkpoint is None else update_of(checkpoint)
+            self._rewind(update)
+            self.trackers.rewind(update)
             if checkpoint is not None:
                 remove_older(checkpoint, self.config.keep_last)
         return restore_checkpoint(checkpoint, policy, optimizer, self.config.seed, shadows)

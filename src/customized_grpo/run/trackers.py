@@ -1,4 +1,4 @@
-"""TensorBoard, Weights & Biases and Trackio, through Accelerate's common interface.
+"""TensorBoard, Weights & Biases and Trackio, through Accelerate's common interface: figures, and pictures.
 
 All work offline: TensorBoard writes into the run, Weights & Biases into the run until `wandb sync`, Trackio into its
 own folder. Each is an extra: `pip install customized-grpo[tensorboard]`, `[wandb]`, `[trackio]`.
@@ -13,8 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from PIL import Image
 
 from customized_grpo.errors import UsageError
 from customized_grpo.runtime.memory import first_line
@@ -45,6 +47,30 @@ class Trackers:
         figures = {f"{part}/{name}": value for name, value in flatten(row) if _is_finite_number(value)}
         for tracker in self.trackers:
             tracker.log(figures, step=row["update"])
+
+    def show(self, name: str, picture: Image.Image, update: int) -> None:
+        """Send a picture, with the update as the step."""
+        for tracker in self.trackers:
+            if tracker.name == "tensorboard":
+                tracker.log_images({name: np.asarray(picture)[None]}, step=update, dataformats="NHWC")
+            elif tracker.name == "wandb":
+                tracker.log_images({name: [picture]}, step=update)
+            else:
+                import trackio
+
+                tracker.log({name: trackio.Image(picture)}, step=update)
+
+    def rewind(self, update: int) -> None:
+        """Tell TensorBoard that everything after an update is void: it is computed, and logged, again.
+
+        The others cannot forget. There every start of a run is a run of its own.
+        """
+        for tracker in self.trackers:
+            if tracker.name == "tensorboard":
+                from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+                restart = Event(step=update + 1, session_log=SessionLog(status=SessionLog.START))
+                tracker.tracker.file_writer.add_event(restart, step=update + 1)
 
     def finish(self) -> None:
         """Let every tracker write what it still holds."""
