@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -72,6 +72,7 @@ class RunDirectory:
 
     own_samples  of a run whose data lies in files; kept in the folder, and beside each adapter
     files        texts by name that are kept in the same places
+    describe     called with the folder of each final adapter, to write more about it there
     notices      settings that changed since the last start, one line each
 
     Raises RunDirectoryError if the folder cannot be used, before anything in it changes.
@@ -84,8 +85,9 @@ class RunDirectory:
         resume: bool,
         own_samples: OwnSamples | None = None,
         files: Mapping[str, str] = MappingProxyType({}),
+        describe: Callable[[Path], None] | None = None,
     ):
-        self.config, self.own_samples, self.files = config, own_samples, files
+        self.config, self.own_samples, self.files, self.describe = config, own_samples, files, describe
         self.references_kept = False  # whether images/reference-*.png are those of this start
         self.path = path = Path(config.output)
         self.notices = check_access(config, resume=resume)
@@ -269,6 +271,9 @@ class RunDirectory:
                 temporary.replace(target)
             sync(target)
             sync(self.path)
+        if self.describe is not None:
+            with self._writing("the card of the final adapter"):
+                self.describe(target)
 
     def pause(self, update: int) -> str:
         """The message of a run that was asked to stop: how to resume it."""
