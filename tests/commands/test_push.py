@@ -92,7 +92,7 @@ def test_folders_servers_and_tokens_stay_here(hub: Hub, push: Push, adapter: Pat
 def test_the_card_names_the_repository(hub: Hub, push: Push):
     assert push().code == 0
     card = ModelCard(hub.repositories[NAME].files["main"]["README.md"].decode())
-    assert card.data.library_name == "diffusers"
+    assert card.data.to_dict()["library_name"] == "diffusers"
     assert f"load_lora_weights('{NAME}')" in card.text
     assert f"hf download {NAME} --local-dir rex\ncustomized-grpo generate --adapter rex " in card.text
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from customized_grpo.calibration.intervals import over_seeds
 from customized_grpo.config import CONFIG, RunConfig, dump_config
+from customized_grpo.errors import UsageError
 from customized_grpo.run.checkpoints import FINAL
 from customized_grpo.sharing.card import CARD, PICTURES, SHEET, TAG, Trained, write_card
 from customized_grpo.sharing.licences import licence_of
@@ -174,6 +175,23 @@ def test_pictures_can_stay_here(evil: Trained, tmp_path: Path):
     write_card(evil, tmp_path / "out", pictures=False)
     assert [path.name for path in (tmp_path / "out").iterdir()] == [CARD]
     assert "widget" not in ModelCard.load(tmp_path / "out" / CARD).data.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("../../secret.png", r"names the picture '../../secret.png', which lies outside; remove it from cases.json"),
+        ("eval-00001/text.png", r"text.png cannot be read as a picture: cannot identify image file"),
+    ],
+)
+def test_a_run_from_elsewhere_shows_no_other_files(name: str, message: str, evil: Trained, tmp_path: Path):
+    images = tmp_path / "run" / "images"
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    (images / "eval-00001" / "text.png").write_text("no picture")
+    case = {"prompt": EVIL, "reference": "reference-00.png", "picture": name}
+    (images / "eval-00001" / "cases.json").write_text(json.dumps([case]))
+    with pytest.raises(UsageError, match=message):
+        write_card(evil, tmp_path / "out")
 
 
 def test_an_adapter_of_another_program_has_no_card(tmp_path: Path):

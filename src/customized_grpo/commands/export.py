@@ -65,7 +65,7 @@ def write_export(request: ExportRequest) -> Path:
     _write(request, lora, output)
     trained = Trained.find(adapter)
     if trained is not None and output.is_dir():
-        write_card(trained, output, place=Place(format=request.format))
+        write_card(trained, output, place=Place(format=request.format, with_base=request.with_base))
     return output
 
 

@@ -46,6 +46,7 @@ class PushRequest:
 
     target      folder of a run, a checkpoint or an adapter, as `find_adapter` takes it
     repository  OWNER/NAME
+    with_base   add the adapter that was fused into the model before training
     private     make a new repository private; refuse one that is public
     revision    branch; made if it is missing. None: main
     message     of the commit; None: one that names the version
@@ -56,6 +57,7 @@ class PushRequest:
     target: Path
     repository: str
     format: Format = "diffusers"
+    with_base: bool = False
     private: bool = False
     revision: str | None = None
     message: str | None = None
@@ -81,18 +83,18 @@ def stage(request: PushRequest, folder: Path) -> list[Path]:
     if trained is None:
         raise UsageError(f"{adapter} has no {CONFIG} beside it, and its card would be empty; name the folder of a run")
     name = f"{request.repository.rpartition('/')[2]}{SUFFIX}" if request.format == "comfyui" else None
-    if request.format == "diffusers":
+    if request.format == "diffusers" and not request.with_base:
         with saving(folder / ADAPTER_FILE):
             shutil.copyfile(trained.adapter / ADAPTER_FILE, folder / ADAPTER_FILE)
     else:
-        output = folder / (name or "peft")
-        write_export(ExportRequest(adapter, request.format, output))
+        output = folder / (name or "exported")
+        write_export(ExportRequest(adapter, request.format, output, request.with_base))
         for file in output.iterdir() if output.is_dir() else ():
             if file.is_file():
                 file.replace(folder / file.name)
         if output.is_dir():
             shutil.rmtree(output)
-    place = Place(request.repository, request.format, name)
+    place = Place(request.repository, request.format, name, request.with_base)
     write_card(trained, folder, place=place, pictures=request.pictures, public=True)
     write_text(folder / CONFIG, dump_config(public_config(trained.config)))
     settings = SamplingSettings.read(trained.adapter) or SamplingSettings.of(trained.config)

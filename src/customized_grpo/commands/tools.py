@@ -61,6 +61,7 @@ def push(
     format: Annotated[
         Literal["comfyui", "diffusers", "peft"], typer.Option(help="The program that will read the weights.")
     ] = "diffusers",
+    with_base: Annotated[bool, typer.Option("--with-base", help="Add the run's model.base_adapter to it.")] = False,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to commit to.  [default: main]")] = None,
     message: Annotated[str | None, typer.Option(help="Of the commit.  [default: names this program]")] = None,
@@ -80,7 +81,15 @@ def push(
     from customized_grpo.commands.push import push as upload
 
     request = PushRequest(
-        target, repository, format, private, revision, message, pictures=not without_pictures, replace=replace
+        target,
+        repository,
+        format=format,
+        with_base=with_base,
+        private=private,
+        revision=revision,
+        message=message,
+        pictures=not without_pictures,
+        replace=replace,
     )
     if address := upload(request, dry_run=dry_run):
         typer.echo(f"pushed: {address}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ class Trackers:
 
     def __init__(self, names: tuple[str, ...], run: Path, config: Mapping[str, Any]):
         self.check(names)
-        self.trackers = [_start(name, run) for name in names]
+        self.trackers: list[Any] = [_start(name, run) for name in names]
         # TensorBoard does not accept None
         settings = {name: "null" if value is None else value for name, value in flatten(config)}
         for tracker in self.trackers:
@@ -56,8 +57,7 @@ class Trackers:
             elif tracker.name == "wandb":
                 tracker.log_images({name: [picture]}, step=update)
             else:
-                import trackio
-
+                trackio: Any = import_module("trackio")
                 tracker.log({name: trackio.Image(picture)}, step=update)
 
     def rewind(self, update: int) -> None:
@@ -67,9 +67,8 @@ class Trackers:
         """
         for tracker in self.trackers:
             if tracker.name == "tensorboard":
-                from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-
-                restart = Event(step=update + 1, session_log=SessionLog(status=SessionLog.START))
+                events: Any = import_module("tensorboard.compat.proto.event_pb2")
+                restart = events.Event(session_log=events.SessionLog(status=events.SessionLog.START))
                 tracker.tracker.file_writer.add_event(restart, step=update + 1)
 
     def finish(self) -> None:

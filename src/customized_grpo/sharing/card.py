@@ -9,7 +9,7 @@ import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -18,10 +18,11 @@ from pydantic import BaseModel, TypeAdapter
 
 from customized_grpo.calibration.intervals import Estimate
 from customized_grpo.config import CONFIG, RunConfig, load_config
+from customized_grpo.errors import UsageError
 from customized_grpo.fields import BUILT_IN
 from customized_grpo.files.durable import make_folder, saving, write_text
 from customized_grpo.files.json_text import read_json
-from customized_grpo.files.paths import as_argument
+from customized_grpo.files.paths import as_argument, inside, why
 from customized_grpo.files.pictures import draw_card, draw_sheet, save_png
 from customized_grpo.run.cases import CASES
 from customized_grpo.run.checkpoints import EMA, FINAL, folder_of
@@ -86,7 +87,10 @@ class Trained:
         return scores_of_evaluations(self.run, self.adapter) or of_run
 
     def cases(self) -> list[tuple[_Case, Path, Path, Path]]:
-        """(case, reference, base's picture, tuned picture) of the run's evaluations before training and after it."""
+        """(case, reference, base's picture, tuned picture) of the run's evaluations before training and after it.
+
+        Raises InputError if a list of cases is damaged, or names a file outside of the run.
+        """
         if self.run is None or self.average or self.update == 0:
             return []
         images = self.run / "images"
@@ -96,11 +100,12 @@ class Trained:
         shape = TypeAdapter(list[_Case])
         parts = (read_json(file, shape, "start the run again, or remove the file") for file in (before, after))
         pairs = [(_Case(**old), _Case(**new)) for old, new in zip(*parts, strict=False)]
-        return [
-            (new, images / new.reference, images / old.picture, images / new.picture)
+        found = [
+            (new, *(_beneath(images, name) for name in (new.reference, old.picture, new.picture)))
             for old, new in pairs[:SHOWN]
             if old.prompt == new.prompt
         ]
+        return [each for each in found if all(path.is_file() for path in each[1:])]
 
 
 def write_card(
@@ -146,9 +151,19 @@ def write_own_card(adapter: Path) -> None:
         write_card(trained, adapter)
 
 
+def _beneath(images: Path, name: str) -> Path:
+    """Cards are made to be passed on: a run from elsewhere must not put other files of this machine on one."""
+    if (file := inside(PurePath(name), images)) is None:
+        raise UsageError(f"{images} names the picture {name!r}, which lies outside; remove it from {CASES}")
+    return file
+
+
 def _opened(path: Path) -> Image.Image:
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise UsageError(f"{path} cannot be read as a picture: {why(error)}; restore it, or remove it") from None
 
 
 def _front_matter(trained: Trained, gallery: list[dict[str, Any]]) -> ModelCardData:
@@ -197,6 +212,7 @@ def _text(trained: Trained, cases: list[_Case], place: Place, *, public: bool) -
         base=f"the built-in model {code(base)} of customized-grpo"
         if built_in
         else _linked(base, _is_hub_id(model.path)),
+        with_base=place.with_base,
         base_adapter=clean.model.base_adapter and code(clean.model.base_adapter),
         version=version("customized-grpo"),
         licence=f"[{licence.text}]({licence.license_link})" if licence.license_link else licence.text,
@@ -234,13 +250,14 @@ def _shown(estimate: Estimate | None) -> str:
 
 
 def _data(trained: Trained, clean: RunConfig) -> str:
-    """The source, and how many samples and subjects training took from it."""
+    """The source, and how many samples training took from it."""
     data = clean.data
     known = OwnSamples.read(trained.adapter)
     count = data.train_samples if known is None else len(known.train)
     word = f" of a {plain(data.class_word)}" if data.class_word else ""
     held_out = "" if known is None else f"; {len(known.held_out)} held out"
-    return f"{count} samples of {code(data.source, cell=True)}{word}{held_out}"
+    number = "" if count is None else f"{count} "
+    return f"{number}samples of {code(data.source, cell=True)}{word}{held_out}"
 
 
 def _shaping(config: RunConfig) -> str:

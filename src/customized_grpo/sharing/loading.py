@@ -25,11 +25,13 @@ class Place:
     repository  on the Hub, as OWNER/NAME; None: the folder of the card
     format      of the weights
     file        their name, where it is not the format's usual one
+    with_base   whether they hold the run's `model.base_adapter` too
     """
 
     repository: str | None = None
     format: Format = "diffusers"
     file: str | None = None
+    with_base: bool = False
 
     @property
     def folder(self) -> str:
@@ -66,7 +68,7 @@ def program(model: Model, settings: SamplingSettings, place: Place, prompt: str)
         f"pipe = {name}.from_pretrained({base}, torch_dtype=torch.{model.dtype})",
         *([f"pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift={settings.shift})"] if moved else []),
     ]
-    if model.base_adapter is not None:
+    if model.base_adapter is not None and not place.with_base:
         lines += [
             f"pipe.load_lora_weights({_path(model.base_adapter)!r})  # what the adapter was trained on",
             "pipe.fuse_lora()",

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from customized_grpo.config import RunConfig
 
+WORDS = ("class_word",)  # settings that are no paths, whatever they look like
 HIDDEN_HOST = "server.invalid"  # of the domain that RFC 2606 keeps free for this
 _FOLDERS = re.compile(r"[/\\]|~|[A-Za-z]:[/\\]|\.\.?[/\\]")  # how a path begins that is not just a name
 _IN_TEXT = re.compile(r"(?<![\w.:/])(?:[A-Za-z]:\\|/|~/)[^\s,;'\"]*[^\s,;'\".]")  # a path in the middle of a text
@@ -29,7 +30,7 @@ def public_name(path: str) -> str:
 
 def _public(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _public(entry) for key, entry in value.items()}
+        return {key: entry if key in WORDS else _public(entry) for key, entry in value.items()}
     if isinstance(value, list):
         return [_public(entry) for entry in value]
     if not isinstance(value, str):

@@ -64,11 +64,12 @@ def scores_of_evaluations(run: Path, adapter: Path) -> Scores | None:
     measured = [{key: value for key, value in each.items() if key != "adapter"} for each in settings]
     if measured[0] != measured[1] or settings[1].get("adapter") != adapter_digest(adapter):
         return None
+    over = "subjects" if tuned["subjects"] > 1 else "images"
     return Scores(
-        f"{tuned['images']} held-out images of {tuned['subjects']} subjects; intervals are over "
-        f"{'subjects' if tuned['subjects'] > 1 else 'images'}",
-        *({name: _estimate(metric) for name, metric in each["metrics"].items()} for each in (base, tuned)),
-        frozenset(name for name, metric in tuned["metrics"].items() if metric["trained_on"]),
+        f"{tuned['images']} held-out images of {tuned['subjects']} subjects; intervals are over {over}",
+        base={name: _estimate(metric) for name, metric in base["metrics"].items()},
+        tuned={name: _estimate(metric) for name, metric in tuned["metrics"].items()},
+        trained=frozenset(name for name, metric in tuned["metrics"].items() if metric["trained_on"]),
     )
 
 
