@@ -37,6 +37,7 @@ ROOMS = {
     "config": "the configuration of a run: recipes, overrides, contradictions",
     "run": "the folder of a run: access, checkpoints, logs, resuming, trackers",
     "calibration": "what the rewards give to bad and to good pictures; known pictures, intervals",
+    "sharing": "the model card of an adapter, and what may leave the machine",
     "training": "trainer, rollout, plan of the updates, held-out evaluation, warnings",
     "cost": "what an update costs, before it is started: passes, FLOPs, memory by running models without numbers",
     "measure": "evaluate, check-rewards and probe",
