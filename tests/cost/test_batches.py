@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from customized_grpo.commands.train import run_training
+from customized_grpo.commands.plan import plan
+from customized_grpo.commands.train import check_training, run_training
 from customized_grpo.config import CONFIG, RunConfig, load_config
 from customized_grpo.cost.batches import Choice, at_batch, choose, evened, settled, with_batch
 from customized_grpo.cost.estimate import estimate
@@ -49,6 +50,19 @@ def test_without_a_card_the_figure_is_that_of_the_benchmark(make_config: MakeCon
     assert (chosen.groups.rollout_batch, chosen.groups.update_batch) == (22, 22)
     assert str(choice) == "groups.batch=auto: 22 images per pass, as larger ones are not faster on cpu"
     assert settled(make_config(), resume=False) == (make_config(), None)
+
+
+def test_plan_and_a_dry_run_say_what_will_be_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    settings = [AUTO, "groups.prompts=8", "groups.size=8", f"output={tmp_path / 'run'}"]
+    lines = [*plan(TINY, settings, references=1, processes=1, utilisation=0.3)]
+    at = lines.index("groups.batch=auto: 22 images per pass, as larger ones are not faster on cpu")
+    assert lines[at + 1].startswith("  16 GB: 64 per pass, 0.")
+    assert "  activations of 22 images in rollout and evaluation, 22 in the update" in lines
+    check_training(load_config(TINY, settings), resume=False)
+    assert "note: groups.batch=auto: 22 images per pass" in capsys.readouterr().err
+    elsewhere = load_config(TINY, [*settings, "device=cuda"])
+    check_training(elsewhere, resume=False)
+    assert "chosen from the card's free memory when training starts" in capsys.readouterr().err
 
 
 def test_the_run_keeps_what_was_chosen_and_resumes_with_it(
