@@ -73,7 +73,7 @@ def test_a_failed_attempt_is_undone_before_the_next():
         return {"update": 1}
 
     with pytest.warns(UserWarning, match="out of memory"):
-        row = batches.run(attempt, lambda: events.append("undo"), can_repeat=lambda: True)
+        row = batches.run(attempt, lambda: events.append("undo"))
     assert events == ["attempt 4", "undo", "attempt 2", "undo", "attempt 1"]
     assert row == {"update": 1, "out_of_memory": 2, "rollout_batch": 1, "update_batch": 1}
 

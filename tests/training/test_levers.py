@@ -35,7 +35,8 @@ def test_a_flat_group_has_no_training_pass(
     """Two groups of three images that train one step."""
     trainer = make_trainer(*SMALL, "groups.prompts=2")
 
-    def reward(images: Tensor, _: Sequence[Sample]) -> Tensor:
+    def reward(images: Tensor, samples: Sequence[Sample]) -> Tensor:
+        assert len(images) == len(samples)
         scores = torch.arange(len(images), dtype=torch.float32)
         scores[: 3 * flat] = 0.5
         return scores

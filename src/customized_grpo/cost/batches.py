@@ -71,9 +71,10 @@ def _kept(config: RunConfig) -> dict[str, int] | None:
 
 def _free(processes: Processes) -> int | None:
     """The bytes that are free on the device of every process; None without CUDA."""
-    if processes.device.type != "cuda":
+    device = torch.device(str(processes.device))
+    if device.type != "cuda":
         return None
-    free = torch.tensor([torch.cuda.mem_get_info(processes.device)[0]])
+    free = torch.tensor([torch.cuda.mem_get_info(device)[0]])
     return int(processes.gather(free, processes.count).min())
 
 
