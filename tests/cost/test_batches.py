@@ -76,5 +76,6 @@ def test_the_run_keeps_what_was_chosen_and_resumes_with_it(
     monkeypatch.setattr("customized_grpo.cost.batches.choose", lambda *_, **__: Choice(1, "as less is free now"))
     resumed, choice = settled(load_config(TINY, settings), resume=True)
     assert resumed.groups.rollout_batch == resumed.groups.update_batch == groups["rollout_batch"]
-    assert choice is not None
-    assert "as the run began" in str(choice)
+    assert str(choice).endswith("as the run began")
+    check_training(load_config(TINY, settings), resume=True)
+    assert "per pass, as the run began" in capsys.readouterr().err

@@ -44,13 +44,13 @@ def run_training(config: RunConfig, *, resume: bool) -> None:
 def check_training(config: RunConfig, *, resume: bool) -> None:
     """Check all but weights; say what `groups.batch: auto` will choose. Raises ConfigError with all problems."""
     if config.groups.batch is not None:
-        typer.echo(f"note: {_foreseen(config)}", err=True)
+        typer.echo(f"note: {_foreseen(config, resume=resume)}", err=True)
     dry_run(config, resume=resume)
 
 
-def _foreseen(config: RunConfig) -> str:
+def _foreseen(config: RunConfig, *, resume: bool) -> str:
     try:
-        choice = planned(config)
+        choice = planned(config, resume=resume)
     except ModelError as error:
         return f"groups.batch=auto: what it chooses is not known here: {error}"
     later = "chosen from the card's free memory when training starts; `plan` says how many on which card"

@@ -51,22 +51,19 @@ def settled(config: RunConfig, *, resume: bool) -> tuple[RunConfig, Choice | Non
     """
     if config.groups.batch is None:
         return config, None
-    if (kept := _kept(config) if resume else None) is not None:
-        groups = config.groups.model_copy(update=kept)
-        return config.model_copy(update={"groups": groups}), Choice(kept["rollout_batch"], "as the run began")
-    processes = Processes(config.device)
-    choice = choose(config, _free(processes), processes=processes.count)
+    choice = _kept(config) if resume else None
+    if choice is None:
+        processes = Processes(config.device)
+        choice = choose(config, _free(processes), processes=processes.count)
     return with_batch(config, choice.batch), choice
 
 
-def _kept(config: RunConfig) -> dict[str, int] | None:
-    """The batches in the folder of a run that was started with `auto`; None if it was not, or is none."""
+def _kept(config: RunConfig) -> Choice | None:
+    """What the run in the configured folder began with; None if it had no `auto`, or there is none."""
     if not (file := Path(config.output) / CONFIG).exists():
         return None
     groups = load_config(str(file)).groups
-    if groups.batch is None:
-        return None
-    return {"rollout_batch": groups.rollout_batch, "update_batch": groups.update_batch}
+    return None if groups.batch is None else Choice(groups.rollout_batch, "as the run began")
 
 
 def _free(processes: Processes) -> int | None:
@@ -78,8 +75,10 @@ def _free(processes: Processes) -> int | None:
     return int(processes.gather(free, processes.count).min())
 
 
-def planned(config: RunConfig, *, references: int = 1, processes: int = 1) -> Choice | None:
+def planned(config: RunConfig, *, resume: bool = False, references: int = 1, processes: int = 1) -> Choice | None:
     """What `auto` would choose on the configured device of this machine; None if it is a card that is not here."""
+    if resume and (choice := _kept(config)) is not None:
+        return choice
     device = named_device(config.device)
     if device.type != "cuda":
         return choose(config, None, processes=processes)
