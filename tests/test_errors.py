@@ -152,7 +152,7 @@ def test_only_two_modules_report_errors():
     programs = {"cli.py", "compare/arm.py"}
     # During a run bad input becomes a failure of the run; a dry run collects all problems.
     shown = {"studio/page.py", "studio/generating.py"}
-    assert catching == programs | {"training/start.py", "training/check.py"} | shown
+    assert catching == programs | {"commands/start.py", "training/check.py"} | shown
     assert ending == programs | {"runtime/stopping.py"}  # after a signal
 
 

@@ -107,10 +107,10 @@ def train(
     moved = [("output", Path(recipe))] if resume and _is_run(recipe) else []  # the folder may have been moved
     config = load_config(recipe, [*moved, *(overrides or []), *chosen])
     if dry_run:
-        from customized_grpo.training.check import dry_run as check
+        from customized_grpo.commands.train import check_training
 
         typer.echo(dump_config(config), nl=False)
-        return check(config, resume=resume)
+        return check_training(config, resume=resume)
     with ending(lambda: kept_run(Path(config.output))):
         from customized_grpo.commands.train import run_training
 
