@@ -37,7 +37,7 @@ test: lint ## check style and types, then run the tests that take seconds
 	$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: lint browser ## the same with the slow tests; installs what they need, Chromium included
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[dev,browser,datasets,docs]"
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[dev,browser,datasets,notebook,studio,docs]"
 	$(PYTEST) $(ARGS)
 
 docs: $(STAMP) ## build the documentation as a site in build/docs; a link that leads nowhere is an error

@@ -17,7 +17,6 @@ from PIL import Image
 
 import customized_grpo
 from customized_grpo import InputError, Run, RunConfig, RunError, Sample, rewards, shaping, train
-from customized_grpo.rewards.base import Reward
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/api.md").read_text("utf-8")
@@ -164,10 +163,9 @@ def test_a_reward_scores_pictures_of_any_size(samples: list[Sample]):
 
 
 def test_what_cannot_be_scored_is_refused(samples: list[Sample], tmp_path: Path):
-    def reward(images: torch.Tensor, _: Any) -> torch.Tensor:
+    def score(images: torch.Tensor, samples: Any) -> torch.Tensor:  # noqa: ARG001
         return images.mean((1, 2, 3))
 
-    score: Reward = reward
     with pytest.raises(InputError, match="1 pictures and 2 samples"):
         rewards.score(score, [Image.new("RGB", (8, 8))], samples[:2])
     with pytest.raises(InputError, match="check the path"):

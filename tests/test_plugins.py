@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -73,7 +74,7 @@ def program(tmp_path: Path, site: Path) -> Program:
 
 @pytest.mark.slow
 def test_the_package_of_the_documentation_trains_resumes_and_is_recorded(program: Program, tmp_path: Path):
-    pictures = tmp_path / "pictures"
+    pictures = tmp_path / "my_pictures"
     pictures.mkdir()
     for number in range(8):
         Image.new("RGB", (32, 32), (30 * number, 90, 120)).save(pictures / f"{number}.png")
@@ -84,6 +85,8 @@ def test_the_package_of_the_documentation_trains_resumes_and_is_recorded(program
     data = ("data.source=tab_separated", f"data.root={pictures}", "data.held_out_share=.3")
     model = ("model.path=toy", "model.height=32", "model.width=32", "device=cpu", "model.dtype=float32")
     settings = (*data, *model, *LOOK, "rewards.look.target=0.5", "shaping.rule=soft_min", *FEW)
+    shown = program(*shlex.split(example("sh").replace("\\\n", ""))[1:], "--dry-run")
+    assert shown.returncode == 0, shown.stderr
     rewards = ("rewards.identity.model=critters", "rewards.prompt.model=critters")
     metrics = ("evaluation.metrics=[brightness target=0.1]",)
     answer = program("train", TINY, *settings, *rewards, *metrics, "--output", "run")
@@ -190,13 +193,13 @@ def refuses(tmp_path: Path, site: Path, broken: Path) -> Iterator[Program]:
             "of them",
         ),
         (
-            "rewards.prompt={name: plain}",
+            "rewards.prompt=plain",
             "rewards.prompt: the reward 'plain' of broken 2.0 (broken:score) is a function; it must be a class "
             "derived from customized_grpo.rewards.RewardSettings; a function needs no entry point, name it as "
             "package.module:function",
         ),
         (
-            "rewards.prompt={name: absent}",
+            "rewards.prompt=absent",
             "rewards.prompt: the reward 'absent' of broken 2.0 (broken:nothing) cannot be loaded: AttributeError: "
             "module 'broken' has no attribute 'nothing'",
         ),
@@ -211,7 +214,7 @@ def refuses(tmp_path: Path, site: Path, broken: Path) -> Iterator[Program]:
             "customized_grpo.shaping.Rule",
         ),
         (
-            "data.source=syncd",
+            "data.source=syncd data.root=.",
             "data.source: the data source 'syncd' is built in, and broken 2.0 registers another one",
         ),
         (
@@ -222,7 +225,7 @@ def refuses(tmp_path: Path, site: Path, broken: Path) -> Iterator[Program]:
 )
 def test_a_broken_package_is_named_with_what_is_wrong(refuses: Program, setting: str, message: str):
     others = () if "dino" in setting else ("rewards.identity=clip_i",)  # the recipe's, whose name is taken now
-    said = refuses.refuses("train", TINY, *others, setting, "output=run", "--dry-run")
+    said = refuses.refuses("train", TINY, *others, *setting.split(), "output=run", "--dry-run")
     assert re.sub(r"\(/[^ ]*/failing", "(.../failing", said).startswith(message), said
     assert "\n" not in said
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from customized_grpo import algorithm as shaping
     from customized_grpo import rewards
+    from customized_grpo.commands.start import Run, train
     from customized_grpo.config import RunConfig
     from customized_grpo.data import Sample
     from customized_grpo.errors import InputError, RunError
     from customized_grpo.policies.base import Policy
-    from customized_grpo.training.start import Run, train
 
     __version__: str
 
@@ -39,13 +39,13 @@ __all__ = [
 _PLACES = {  # name -> module, or module:name
     "InputError": "customized_grpo.errors:InputError",
     "Policy": "customized_grpo.policies.base:Policy",
-    "Run": "customized_grpo.training.start:Run",
+    "Run": "customized_grpo.commands.start:Run",
     "RunConfig": "customized_grpo.config:RunConfig",
     "RunError": "customized_grpo.errors:RunError",
     "Sample": "customized_grpo.data:Sample",
     "rewards": "customized_grpo.rewards",
     "shaping": "customized_grpo.algorithm",
-    "train": "customized_grpo.training.start:train",
+    "train": "customized_grpo.commands.start:train",
 }
 
 

@@ -75,7 +75,7 @@ class RunConfig(Section):
     output: PathText = "runs/critters"
     """Folder of the run, which holds everything that it writes."""
     tracking: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    """Trackers that get a copy of the run's figures. Each needs the extra of its name: docs/installing.md."""
+    """Trackers that also get the run's figures and pictures. Each needs the extra of its name: docs/installing.md."""
     seed: Seed = 0
     """Seed of everything random."""
     device: str = "cpu"

@@ -313,6 +313,8 @@ class Groups(Section):
     """Number of groups per update, in all processes together; each group is one prompt and its references."""
     size: GroupSize = 8
     """Number of images per group."""
+    batch: Literal["auto"] | None = None
+    """`auto`: `train` chooses `rollout_batch` and `update_batch`, equal, by the device. `null`: as they are set."""
     rollout_batch: Count = 64
     """Number of images per forward pass while generating."""
     update_batch: Count = 64

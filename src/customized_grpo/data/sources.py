@@ -46,15 +46,11 @@ PHOTOGRAPHS = "photographs"
 NAMES = (*BUILT_IN, *SOURCES, PHOTOGRAPHS)
 
 
-def _registered(source: str) -> bool:
-    """Whether a source is a layout of an installed package. Raises PluginError if its name means two things."""
-    plugins.refuse_doubles(plugins.SOURCES, source, NAMES)
-    return source in plugins.names(plugins.SOURCES)
-
-
 def contradictions(source: str, root: str | Path | None, class_word: str | None) -> Iterator[str]:
     """Settings that contradict each other, whatever the files hold: one line each, with the way out."""
-    registered = _registered(source)
+    if problem := plugins.double(plugins.SOURCES, source, NAMES):
+        yield f"data.source: {problem}"
+    registered = source in plugins.names(plugins.SOURCES)
     for name, path in (("source", source), ("root", root)):
         if path is not None and not is_utf8(str(path)):
             yield f"data.{name}: the name {display(path)} is not UTF-8; give the file or folder another one"
@@ -97,7 +93,7 @@ def load_data(
         return _photographs(root, class_word, held_out_share)
     if source in SOURCES and root is not None:
         samples = SOURCES[source].load(root)
-    elif root is not None and _registered(source):
+    elif root is not None and source in plugins.names(plugins.SOURCES):
         samples = _of_package(source, root)
     elif not is_folder(path):
         samples = _listed(path, root)

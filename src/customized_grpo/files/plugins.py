@@ -53,17 +53,24 @@ def installed() -> dict[str, str]:
     }
 
 
-def refuse_doubles(group: str, name: str, built_in: Collection[str]) -> None:
-    """Raises PluginError if a name means two things: which one was meant cannot be guessed."""
+def double(group: str, name: str, built_in: Collection[str]) -> str | None:
+    """Why a name cannot be used that means two things: which one was meant cannot be guessed. None if it means one."""
     entries, kind = _entries(group).get(name, []), KINDS[group]
     packages = " and ".join(map(package_of, entries))
     if entries and name in built_in:
-        raise PluginError(
+        return (
             f"the {kind} {name!r} is built in, and {packages} registers another one of this name; uninstall that "
             "package, or rename its entry"
         )
     if len(entries) > 1:
-        raise PluginError(f"the {kind} {name!r} is registered by {packages}; uninstall one of them")
+        return f"the {kind} {name!r} is registered by {packages}; uninstall one of them"
+    return None
+
+
+def refuse_doubles(group: str, name: str, built_in: Collection[str]) -> None:
+    """Raises PluginError if a name means two things."""
+    if problem := double(group, name, built_in):
+        raise PluginError(problem)
 
 
 def load(group: str, name: str, fits: Callable[[Any], bool], expected: str) -> Any:
@@ -90,7 +97,8 @@ def registered(group: str) -> AfterValidator:
     def check(name: str) -> str:
         if name not in _entries(group):
             known = ", ".join(names(group)) or "none"
-            raise PydanticCustomError("plugin", f"a {KINDS[group]} of an installed package ({known})")
+            about = {"kind": KINDS[group], "known": known}
+            raise PydanticCustomError("plugin", "a {kind} of an installed package ({known})", about)
         return name
 
     return AfterValidator(check)

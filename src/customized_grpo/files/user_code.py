@@ -15,7 +15,7 @@ from customized_grpo.files import PACKAGE
 from customized_grpo.files.own_modules import as_written
 
 _LIBRARIES = tuple({sysconfig.get_path(key) for key in ("stdlib", "platstdlib", "purelib", "platlib")})
-_MACHINERY = (str(PACKAGE), importlib.__file__, "<frozen ")  # what calls the user's code
+_MACHINERY = (str(PACKAGE), str(Path(importlib.__file__).parent), "<frozen ")  # what calls the user's code
 
 
 class OwnCodeError(InputError, RuntimeError):

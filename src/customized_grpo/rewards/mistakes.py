@@ -49,7 +49,7 @@ class _Place:
 
     keys: tuple[str, ...]  # as the user writes them
     reward: str | None  # the name of the reward whose setting it is
-    known: tuple[str, ...]  # keys that could be written in the place of the last one
+    known: tuple[str, ...]  # keys that could be written in the place of the last one, if that is unknown
 
     def line(self, problem: str, *further_keys: str) -> str:
         where = ".".join([*self.keys, *further_keys])
@@ -86,7 +86,8 @@ def _locate(mistake: ErrorDetails, schema: type[BaseModel], inside: tuple[str, .
     reward = location.pop(position) if len(location) > position else None
     all_are_keys = mistake["type"] == "extra_forbidden"
     keys = [key for key in location if all_are_keys or not _NOT_A_KEY.match(key)]
-    return _Place(tuple(keys[len(inside) :]), reward, _known_keys(schema, keys, reward))
+    known = _known_keys(schema, keys, reward) if all_are_keys else ()
+    return _Place(tuple(keys[len(inside) :]), reward, known)
 
 
 def _known_keys(schema: type[BaseModel], keys: Sequence[str], reward: str | None) -> tuple[str, ...]:

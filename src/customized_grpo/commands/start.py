@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from customized_grpo.config import RunConfig
+from customized_grpo.cost.batches import settled
 from customized_grpo.errors import InputError, RunError
 from customized_grpo.run.checkpoints import FINAL, bests_of
 from customized_grpo.run.directory import RunDirectory
@@ -80,9 +81,9 @@ def train(
     if output is not None:
         config = config.with_settings(("output", output))
     with _errors_of_memory():
-        trainer = assemble(config, resume=resume)
+        trainer, told = begin(config, resume=resume)
         if isinstance(trainer.directory, RunDirectory):
-            for notice in told(trainer):
+            for notice in told:
                 warnings.warn(notice, stacklevel=2)
             trainer.directory.on_update = on_update
         try:
@@ -91,12 +92,15 @@ def train(
             if stopped.code == INTERRUPTED:
                 raise KeyboardInterrupt(f"continue with train(..., resume=True): {trainer.directory.path}") from None
             raise
-    return Run(trainer.directory.path, config)
+    return Run(trainer.directory.path, trainer.config)
 
 
-def told(trainer: Trainer) -> list[str]:
-    """What a user should know before the run starts, one line each."""
-    return [*trainer.directory.notices, *launchers.notices(), *notices(trainer.plan)]
+def begin(config: RunConfig, *, resume: bool) -> tuple[Trainer, list[str]]:
+    """The trainer of a run, and what a user should know before it trains, one line each. Raises InputError."""
+    config, choice = settled(config, resume=resume)
+    trainer = assemble(config, resume=resume)
+    chosen = [str(choice)] if choice else []
+    return trainer, [*chosen, *trainer.directory.notices, *launchers.notices(), *notices(trainer.plan)]
 
 
 def finish(trainer: Trainer) -> None:
