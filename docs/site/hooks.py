@@ -7,6 +7,7 @@
 A link that leads nowhere stays as it is: the strict build refuses it.
 """
 
+import json
 import os
 import re
 from pathlib import Path, PurePosixPath
@@ -68,7 +69,9 @@ def site_name(target: Path) -> str:
 
 
 def _source(name: str) -> Path:
-    """The file of the repository that a page of the site is made from; its folder for what it shows of others."""
+    """The file of the repository that a page of the site is made from."""
+    if name.startswith(f"{SHOWN}/"):
+        return ROOT / name.removeprefix(f"{SHOWN}/").removesuffix(".md")
     if (ROOT / "docs" / name).is_file():
         return ROOT / "docs" / name
     return next((file for file in ROOT.glob("*.md") if site_name(file) == name), ROOT / "docs" / name)
@@ -101,8 +104,17 @@ def _content(target: Path) -> str:
         files = sorted(file.relative_to(target).as_posix() for file in target.rglob("*") if _is_shown(file))
         listed = "\n".join(files)
         return _shown(name, f"This folder of the repository holds {len(files)} files:\n\n```\n{listed}\n```")
+    if target.suffix == ".ipynb":
+        return _shown(name, _notebook(target))
     language = {".py": "python", ".yaml": "yaml", ".json": "json"}.get(target.suffix, "")
     return _shown(name, f"````{language}\n{target.read_text(encoding='utf-8')}\n````")
+
+
+def _notebook(target: Path) -> str:
+    """Text and code of a notebook, without its results."""
+    cells = json.loads(target.read_text(encoding="utf-8"))["cells"]
+    texts = ((cell["cell_type"], "".join(cell["source"])) for cell in cells)
+    return "\n\n".join(f"````python\n{text}\n````" if kind == "code" else text for kind, text in texts)
 
 
 def _is_shown(file: Path) -> bool:
