@@ -76,4 +76,4 @@ def test_pages_ask_no_other_host_and_fit_the_screen(site: Path, width: int, brow
 
 
 class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *_: Any) -> None: ...  # noqa: ARG002
+    def log_message(self, format: str, *_: Any) -> None: ...
