@@ -24,7 +24,7 @@ from customized_grpo.commands.options import (
     Target,
     chosen_device,
 )
-from customized_grpo.commands.tools import build_critters, check_rewards, env, export, plan, report
+from customized_grpo.commands.tools import build_critters, check_rewards, env, export, plan, push, report
 from customized_grpo.errors import InputError, RunError, UsageError
 from customized_grpo.fields import LARGEST_SEED
 from customized_grpo.files.notices import show_in_lines
@@ -107,10 +107,10 @@ def train(
     moved = [("output", Path(recipe))] if resume and _is_run(recipe) else []  # the folder may have been moved
     config = load_config(recipe, [*moved, *(overrides or []), *chosen])
     if dry_run:
-        from customized_grpo.training.check import dry_run as check
+        from customized_grpo.commands.train import check_training
 
         typer.echo(dump_config(config), nl=False)
-        return check(config, resume=resume)
+        return check_training(config, resume=resume)
     with ending(lambda: kept_run(Path(config.output))):
         from customized_grpo.commands.train import run_training
 
@@ -288,7 +288,7 @@ def studio(
     serve(runs or [], port=port, browser=not no_browser, device=device)
 
 
-for command in (report, export, plan, build_critters, check_rewards, env):
+for command in (report, export, push, plan, build_critters, check_rewards, env):
     app.command()(command)
 
 
