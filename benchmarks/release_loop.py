@@ -131,7 +131,7 @@ def train_groups(trainer: Trainer, groups: Sequence[Group], advantages: Tensor) 
                     at[step],
                     config.objective.clip_range,
                     scale=scales[step],
-                    normaliser=normaliser,
+                    normaliser=entries,
                 )
                 loss.backward()
         torch.nn.utils.clip_grad_norm_(learner.parameters, config.optimizer.max_grad_norm)
