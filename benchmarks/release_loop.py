@@ -110,7 +110,7 @@ def train_groups(trainer: Trainer, groups: Sequence[Group], advantages: Tensor) 
 
     advantages  [P G, T] at the steps of the window
     """
-    plan, learner, config = trainer.plan, trainer.learner, trainer.config
+    plan, config = trainer.plan, trainer.config
     steps = plan.window(trainer.update)
     scales = dict(zip(steps, plan.scales(steps).tolist(), strict=True))
     part, size = config.groups.size // config.objective.minibatches, config.groups.size
@@ -134,9 +134,15 @@ def train_groups(trainer: Trainer, groups: Sequence[Group], advantages: Tensor) 
                     normaliser=entries,
                 )
                 loss.backward()
-        torch.nn.utils.clip_grad_norm_(learner.parameters, config.optimizer.max_grad_norm)
-        for weights in learner.optimizer.param_groups:
-            weights["lr"] = plan.lr(learner.steps)
-        learner.optimizer.step()
-        learner.optimizer.zero_grad(set_to_none=True)
-        learner.steps += 1
+        apply(trainer)
+
+
+def apply(trainer: Trainer) -> None:
+    """An optimiser step with the gradients that are there."""
+    learner = trainer.learner
+    torch.nn.utils.clip_grad_norm_(learner.parameters, trainer.config.optimizer.max_grad_norm)
+    for weights in learner.optimizer.param_groups:
+        weights["lr"] = trainer.plan.lr(learner.steps)
+    learner.optimizer.step()
+    learner.optimizer.zero_grad(set_to_none=True)
+    learner.steps += 1
