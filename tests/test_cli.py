@@ -24,7 +24,7 @@ from program import Answer, start
 
 COMMANDS = (
     *("demo", "train", "generate", "evaluate", "compare", "probe", "check-rewards", "report"),
-    *("export", "build-critters", "env"),
+    *("export", "build-critters", "env", "studio"),
 )
 PROMPT = "a critter in the snow, in the centre, without a hat"
 
@@ -82,6 +82,14 @@ def test_the_help_fits_into_80_columns():
         assert max(map(len, text.splitlines())) <= 80
         _, _, commands = text.partition("Commands:")
         assert "..." not in commands
+
+
+def test_an_option_with_one_value_is_given_once(run: Callable[..., Answer], tmp_path: Path):
+    """The last one would win, and the first be dropped without a word."""
+    answer = run("generate", "--adapter", tmp_path / "a", "--prompt", PROMPT, "--adapter", tmp_path / "b")
+    assert (answer.code, answer.error) == (2, "error: --adapter is given 2 times but has one value; keep one of them")
+    answer = run("report", tmp_path, "--output", "a.html", "--output=b.html")
+    assert (answer.code, answer.error) == (2, "error: --output is given 2 times but has one value; keep one of them")
 
 
 def test_the_installed_program_reports_mistakes_without_a_traceback(tmp_path: Path):

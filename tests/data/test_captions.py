@@ -145,6 +145,13 @@ def test_other_views_in_a_table(write: Callable[..., Path]):
     assert views == [["b.jpg"], ["a.jpg", "c.jpg"]]
 
 
+def test_pictures_that_the_table_does_not_name_are_told(write: Callable[[Mapping[str, str]], Path]):
+    table = "file_name,text,other_views\r\na.jpg,a dog,x/b.jpg\r\n"
+    root = write({"a.jpg": "", "x/b.jpg": "", "x/c.jpg": "", "notes.txt": "", "d.JPG": "", "metadata.csv": table})
+    with pytest.warns(UserWarning, match=r"metadata\.csv does not name are left out: d\.JPG, x/c\.jpg$"):
+        assert len(load_imagefolder(root)) == 1
+
+
 COLUMNS = "there are 2 columns (file_name, text), and"
 LINE = "metadata.csv, line"
 

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import customized_grpo
 from customized_grpo.config import RunConfig, load_config
+from customized_grpo.errors import UsageError
 from customized_grpo.files.pretrained import ModelError
-from customized_grpo.policies import FAMILIES, load_policy
+from customized_grpo.policies import FAMILIES, adapter_size, architectures, load_policy
 from customized_grpo.training.assemble import assemble
 from program import start
 from toy_family import ToyPolicy
@@ -32,6 +34,18 @@ def toy(tmp_path: Path, make_config: Callable[..., RunConfig], monkeypatch: pyte
 def test_the_pipeline_class_of_a_checkpoint_chooses_the_family(toy: RunConfig, make_config: Callable[..., RunConfig]):
     assert isinstance(load_policy(toy.model, "cpu"), ToyPolicy)
     assert type(load_policy(make_config().model, "cpu")).__name__ == "FluxKontextPolicy"
+
+
+@pytest.mark.parametrize("checkpoint", yaml.safe_load(architectures.PUBLISHED.read_text())["checkpoints"])
+def test_a_dry_run_knows_the_adapter_of_every_published_checkpoint(checkpoint: str):
+    """Their configurations leave out what is the class's default, and a dry run reads only configurations."""
+    recipe = "uno-paper" if checkpoint == "black-forest-labs/FLUX.1-dev" else "kontext"
+    config = load_config(recipe, [f"model.path={checkpoint}", "model.base_adapter=null", "adapter.targets=null"])
+    size = adapter_size(config.model, config.adapter)
+    assert size is not None
+    assert size > 10_000_000
+    with pytest.raises(UsageError, match="512x520 pixels; this model needs multiples of 16"):
+        adapter_size(config.model.model_copy(update={"height": 520}), config.adapter)
 
 
 def test_a_registered_family_trains_resumes_generates_and_is_probed(

@@ -7,13 +7,32 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup, TyperOption
 
+from customized_grpo.errors import UsageError
 from customized_grpo.fields import LARGEST_SEED, expand_user
 
 
 def path_of_user(given: str | Path) -> Path:
     """A path as it is written, `~` at its beginning apart. Raises PathError."""
     return given if isinstance(given, Path) else Path(expand_user(given))  # an option's default is a Path
+
+
+class OptionsOnce(TyperGroup):
+    """Refuses an option that is given twice but has one value: the first would be lost without a word."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Raises UsageError."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None:
+            parser = command.make_parser(ctx)
+            parser.allow_interspersed_args = command.allow_interspersed_args  # instead of those of the group
+            _, _, given = parser.parse_args(args=list(rest))
+            for option in given:
+                single = isinstance(option, TyperOption) and not (option.multiple or option.is_flag)
+                if single and (times := given.count(option)) > 1:
+                    raise UsageError(f"{option.opts[0]} is given {times} times but has one value; keep one of them")
+        return name, command, rest
 
 
 PathOption: Any = partial(typer.Option, parser=path_of_user, metavar="<path>")

@@ -1,10 +1,13 @@
 """Lists of samples in JSON and JSONL, and imagefolders, checked as a whole."""
 
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
+
+from PIL import Image
 
 from customized_grpo.data.checks import check_ids, check_inside, check_pictures
 from customized_grpo.data.copies import warn_of_copies
@@ -187,6 +190,7 @@ def _locate(names: set[str], root: Path, *, upwards: bool) -> tuple[dict[str, Pa
 # --- imagefolder -----------------------------------------------------------------------------------------------------
 
 METADATA = ("metadata.jsonl", "metadata.csv")
+_SHOWN = 5  # names in a warning
 
 
 def metadata_of(folder: Path) -> list[Path]:
@@ -207,7 +211,24 @@ def load_imagefolder(root: Path) -> list[Sample]:
     if len(files) != 1:
         problem = f"both {' and '.join(METADATA)}; keep one" if files else f"no {' or '.join(METADATA)}"
         raise DataError(root, [problem], remedy)
-    return load_metadata(files[0], None)
+    samples = load_metadata(files[0], None)
+    if left := _unnamed(root, samples):
+        names = ", ".join(display(path.relative_to(root)) for path in left[:_SHOWN])
+        more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
+        warnings.warn(f"pictures that {display(files[0])} does not name are left out: {names}{more}", stacklevel=2)
+    return samples
+
+
+def _unnamed(root: Path, samples: Sequence[Sample]) -> list[Path]:
+    """The pictures in a folder and below, by their names' endings, that no sample has."""
+    sources = [source for s in samples for source in (*s.references, *s.other_views, s.mask, s.prompt_picture)]
+    named = {os.path.normpath(source) for source in sources if isinstance(source, Path)}
+    kinds = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    return sorted(
+        path
+        for path in root.rglob("*")
+        if path.suffix.lower() in kinds and not path.name.startswith(".") and os.path.normpath(path) not in named
+    )
 
 
 def load_metadata(file: Path, root: Path | None) -> list[Sample]:
