@@ -34,7 +34,6 @@ ROOMS = {
     "rewards": "one file per reward or metric; `settings.py` has the settings of each",
     "sections": "the sections of a configuration, with a description of every setting",
     "policies": "one file per model family, behind the protocol in `base.py`",
-    "validation": "pydantic's errors as lines for the user",
     "config": "the configuration of a run: recipes, overrides, contradictions",
     "run": "the folder of a run: access, checkpoints, logs, resuming, trackers",
     "calibration": "what the rewards give to bad and to good pictures; known pictures, intervals",
@@ -45,6 +44,7 @@ ROOMS = {
     "compare": "arms over several seeds: running them, tables, plots",
     "report": "the HTML page: reading folders, and its template",
     "commands": "demo, generate and export; the options of all commands",
+    "studio": "the page to try a model and watch a run; the extra `studio`",
     "cli": "the command line",
     "__main__": "`python -m customized_grpo`",
 }

@@ -20,16 +20,7 @@ from customized_grpo.calibration.file import (
     read_calibration,
 )
 from customized_grpo.calibration.named_metrics import named_metrics, trained_names
-from customized_grpo.config import (
-    CONFIG,
-    JOINT_CALIBRATED,
-    Override,
-    RunConfig,
-    key_of,
-    load_config,
-    parse_metric,
-    recipes,
-)
+from customized_grpo.config import CONFIG, JOINT_CALIBRATED, Override, RunConfig, key_of, load_config, recipes
 from customized_grpo.critters import samples as critters
 from customized_grpo.data import Sample
 from customized_grpo.data.digests import SampleDigest, digests
@@ -38,6 +29,7 @@ from customized_grpo.errors import UsageError
 from customized_grpo.fields import BUILT_IN
 from customized_grpo.measure import dreambench
 from customized_grpo.policies.adapter_file import adapter_digest
+from customized_grpo.rewards.mistakes import parse_metric
 from customized_grpo.rewards.settings import RewardSettings
 from customized_grpo.run.checkpoints import FOLDER as CHECKPOINTS
 from customized_grpo.run.checkpoints import checkpoints_of, find_adapter, folder_of

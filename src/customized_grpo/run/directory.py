@@ -58,7 +58,7 @@ from customized_grpo.run.checkpoints import (
     update_of,
     write_state,
 )
-from customized_grpo.run.environment import environment
+from customized_grpo.run.environment import ENVIRONMENT, changed_plugins, environment
 from customized_grpo.run.logs import LOGS, LogRow, as_json, read_logs, rewind_log
 from customized_grpo.run.own_samples import OwnSamples
 from customized_grpo.run.sampling_settings import SAMPLING, SamplingSettings
@@ -90,14 +90,15 @@ class RunDirectory:
         self.config, self.own_samples, self.files, self.describe = config, own_samples, files, describe
         self.references_kept = False  # whether images/reference-*.png are those of this start
         self.path = path = Path(config.output)
-        self.notices = check_access(config, resume=resume)
+        self.on_update: Callable[[Mapping[str, Any]], None] | None = None  # called with each row of an update
+        self.notices = [*check_access(config, resume=resume), *changed_plugins(path)]
         with writable(path):
             path.mkdir(parents=True, exist_ok=True)
             self._lock = take_lock(path)
             try:
                 write_text(path / CONFIG, dump_config(config))  # first: with it, the run can be resumed
                 self._keep_beside(path)
-                write_text(path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+                write_text(path / ENVIRONMENT, json.dumps(environment(), indent=2) + "\n")
                 (path / FOLDER).mkdir(exist_ok=True)
                 (path / "images").mkdir(exist_ok=True)
                 self.trackers = Trackers(config.tracking, path, config.model_dump(mode="json"))
@@ -119,6 +120,8 @@ class RunDirectory:
             print_line(f"warning, update {warning['update']}: {warning['kind']}: {warning['message']}")
         self._append("metrics.jsonl", row)
         self._track("train", row)
+        if self.on_update is not None:
+            self.on_update(row)
 
     def log_evaluation(self, row: Mapping[str, Any], shown: Sequence[Shown]) -> None:
         """Append to evaluations.jsonl and save the shown cases, one by one and on a sheet, which trackers get too.

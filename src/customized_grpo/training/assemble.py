@@ -31,6 +31,7 @@ from customized_grpo.sections import Data
 from customized_grpo.sharing.card import write_own_card
 from customized_grpo.training.calibrate import kept_calibrations, measure_missing
 from customized_grpo.training.evaluation import HeldOut, evaluation_sigmas
+from customized_grpo.training.plan import rule_of
 from customized_grpo.training.trainer import Trainer
 
 
@@ -153,6 +154,8 @@ def sample_problems(config: RunConfig, train: Sequence[Sample], held_out: Sequen
             f"{config.data.source} leaves no held-out sample to evaluate on; raise data.held_out_share, or set "
             "evaluation.every=0"
         )
+    if rule_of(config).static_weights and config.weighting.kind == "tdw":
+        yield f'shaping.rule: "{config.shaping.rule}" needs static weights; add weighting.kind=constant'
     yield from _unscorable_rewards(config, train)
 
 
