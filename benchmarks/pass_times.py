@@ -20,10 +20,12 @@ Times = Mapping[str, Mapping[int, float]]  # seconds per image, by kind of pass 
 
 def time_passes(trainer: Trainer, batches: Sequence[int], images: int = IMAGES) -> Times:
     """How long passes of a trainer's policy and rewards take, without anything around them."""
-    return {
+    times = {
         kind: {batch: _seconds(call, batch, images) for batch, call in calls.items()}
         for kind, calls in _calls(trainer, batches).items()
     }
+    trainer.learner.optimizer.zero_grad(set_to_none=True)  # the trainer's next update must not begin with them
+    return times
 
 
 def _calls(trainer: Trainer, batches: Sequence[int]) -> dict[str, dict[int, Callable[[], object]]]:
@@ -81,6 +83,7 @@ def forwards_per_training_pass(trainer: Trainer) -> float:
     """FLOPs of a pass forward and backward, in units of a forward pass."""
     calls = _calls(trainer, (1,))
     forward, backward = (measure(calls[kind][1], ()).flops for kind in ("sampled", "trained"))
+    trainer.learner.optimizer.zero_grad(set_to_none=True)
     return backward / forward
 
 

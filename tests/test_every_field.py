@@ -20,6 +20,7 @@ from torch import Tensor
 import tiny_models
 from customized_grpo.algorithm import sigma_schedule
 from customized_grpo.config import ConfigError, RunConfig, load_config
+from customized_grpo.cost.batches import settled
 from customized_grpo.critters.weights import FOLDER
 from customized_grpo.files.pretrained import ModelError
 from customized_grpo.policies import load_policy
@@ -94,11 +95,10 @@ def planned(config: RunConfig) -> Any:
     """Samples, windows, weights, seeds and learning rates of the first updates."""
     sigmas = sigma_schedule(config.sampling.num_steps, float(config.sampling.shift))
     plan = Plan(config, load_samples(config)[0], sigmas)
-    steps = range(config.sampling.num_steps - 1)
     return (
         [[sample.id for sample in plan.batch(update)] for update in range(4)],
         [plan.window(update) for update in range(12)],
-        plan.prompt_weight(steps).tolist(),
+        plan.prompt_weight(range(config.sampling.num_steps - 1)).tolist(),
         [plan.seed(update, 0, 0) for update in range(4)],
         [plan.lr(step) for step in range(6)],
     )
@@ -119,7 +119,7 @@ def samples(config: RunConfig) -> Any:
 
 def forward_batches(config: RunConfig) -> Any:
     """Images per forward pass of an update, in order: its results do not depend on them."""
-    trainer, seen = assemble(config), []
+    trainer, seen = assemble(settled(config, resume=False)[0]), []
     velocity = trainer.policy.velocity
 
     def counting(latents: Tensor, sigma: float | Tensor, condition: Any) -> Tensor:
@@ -307,6 +307,7 @@ CASES: dict[str, Case] = {
     "optimizer.max_grad_norm": Case(1e-7, learnt),
     "groups.prompts": Case(2, rows),
     "groups.size": Case(4, rows),
+    "groups.batch": Case("auto", forward_batches, ("groups.rollout_batch=1", "groups.update_batch=1")),
     "groups.rollout_batch": Case(2, forward_batches),
     "groups.update_batch": Case(2, forward_batches),
     "evaluation.every": Case(1, evaluations),
@@ -364,9 +365,8 @@ def places(tmp_path_factory: pytest.TempPathFactory, guided_checkpoint: Path) ->
     for place, picture in ((folder / "stray" / "here", pictures[0]), (folder / "here", pictures[1])):
         place.mkdir(parents=True)
         shutil.copy(picture, place / "00.png")
-    stray = folder / "stray" / "list.json"
-    stray.write_text(json.dumps([{"prompt": "a thing", "image_paths": ["here/00.png"]}]))
-    names = [f"{picture.parent.name}/00.png" for picture in pictures]
+    (folder / "stray" / "list.json").write_text(json.dumps([{"prompt": "a thing", "image_paths": ["here/00.png"]}]))
+    names = [entry["image_paths"][0] for entry in entries]
     pairs = [{"prompt": f"thing {n}", "image_paths": [names[n], names[n - 1]], "subject": str(n)} for n in range(3)]
     (folder / "pairs.json").write_text(json.dumps(pairs))
     policy = load_policy(load_config(TINY).model, "cpu")
@@ -377,7 +377,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, guided_checkpoint: Path) ->
     return {
         "list": str(folder / "list.json"),
         "pairs": str(folder / "pairs.json"),
-        "stray": str(stray),
+        "stray": str(folder / "stray" / "list.json"),
         "root": str(folder),
         "photographs": str(folder / "cat"),
         "dino": str(folder / "dino"),

@@ -112,6 +112,14 @@ def test_every_figure_of_memory_is_computed(name: str):
             assert float(said) == round(estimate(load_config(name)).peak / 1e9), line
 
 
+@pytest.mark.parametrize("name", recipes())
+def test_evaluations_take_less_than_a_tenth_of_a_run(name: str):
+    """Of its floating-point operations, counted; rewards and metrics, which both parts have, are left out."""
+    work = estimate(load_config(name)).work
+    evaluations = sum(part.flops for part in work if part.what.endswith("evaluations"))
+    assert 0 < evaluations < 0.1 * sum(part.flops for part in work)
+
+
 # --- the published settings ------------------------------------------------------------------------------------------
 
 # github.com/Safeoffellow/Customized-GRPO, commit a431775: config/train/syncd_1w_customized_grpo.yaml, and where that

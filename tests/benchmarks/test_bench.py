@@ -14,7 +14,7 @@ from customized_grpo.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = (
-    *("groups.prompts=1", "groups.size=6", "objective.minibatches=3", "noise.steps=all"),
+    *("groups.size=6", "objective.minibatches=3", "noise.steps=all"),
     *("window.strategy=scattered", "window.size=2", "noise.dynamics=dance"),
 )
 
@@ -25,10 +25,14 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
     return import_module
 
 
+@pytest.mark.parametrize("prompts", [1, 2])
 def test_the_releases_loop_trains_what_the_trainer_trains(
-    make_trainer: Callable[..., Trainer], tmp_path: Path, benchmark: Callable[[str], Any]
+    make_trainer: Callable[..., Trainer], tmp_path: Path, benchmark: Callable[[str], Any], prompts: int
 ):
-    batched, single = (make_trainer(*PUBLISHED, f"output={tmp_path / name}") for name in ("batched", "single"))
+    batched, single = (
+        make_trainer(*PUBLISHED, f"groups.prompts={prompts}", f"output={tmp_path / name}")
+        for name in ("batched", "single")
+    )
     before = {name: weight.detach().clone() for name, weight in single.policy.trainable_parameters().items()}
     for _ in range(2):
         batched.step()

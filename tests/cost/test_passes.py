@@ -1,7 +1,7 @@
 """The passes and FLOPs that are planned are those that a run makes."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_f
 from customized_grpo.config import RunConfig
 from customized_grpo.cost.estimate import estimate
 from customized_grpo.cost.passes import blank_sample, passes
+from customized_grpo.training import evaluation
+from customized_grpo.training.evaluation import generate_cases
 from customized_grpo.training.plan import Plan
 from customized_grpo.training.rollout import Sampler
 from customized_grpo.training.trainer import Trainer
@@ -105,10 +107,24 @@ def test_a_run_takes_the_planned_operations(
     assert sum(flops) == pytest.approx(UPDATES * estimate(trainer.config).flops, rel=1e-9)
 
 
-def test_evaluations_count_by_the_updates_between_them(make_config: Callable[..., RunConfig]):
-    """By hand: 4 cases in 7 steps every 2 updates."""
-    planned = passes(make_config("evaluation.every=2", "evaluation.num_steps=7"))
-    assert (planned.evaluated, planned.evaluation) == (2, 14)
+@pytest.mark.parametrize("average", [(), ("adapter.ema.decay=0.9",)], ids=["", "with an average"])
+def test_a_run_makes_the_planned_evaluations(
+    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, average: tuple[str, ...]
+):
+    """By hand: 4 cases in 7 steps, before the first of 3 updates and after the second; twice with an average."""
+    trainer, images = make_trainer("evaluation.every=2", "evaluation.num_steps=7", "updates=3", *average), Counter()
+
+    def generate(policy: Any, sigmas: Tensor, cases: Sequence[Any]) -> Tensor:
+        images["finished"] += len(cases)
+        images["steps"] += len(cases) * (len(sigmas) - 1)
+        return generate_cases(policy, sigmas, cases)
+
+    monkeypatch.setattr(evaluation, "generate_cases", generate)
+    trainer.train()
+    planned = passes(trainer.config)
+    assert 3 * planned.evaluated == pytest.approx(images["finished"])
+    assert 3 * planned.evaluation == pytest.approx(images["steps"])
+    assert images["steps"] == 4 * 7 * 2 * (2 if average else 1)
 
 
 def test_the_steps_before_the_window_are_taken_once_per_group(make_config: Callable[..., RunConfig]):

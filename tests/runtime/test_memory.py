@@ -73,7 +73,7 @@ def test_a_failed_attempt_is_undone_before_the_next():
         return {"update": 1}
 
     with pytest.warns(UserWarning, match="out of memory"):
-        row = batches.run(attempt, lambda: events.append("undo"), can_repeat=lambda: True)
+        row = batches.run(attempt, lambda: events.append("undo"))
     assert events == ["attempt 4", "undo", "attempt 2", "undo", "attempt 1"]
     assert row == {"update": 1, "out_of_memory": 2, "rollout_batch": 1, "update_batch": 1}
 
@@ -90,37 +90,94 @@ def test_if_not_even_one_image_fits_the_message_says_what_to_make_smaller(
         trainer.step()
 
 
-@pytest.mark.parametrize("setting", ["updates_per_rollout", "minibatches"])
-def test_after_an_optimiser_step_the_update_is_not_repeated(
-    setting: str, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
-):
-    trainer = make_trainer(*SMALL, f"objective.{setting}=2")
-    velocity = trainer.policy.velocity
+def out_of_memory_once(trainer: Trainer, name: str, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the policy's or the optimiser's method `name` do its work and then fail, once, after so many steps."""
+    owner: Any = trainer.learner.optimizer if name == "step" else trainer.policy
+    original, failed = getattr(owner, name), []
 
-    def failing(latents: Tensor, sigma: Any, condition: Any) -> Tensor:
-        if trainer.learner.steps == 1:
+    def failing(*inputs: Any) -> Any:
+        result = original(*inputs)
+        if not failed and trainer.learner.steps == after:
+            failed.append(name)
+            torch.rand(())  # as a user's own reward may do
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return velocity(latents, sigma, condition)
+        return result
 
-    monkeypatch.setattr(trainer.policy, "velocity", failing)
-    with pytest.raises(MemoryExhaustedError, match=r"cannot be repeated; resume with --resume and groups\.rollout"):
-        trainer.step()
-    assert trainer.learner.steps == 1
+    monkeypatch.setattr(owner, name, failing)
 
 
-def test_half_an_optimiser_step_is_not_repeated(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch):
-    """Its moments and counts may have changed before its last temporary did not fit."""
-    trainer = make_trainer(*SMALL)
-    step = trainer.learner.optimizer.step
+EMA = ("adapter.ema.decay=.5", "adapter.ema.every=1")
+# what fails, after so many optimiser steps; updates before; the settings of the run
+LATE = {
+    "rollout": ("noise", 0, 0, ()),
+    "a second minibatch": ("velocity", 1, 0, ("objective.minibatches=2",)),
+    "a second pass over the rollout": ("velocity", 1, 0, ("objective.updates_per_rollout=2", *EMA)),
+    "the first optimiser step": ("step", 0, 0, EMA),
+    "the second update's optimiser step": ("step", 1, 1, EMA),
+}
 
-    def half() -> None:
-        step()
-        raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trainer.learner.optimizer, "step", half)
-    with pytest.raises(MemoryExhaustedError, match=r"cannot be repeated; resume with --resume"):
-        trainer.step()
-    assert {state["step"].item() for state in trainer.learner.optimizer.state.values()} == {1.0}
+@pytest.mark.parametrize("case", LATE)
+@pytest.mark.filterwarnings("ignore:out of memory")
+def test_wherever_memory_ran_out_the_update_is_repeated_from_its_beginning(
+    case: str, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """Also half an optimiser step is undone: its moments and counts change before its last temporary does not fit."""
+    name, after, before, settings = LATE[case]
+    ends = []
+    for folder in ("small", "halved"):
+        batches = ("groups.rollout_batch=4", "groups.update_batch=4", f"output={tmp_path / folder}")
+        trainer = make_trainer(*SMALL, *settings, *batches)
+        torch.manual_seed(0)
+        for _ in range(before):
+            trainer.step()
+        if folder == "small":
+            trainer.batches.rollout = trainer.batches.update = 2
+        else:
+            out_of_memory_once(trainer, name, after, monkeypatch)
+        row = trainer.step()
+        ends.append((all_state(trainer), row["gradient_norm"], row["reward_identity"], trainer.update))
+    (expected, *figures), (state, *other) = ends
+    assert row["out_of_memory"] == 1
+    assert state.keys() == expected.keys()
+    assert [key for key in expected if not torch.equal(state[key], expected[key])] == []
+    assert figures == other
+
+
+def all_state(trainer: Trainer) -> dict[str, Tensor]:
+    """Adapter, moving average, moments, counts, torch's random state."""
+    learner = trainer.learner
+    moments = {
+        f"{index}.{name}": value
+        for index, parameter in enumerate(learner.parameters)
+        for name, value in learner.optimizer.state[parameter].items()
+    }
+    shadows = {f"ema {index}": weight for each in learner.shadows for index, weight in enumerate(each.weights)}
+    weights = {f"adapter {index}": weight.detach() for index, weight in enumerate(learner.parameters)}
+    return {**weights, **moments, **shadows, "steps": torch.tensor(learner.steps), "random": torch.get_rng_state()}
+
+
+@pytest.mark.filterwarnings("ignore:out of memory")
+def test_a_run_that_halved_its_batches_resumes_with_them(
+    make_trainer: MakeTrainer, adapter_of: AdapterOf, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """Otherwise it would begin again with large ones, and differ from an uninterrupted run in the last digits."""
+    settings = (*SMALL, "groups.rollout_batch=4", "groups.update_batch=4", "save_every=1")
+    whole = make_trainer(*settings, "updates=2", f"output={tmp_path / 'whole'}")
+    out_of_memory_once(whole, "velocity", 0, monkeypatch)
+    whole.train()
+    first = make_trainer(*settings, "updates=1")
+    out_of_memory_once(first, "velocity", 0, monkeypatch)
+    first.train()
+    second = make_trainer(*settings, "updates=2", resume=True)
+    sizes = limit_memory(second, 2, monkeypatch)
+    second.train()
+    assert max(sizes) == 2
+    assert second.batches == whole.batches
+    assert torch.equal(adapter_of(second.policy), adapter_of(whole.policy))
+    other = make_trainer(*settings, "updates=3", "groups.rollout_batch=3", "groups.update_batch=3", resume=True)
+    other.train()
+    assert (other.batches.rollout, other.batches.update) == (3, 3)  # the user's later word counts
 
 
 def test_an_evaluation_that_does_not_fit_is_done_in_halves(

@@ -20,6 +20,7 @@ from typing import Any
 from customized_grpo.compare.comparison import BASE, OVER_TRAINING, Comparison
 from customized_grpo.compare.results import RESULT, SECONDS, read_result, read_run_logs
 from customized_grpo.config import RunConfig, dump_config
+from customized_grpo.cost.batches import settled
 from customized_grpo.errors import InputError, RunError, UsageError
 from customized_grpo.files.durable import make_folder, write_text
 from customized_grpo.measure.evaluate import evaluate
@@ -89,7 +90,7 @@ def _trained_adapters(config: RunConfig, run: Path, count: int) -> list[Path]:
         started = (run / "config.yaml").is_file()
         if not started:
             shutil.rmtree(run, ignore_errors=True)  # killed before it had written its configuration
-        assemble(config, resume=started).train()
+        assemble(settled(config, resume=started)[0], resume=started).train()
     checkpoints = checkpoints_of(run)
     if len(checkpoints) < count:
         raise UsageError(

@@ -61,12 +61,15 @@ class Estimate:
         return sum(self.resident.values()) + max(sum(parts.values()) for parts in self.phases.values())
 
 
-def estimate(config: RunConfig, *, references: int = 1, processes: int = 1) -> Estimate:
+def estimate(config: RunConfig, *, references: int = 1, processes: int = 1, costs: Measured | None = None) -> Estimate:
     """The costs of a recipe in each of so many processes; loads no weights.
+
+    costs  of its passes; None: they are measured
 
     Raises ModelError like `measured`.
     """
-    costs, images = measured(Settings.of(config, references)), passes(config) / processes
+    costs = measured(Settings.of(config, references)) if costs is None else costs
+    images = passes(config) / processes
     rewards, unknown = reward_memory(config)
     return Estimate(
         config=config,

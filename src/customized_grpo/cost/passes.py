@@ -23,7 +23,7 @@ class Passes:
     own         without gradient: the other steps of the rollout
     extra       without gradient: the model without the adapter, for KL; the policy that sampled, for `nft`
     trained     forward and backward. Images without a score or without signal are left out in a run, but not here
-    evaluation  without gradient: an evaluation's, divided by the updates between two of them
+    evaluation  without gradient: those of all evaluations, divided by the number of updates
     images      finished images of the rollout
     evaluated   finished images of evaluations
     """
@@ -56,8 +56,7 @@ def passes(config: RunConfig, updates: Sequence[int] | None = None) -> Passes:
     shared, own = zip(*(_rollout(config, window) for window in windows), strict=True)
     entries = images * (config.window.size or steps - 1)
     trained = entries * config.objective.updates_per_rollout
-    evaluation = config.evaluation
-    evaluated = config.data.held_out_samples / evaluation.every if evaluation.every else 0.0
+    evaluated = config.data.held_out_samples * evaluations(config) / config.updates
     return Passes(
         shared=groups * sum(shared) / len(shared),
         own=images * sum(own) / len(own),
@@ -67,6 +66,16 @@ def passes(config: RunConfig, updates: Sequence[int] | None = None) -> Passes:
         images=images,
         evaluated=evaluated,
     )
+
+
+def evaluations(config: RunConfig) -> int:
+    """How often a run generates its held-out cases: before the first update, and then every so many.
+
+    Twice each time if the adapter has a moving average, which is evaluated, too.
+    """
+    every = config.evaluation.every
+    times = 1 + config.updates // every if every else 0
+    return times if config.adapter.ema.decay is None else 2 * times
 
 
 def _rollout(config: RunConfig, window: tuple[int, ...]) -> tuple[int, int]:

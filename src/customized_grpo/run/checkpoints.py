@@ -50,6 +50,7 @@ class Position(NamedTuple):
     update: int = 0
     optimizer_steps: int = 0
     running: Mapping[str, Any] = MappingProxyType({})  # what the shaping remembers of earlier updates, as JSON
+    batches: Mapping[str, Any] = MappingProxyType({})  # images per pass, if memory ran out, as JSON
 
 
 class CheckpointError(InputError, ValueError):
@@ -216,7 +217,7 @@ def write_state(folder: Path, position: Position, optimizer: torch.optim.Optimiz
         others[str(index)] = {name: None if isinstance(v, Tensor) else v for name, v in values.items()}
         tensors |= {f"{index}.{name}": v.contiguous() for name, v in values.items() if isinstance(v, Tensor)}
     save_file(tensors, folder / TENSORS)
-    where = {**position._asdict(), "running": dict(position.running)}
+    where = {**position._asdict(), "running": dict(position.running), "batches": dict(position.batches)}
     about = {**where, "groups": state["param_groups"], "others": others}
     (folder / STATE).write_text(json.dumps(about) + "\n", encoding="utf-8")
 
@@ -249,4 +250,5 @@ def read_state(checkpoint: Path, optimizer: torch.optim.Optimizer) -> Position:
         for group, own in zip(about["groups"], optimizer.param_groups, strict=True)
     ]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-    return Position(about["update"], about["optimizer_steps"], about.get("running", {}))  # older versions had none
+    later = (about.get(name, {}) for name in ("running", "batches"))  # older versions had none
+    return Position(about["update"], about["optimizer_steps"], *later)

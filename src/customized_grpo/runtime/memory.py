@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import re
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,21 +35,36 @@ class MicroBatches:
     rollout: int
     update: int
     halved: int = 0
+    configured: tuple[int, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.configured = self.rollout, self.update
+
+    def as_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on with, as JSON; {} if the sizes are as configured."""
+        sizes = {"configured": [*self.configured], "rollout": self.rollout, "update": self.update}
+        return {**sizes, "halved": self.halved} if self.halved else {}
+
+    def resume(self, saved: Mapping[str, Any]) -> None:
+        """Go on with the sizes of `as_dict`, unless the user has configured others since."""
+        if saved and tuple(saved["configured"]) == self.configured:
+            self.rollout, self.update, self.halved = saved["rollout"], saved["update"], saved["halved"]
 
     def counters(self) -> dict[str, int]:
         """Entries for the row of an update; none while the sizes are as configured."""
         counters = {"out_of_memory": self.halved, "rollout_batch": self.rollout, "update_batch": self.update}
         return counters if self.halved else {}
 
-    def halve(self, error: torch.OutOfMemoryError, *, can_repeat: bool) -> None:
+    def halve(self, error: torch.OutOfMemoryError, *, can_repeat: bool = True) -> None:
         """Raises MemoryExhaustedError if nothing is left to halve, or if the update cannot be repeated.
 
-        It cannot be repeated after an optimiser step, nor with several processes: the others are already waiting.
+        It cannot be repeated with several processes: the others are already waiting.
         """
         if not can_repeat:
             raise MemoryExhaustedError(
-                f"out of memory ({first_line(error)}), and the update cannot be repeated; resume with --resume and "
-                f"groups.rollout_batch={max(self.rollout // 2, 1)} groups.update_batch={max(self.update // 2, 1)}"
+                f"out of memory ({first_line(error)}), and several processes cannot repeat an update; resume with "
+                f"--resume and groups.rollout_batch={max(self.rollout // 2, 1)} "
+                f"groups.update_batch={max(self.update // 2, 1)}"
             ) from None
         if self.rollout == self.update == 1:
             raise MemoryExhaustedError(
@@ -65,9 +80,9 @@ class MicroBatches:
         )
 
     def run(
-        self, attempt: Callable[[], dict[str, Any]], undo: Callable[[], None], can_repeat: Callable[[], bool]
+        self, attempt: Callable[[], dict[str, Any]], undo: Callable[[], None], *, can_repeat: bool = True
     ) -> dict[str, Any]:
-        """The row of an update that fits into memory. `undo` discards what a failed attempt left.
+        """The row of an update that fits into memory. `undo` brings back the state before a failed attempt.
 
         Raises MemoryExhaustedError.
         """
@@ -75,11 +90,11 @@ class MicroBatches:
             try:
                 return attempt() | self.counters()
             except torch.OutOfMemoryError as error:
-                self.halve(error, can_repeat=can_repeat())
-            undo()  # after the `except` block, which keeps the failed attempt's tensors alive
-            gc.collect()
+                self.halve(error, can_repeat=can_repeat)
+            gc.collect()  # after the `except` block, which keeps the failed attempt's tensors alive
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+            undo()
 
 
 def is_exhausted(error: RuntimeError) -> bool:

@@ -212,8 +212,8 @@ class Learner:
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.max_grad_norm))
         if not math.isfinite(norm):  # the step would make every weight NaN
             raise not_finite("gradient", update)
-        self.steps += 1  # before step(): an update that ran out of memory inside it must not be repeated
         self.optimizer.step()
+        self.steps += 1
         for shadow in self.shadows:
             shadow.follow(self.steps)
         return norm

@@ -48,16 +48,10 @@ from customized_grpo.training.evaluation import HeldOut, evaluation_sigmas
 from customized_grpo.training.forward import ForwardSampler
 from customized_grpo.training.learner import Learner
 from customized_grpo.training.plan import Plan
-from customized_grpo.training.record import (
-    best_value,
-    clock,
-    progress_line,
-    reward_figures,
-    spread,
-    with_average,
-)
+from customized_grpo.training.record import best_value, clock, progress_line, reward_figures, spread, with_average
 from customized_grpo.training.rollout import Rollout, Sampler
 from customized_grpo.training.shaper import Shaper
+from customized_grpo.training.undo import Before
 from customized_grpo.training.watch import DEGRADATION, TrainingError, Watch, degradation, refuse_ratio
 
 RATIO_CHECKS = 2  # per process: a new adapter changes nothing before the first update, so the second is checked, too
@@ -133,7 +127,8 @@ class Trainer:
                     degraded = self._act_on(row.get("warnings", ()))
                     stopping = self.processes.any(stop.requested)  # asked once: every process acts on one answer
                     if stopping or degraded or self.update % config.save_every == 0 or self.update == config.updates:
-                        position = Position(self.update, learner.steps, self.shaper.running.as_dict())
+                        remembered = self.shaper.running.as_dict(), self.batches.as_dict()
+                        position = Position(self.update, learner.steps, *remembered)
                         directory.checkpoint(position, self.policy, learner.optimizer, self.shadows)
                     if degraded:
                         raise degraded
@@ -145,7 +140,8 @@ class Trainer:
 
     def _resume(self, position: Position, rows: Sequence[LogRow], evaluations: Sequence[LogRow]) -> None:
         """Go on from a position, with the logs up to it."""
-        self.update, self.learner.steps, running = position
+        self.update, self.learner.steps, running, batches = position
+        self.batches.resume(batches)
         self.shaper.running = RunningFigures(**running)
         self.watch.replay(rows, evaluations)
         self._act_on([warning for row in rows for warning in row.get("warnings", ())])
@@ -162,12 +158,16 @@ class Trainer:
 
     def step(self) -> dict[str, Any]:
         """One update; returns its row of metrics. If memory runs out, it is repeated in smaller batches."""
-        steps = self.learner.steps
+        if self.processes.count > 1:  # the others wait for this one
+            return self.batches.run(self._step, self.scorer.discard, can_repeat=False)
+        before, counts = Before(self.learner, [*self.shadows.values()]), (self.update, self.ratio_checks)
 
-        def can_repeat() -> bool:
-            return self.processes.count == 1 and self.learner.steps == steps
+        def undo() -> None:
+            self.update, self.ratio_checks = counts
+            before.restore()
+            self.scorer.discard()
 
-        return self.batches.run(self._step, self.scorer.discard, can_repeat=can_repeat)
+        return self.batches.run(self._step, undo)
 
     def _step(self) -> dict[str, Any]:
         config, size = self.config, self.config.groups.size
