@@ -45,9 +45,9 @@ from customized_grpo.training.trainer import Trainer
 PHASES = ("rollout", "reward", "update")
 
 
-def free_memory(device: torch.device) -> float:
-    """Free bytes of a GPU; of a CPU infinity: its slices are small, and its memory is shared with all else."""
-    return float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else float("inf")
+def free_memory(device: torch.device) -> int | None:
+    """Free bytes of a GPU; None for a CPU, whose slices are small."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
 
 
 def forget(device: torch.device) -> None:
@@ -233,7 +233,7 @@ def choices() -> argparse.Namespace:
     options.add_argument("--size", type=int, help="pixels of a side; 512, or on a CPU 64")
     options.add_argument("--group", type=int, help="images; 12, or on a CPU 2")
     options.add_argument("--text", type=int, help="tokens of a prompt; the recipe's, or on a CPU 32")
-    options.add_argument("--batch", type=int, help="images per pass in rows b to d; the recipe's")
+    options.add_argument("--batch", type=int, help="images per pass in rows b to d; the recipe's, in d as many as fit")
     options.add_argument("--lever", nargs="+", default=[], metavar="KEY=VALUE", help="further settings of row d")
     options.add_argument("--model", help="another model of the family: a hub id or a folder")
     options.add_argument("--memory", type=float, help="GB that may be used; what is free on the card")
@@ -257,9 +257,11 @@ def choices() -> argparse.Namespace:
 
 def planned(chosen: argparse.Namespace, folder: Path) -> list[list[Setting]]:
     """The settings to measure, by family and rank. Says what they need, and exits if that is more than there is."""
-    device = usable_device(chosen.device)
+    free = free_memory(usable_device(chosen.device)) if chosen.memory is None else int(chosen.memory * 1e9)
     scale = Scale(
-        chosen.device, chosen.blocks, chosen.size, chosen.group, chosen.batch, chosen.model, chosen.text, chosen.lever
+        **{name: getattr(chosen, name) for name in ("device", "blocks", "size", "group", "batch", "model", "text")},
+        levers=chosen.lever,
+        free=free,
     )
     models, needs = [], {}
     for family in chosen.family:
@@ -270,8 +272,7 @@ def planned(chosen: argparse.Namespace, folder: Path) -> list[list[Setting]]:
             peaks = {each.label: needed(estimate(each.config)) for each in rows}
             needs |= peaks
             print(f"{family}, rank {rank}: needs {max(peaks.values()) / 1e9:.2f} GB by `plan`", flush=True)
-    problem = refusal(needs, free_memory(device) if chosen.memory is None else chosen.memory * 1e9)
-    if problem:
+    if problem := refusal(needs, free):
         raise SystemExit(problem)
     return models
 

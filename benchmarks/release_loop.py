@@ -71,7 +71,6 @@ def release_update(trainer: Trainer) -> dict[str, Any]:
     trainer.shaper.running = running
     trainer.update += 1
     return {"seconds": seconds}
-    return {"seconds": seconds}
 
 
 def sample_group(

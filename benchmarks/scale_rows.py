@@ -12,6 +12,7 @@ from release_loop import release_update
 from true_size import write_slice
 
 from customized_grpo.config import RunConfig, load_config
+from customized_grpo.cost.batches import SPARE, choose, with_batch
 from customized_grpo.cost.estimate import Estimate
 from customized_grpo.policies import planned_family
 from customized_grpo.policies.diffusers_policy import DiffusersPolicy
@@ -34,7 +35,6 @@ WINDOWED = (  # the sampling of the recipe kontext
     *("objective.step_scale=equal",),
 )
 ROWS = ("a", "b", "c", "d")
-FREE = 0.07  # of the memory, as `plan` leaves it for CUDA and for gaps between tensors
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Scale:
     """What decides the work, apart from family, rank, steps and row.
 
     blocks  of each kind; None: all
+    batch   images per pass in rows b to d; None: the recipe's, and in row d as many as `groups.batch=auto` takes
+    free    bytes of the device; None: not a limit
     """
 
     device: str
@@ -52,6 +54,7 @@ class Scale:
     model: str | None
     text: int | None
     levers: Sequence[str]
+    free: int | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,8 @@ def setting(family: str, rank: str, steps: int, row: str, scale: Scale, path: st
             *(scale.levers if row == "d" else ()),
         ],
     )
+    if row == "d" and scale.batch is None:
+        config = with_batch(config, choose(config, scale.free).batch)
     return Setting(family, rank, steps, row, config)
 
 
@@ -140,15 +145,15 @@ def needed(plan: Estimate) -> int:
     return sum(plan.resident.values()) + max(peaks)
 
 
-def refusal(needs: Mapping[str, int], free: float) -> str | None:
-    """Why a device with so many free bytes cannot run all of these; None if it can.
+def refusal(needs: Mapping[str, int], free: int | None) -> str | None:
+    """Why a device with so many free bytes (None: no limit) cannot run all of these; None if it can.
 
     needs  bytes by label
     """
     label = max(needs, key=lambda name: needs[name])
-    if needs[label] <= (1 - FREE) * free:
+    if free is None or needs[label] <= (1 - SPARE) * free:
         return None
     return (
-        f"{label} needs {needs[label] / 1e9:.1f} GB and {FREE:.0%} to spare, and {free / 1e9:.1f} GB are free; choose "
-        "another --family, --rank or --row, or a smaller --batch or --size"
+        f"{label} needs {needs[label] / 1e9:.1f} GB and {SPARE:.0%} to spare, and {free / 1e9:.1f} GB are free; "
+        "choose another --family, --rank or --row, or a smaller --batch or --size"
     )

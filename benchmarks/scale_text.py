@@ -12,7 +12,8 @@ LEGEND = """\
 a  the loop of the authors' release: one image at a time, noise at every step
 b  the same work in batches, by our trainer
 c  window and shared prefix, as the recipes train
-d  c with fewer steps around the window (sampling.finish_steps), and --lever
+d  c with fewer steps around the window (sampling.finish_steps), batches as
+   large as memory allows (groups.batch=auto), and each --lever
 x a      images per second, in those of row a
 of rate  needed FLOP/s as a part of the matrix rate; (all): repeated passes of
          checkpointing included

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import pytest
 import torch
 from diffusers import Flux2Transformer2DModel as Flux2
 from diffusers import FluxTransformer2DModel as Flux1
-from scale_rows import FREE, RECIPES, Scale, Setting, model_path, needed, refusal, setting
+from scale_rows import RECIPES, Scale, Setting, model_path, needed, refusal, setting
 from true_size import known, random_policy, random_sample, random_trainer, sliced_transformer
 
 import tiny_models
 import true_width
 from customized_grpo.config import load_config
+from customized_grpo.cost.batches import SPARE
 from customized_grpo.cost.estimate import estimate
 from customized_grpo.cost.passes import Passes, passes
 from customized_grpo.cost.simulated import measure
@@ -114,8 +116,9 @@ def test_every_family_trains_the_same_adapter_in_the_same_rows(family: str):
 
 def test_shares_and_refusals_by_hand():
     assert flux_scale.share(6e14, 2.0, 1e15) == pytest.approx(0.3)
-    free = 100e9
-    most = int((1 - FREE) * free)
+    free = 100 * 10**9
+    most = int((1 - SPARE) * free)
+    assert refusal({"large": 10**15}, None) is None
     assert refusal({"small": 1, "large": most}, free) is None
     line = refusal({"small": 1, "large": most + 10}, free)
     assert line is not None
@@ -176,3 +179,16 @@ def test_memory_leaves_out_what_is_not_there(chosen: Callable[..., Setting]):
     without = sum(size for part, size in plan.phases["update"].items() if part != "encoded samples")
     assert needed(plan) >= sum(plan.resident.values()) + without
     assert needed(plan) < plan.peak
+
+
+def test_the_last_row_takes_the_batch_that_fits(tiny: str, tmp_path: Path):
+    scale = Scale("cpu", 1, 64, 6, None, tiny, 8, ())
+    path = model_path("klein", scale, tmp_path)
+
+    def batches(free: int | None) -> dict[str, int]:
+        configs = {row: setting("klein", "2", 6, row, replace(scale, free=free), path).config for row in "abcd"}
+        assert all(config.groups.rollout_batch == config.groups.update_batch for config in configs.values())
+        return {row: config.groups.rollout_batch for row, config in configs.items()}
+
+    assert batches(None) == batches(10**15) == {"a": 1, "b": 4, "c": 4, "d": 6}
+    assert batches(1)["d"] == 1
