@@ -57,6 +57,6 @@ def row_line(row: Mapping[str, Any]) -> str:
 def lora_lines(overhead: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     for name, each in overhead.items():
         yield (
-            f"the adapter in a pass {name}: {each['time']:+.1%} time, {each['operations']:+.1%} FLOP, "
+            f"adapter, pass {name}: {each['time']:+.1%} time, {each['operations']:+.1%} FLOP, "
             f"{each['points']:+.1f} points"
         )
