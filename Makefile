@@ -18,7 +18,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist work
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo lint test test-all bench browser clean force
+.PHONY: help install demo lint test test-all docs bench browser clean force
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -37,8 +37,12 @@ test: lint ## check style and types, then run the tests that take seconds
 	$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: lint browser ## the same with the slow tests; installs what they need, Chromium included
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[dev,browser,datasets,notebook,studio]"
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[dev,browser,datasets,notebook,studio,docs]"
 	$(PYTEST) $(ARGS)
+
+docs: $(STAMP) ## build the documentation as a site in build/docs; a link that leads nowhere is an error
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)
 
 bench: $(STAMP) ## time training on two free cores, in minutes; a table, and figures and a picture in build/bench
 	OMP_NUM_THREADS=1 $(PY) benchmarks/bench.py $(ARGS)

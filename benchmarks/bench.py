@@ -58,7 +58,7 @@ class Row:
 
     recipe: str
     settings: Sequence[str] = ()
-    update: Callable[[Trainer], object] = Trainer.step
+    update: Callable[[Trainer], dict[str, Any]] = Trainer.step
     windows: int = 1
 
 
@@ -116,9 +116,8 @@ class Runner:
             self.trainer.update = update
             rows.append(self.row.update(self.trainer))
         self.seconds.append((time.perf_counter() - start) / len(updates))
-        if all(rows):
-            parts = [row["seconds"] for row in rows]
-            self.phases.append({name: sum(part[name] for part in parts) / len(parts) for name in parts[0]})
+        parts = [row["seconds"] for row in rows]
+        self.phases.append({name: sum(part[name] for part in parts) / len(parts) for name in parts[0]})
 
     @property
     def passes(self) -> Passes:

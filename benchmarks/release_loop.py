@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from torch import Tensor
 from customized_grpo.algorithm import clipped_objective, log_prob
 from customized_grpo.data import Sample
 from customized_grpo.policies.base import Condition
+from customized_grpo.rewards.scoring import score
+from customized_grpo.training.record import clock
 from customized_grpo.training.rollout import denoise
 from customized_grpo.training.trainer import Trainer
 
@@ -43,8 +46,8 @@ class Group:
     images: Sequence[dict[int, Transition]]  # the transitions that each image trains, by step
 
 
-def release_update(trainer: Trainer) -> None:
-    """The trainer's next update, in the release's order of work.
+def release_update(trainer: Trainer) -> dict[str, Any]:
+    """The trainer's next update, in the release's order of work; returns its seconds by phase.
 
     trainer  with `noise.steps=all`, steps of each image's own, and the plain clipped objective
     """
@@ -54,34 +57,45 @@ def release_update(trainer: Trainer) -> None:
     samples, steps, size = plan.batch(update), plan.window(update), trainer.config.groups.size
     groups: list[Group] = []
     found: list[dict[str, Tensor]] = []
+    seconds = dict[str, float]()
     for number, sample in enumerate(samples):
-        group, scores = sample_group(trainer, number, sample, trained[number * size : (number + 1) * size])
+        part = trained[number * size : (number + 1) * size]
+        group, scores = sample_group(trainer, number, sample, part, seconds)
         groups.append(group)
         found.append(scores)
     rewards = {key: torch.stack([scores[key] for scores in found]) for key in trainer.rewards}  # [P, G]
     running = trainer.shaper.observe(rewards, steps)
     advantages = trainer.shaper.advantages(rewards, trainer.shaper.column_weight(steps, running), running)
-    train_groups(trainer, groups, plan.at_trained_steps(update, advantages))
+    with clock(seconds, "update"):
+        train_groups(trainer, groups, plan.at_trained_steps(update, advantages))
     trainer.shaper.running = running
     trainer.update += 1
+    return {"seconds": seconds}
+    return {"seconds": seconds}
 
 
-def sample_group(trainer: Trainer, number: int, sample: Sample, trained: Tensor) -> tuple[Group, dict[str, Tensor]]:
+def sample_group(
+    trainer: Trainer, number: int, sample: Sample, trained: Tensor, seconds: dict[str, float]
+) -> tuple[Group, dict[str, Tensor]]:
     """A group, image by image, and its rewards [G].
 
     trained  [G, T]: which steps of the window each image trains
+    seconds  by phase; those of the group are added
     """
     plan, policy, update = trainer.plan, trainer.policy, trainer.update
-    condition = policy.encode([sample])
-    noise = policy.noise(condition, [plan.seed(update, number, None)])
+    with clock(seconds, "rollout"):
+        condition = policy.encode([sample])
+        noise = policy.noise(condition, [plan.seed(update, number, None)])
     scores: dict[str, list[Tensor]] = {key: [] for key in trainer.rewards}
     images = []
     for member, chosen in enumerate(trained.tolist()):
         own = {step for step, trains in zip(plan.window(update), chosen, strict=True) if trains}
-        image, transitions = sample_image(trainer, condition, noise, plan.seed(update, number, member), own)
+        with clock(seconds, "rollout"):
+            image, transitions = sample_image(trainer, condition, noise, plan.seed(update, number, member), own)
         images.append(transitions)
-        for key, reward in trainer.rewards.items():
-            scores[key].append(reward(image, [sample]))
+        with clock(seconds, "reward"):
+            for key, reward in trainer.rewards.items():
+                scores[key].append(score(key, reward, image, [sample]))
     return Group(condition, images), {key: torch.cat(values) for key, values in scores.items()}
 
 
@@ -89,7 +103,7 @@ def sample_group(trainer: Trainer, number: int, sample: Sample, trained: Tensor)
 def sample_image(
     trainer: Trainer, condition: Condition, noise: Tensor, seed: int, kept: set[int]
 ) -> tuple[Tensor, dict[int, Transition]]:
-    """An image [1, 3, H, W], and its transitions at the steps `kept`."""
+    """An image [1, 3, H, W] on the CPU, and its transitions at the steps `kept`."""
     policy, sampler = trainer.policy, trainer.sampler
     sigmas, generator = sampler.sigmas, torch.Generator().manual_seed(seed)
     last = len(sigmas) - 2
@@ -97,12 +111,12 @@ def sample_image(
     for step in range(last):
         sigma, sigma_next = sigmas[step].item(), sigmas[step + 1].item()
         mean, std = sampler.distribution(policy, latents, condition, sigma, sigma_next)
-        sample = mean + std * torch.randn(mean.shape[1:], generator=generator)
+        sample = mean + std * torch.randn(mean.shape[1:], generator=generator).to(mean)
         if step in kept:
             transitions[step] = Transition(sigma, sigma_next, latents, sample, log_prob(sample, mean, std))
         latents = sample
     latents = denoise(policy, latents, condition, sigmas, range(last, last + 1))
-    return policy.decode(latents, condition), transitions
+    return policy.decode(latents, condition).cpu(), transitions
 
 
 def train_groups(trainer: Trainer, groups: Sequence[Group], advantages: Tensor) -> None:
@@ -125,10 +139,12 @@ def train_groups(trainer: Trainer, groups: Sequence[Group], advantages: Tensor) 
                     trainer.policy, kept.latents, group.condition, kept.sigma, kept.sigma_next
                 )
                 new = log_prob(kept.next_latents, mean, std)
+                advantage = at[step].to(new)
+                advantage = at[step].to(new)
                 loss, _ = clipped_objective(
                     new,
                     kept.log_prob,
-                    at[step],
+                    advantage,
                     config.objective.clip_range,
                     scale=scales[step],
                     normaliser=entries,

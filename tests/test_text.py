@@ -215,6 +215,7 @@ def test_a_tilde_in_options_and_arguments(home: str, refused: Refusal, dry_run: 
         ("compare", "~/c.yaml"),
         ("report", "~/run"),
         ("export", "~/run", "--format", "peft"),
+        ("push", "~/run", "ann/rex"),
     ):
         assert f"{home}/" in refused(*arguments), arguments
 

@@ -33,27 +33,20 @@ from transformers import (
     T5Config,
     T5EncoderModel,
 )
+from true_size import sliced_transformer, sliced_vae
 
 import tiny_models
 from customized_grpo.critters.build import models
-from customized_grpo.policies.architectures import configuration
+from customized_grpo.policies.sketch import made
 
 KONTEXT, DEV = "black-forest-labs/FLUX.1-Kontext-dev", "black-forest-labs/FLUX.1-dev"
 KLEIN, QWEN = "black-forest-labs/FLUX.2-klein-base-4B", "Qwen/Qwen-Image-Edit-2511"
-ONE = {"num_layers": 1, "num_single_layers": 1}
-FEW_CHANNELS: dict[str, Any] = {"block_out_channels": (16, 16, 32, 32), "layers_per_block": 1, "norm_num_groups": 8}
 UNO_RANK = 8
 
 
 def transformer(kind: Any, model: str) -> Any:
     """One block of each kind in bfloat16."""
-    config: Any = configuration(model, "transformer")
-    few = {name: count for name, count in ONE.items() if name in config}
-    torch.set_default_dtype(torch.bfloat16)  # twice as fast to make as float32, and half as large
-    try:
-        return kind.from_config({**config, **few})
-    finally:
-        torch.set_default_dtype(torch.float32)
+    return made(kind, sliced_transformer(model, 1), torch.bfloat16, "cpu")
 
 
 def schedule() -> FlowMatchEulerDiscreteScheduler:
@@ -65,10 +58,9 @@ def flux1(pipeline: Any, model: str) -> Any:
     clip: Any = {"hidden_size": 768, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 12}
     t5: Any = {"d_model": 4096, "d_ff": 32, "d_kv": 32, "num_heads": 2, "num_layers": 1}
     ends = {"bos_token_id": pipe.tokenizer.bos_token_id, "eos_token_id": pipe.tokenizer.eos_token_id}
-    vae: Any = {**(configuration(model, "vae") or {}), **FEW_CHANNELS}
     return pipeline(
         scheduler=schedule(),
-        vae=AutoencoderKL.from_config(vae),
+        vae=AutoencoderKL.from_config(sliced_vae(model, AutoencoderKL)),
         text_encoder=CLIPTextModel(CLIPTextConfig(vocab_size=len(pipe.tokenizer), **clip, **ends)),
         tokenizer=pipe.tokenizer,
         text_encoder_2=T5EncoderModel(T5Config(vocab_size=len(pipe.tokenizer_2), **t5)),
@@ -83,9 +75,7 @@ def klein() -> Any:
     config = Qwen3Config(vocab_size=len(tokenizer), num_attention_heads=2, num_key_value_heads=1, **sizes)
     return Flux2KleinPipeline(
         scheduler=schedule(),
-        vae=AutoencoderKLFlux2(
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, **FEW_CHANNELS
-        ),
+        vae=AutoencoderKLFlux2.from_config(sliced_vae(KLEIN, AutoencoderKLFlux2)),
         text_encoder=Qwen3ForCausalLM(config),
         tokenizer=tokenizer,
         transformer=transformer(Flux2Transformer2DModel, KLEIN),
@@ -107,7 +97,7 @@ def qwen_edit() -> Any:
     )
     return QwenImageEditPlusPipeline(
         scheduler=schedule(),
-        vae=AutoencoderKLQwenImage(base_dim=8, num_res_blocks=1),
+        vae=AutoencoderKLQwenImage.from_config(sliced_vae(QWEN, AutoencoderKLQwenImage)),
         text_encoder=Qwen2_5_VLForConditionalGeneration(config),
         tokenizer=tokenizer,
         processor=no_processor,

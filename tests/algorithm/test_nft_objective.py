@@ -44,8 +44,8 @@ def test_images_of_a_batch_may_be_at_different_steps():
     """Each with a sigma and a scale: the sum is that of the images alone, also of the gradient."""
     velocity = torch.tensor([[2.0, 2.0], [0.0, 1.0]], requires_grad=True)
     sigma, scale, advantage = torch.tensor([0.5, 0.25]), torch.tensor([3.0, 7.0]), torch.tensor([1.0, -0.5])
-    fixed = [values.repeat(2, 1) for values in (OLD, LATENTS, CLEAN)]
-    together, _ = nft_objective(velocity, *fixed, sigma, advantage, 0.5, scale=scale, normaliser=2)
+    old, latents, clean = (values.repeat(2, 1) for values in (OLD, LATENTS, CLEAN))
+    together, _ = nft_objective(velocity, old, latents, clean, sigma, advantage, 0.5, scale=scale, normaliser=2)
     alone = torch.tensor(0.0)
     for image in range(2):
         own = velocity[image : image + 1], OLD, LATENTS, CLEAN, sigma[image].item(), advantage[image : image + 1], 0.5

@@ -93,15 +93,15 @@ def test_the_card_names_the_repository(hub: Hub, push: Push):
     assert push().code == 0
     card = ModelCard(hub.repositories[NAME].files["main"]["README.md"].decode())
     assert card.data.to_dict()["library_name"] == "diffusers"
-    assert f"load_lora_weights('{NAME}')" in card.text
+    assert f'load_lora_weights("{NAME}")' in card.text
     assert f"hf download {NAME} --local-dir rex\ncustomized-grpo generate --adapter rex " in card.text
 
 
 @pytest.mark.parametrize(
     ("format", "weights", "loads"),
     [
-        ("comfyui", {"rex.safetensors"}, "load_lora_weights('ann/rex', weight_name='rex.safetensors')"),
-        ("peft", {PEFT_CONFIG, "adapter_model.safetensors"}, "PeftModel.from_pretrained(pipe.transformer, 'ann/rex')"),
+        ("comfyui", {"rex.safetensors"}, 'load_lora_weights("ann/rex", weight_name="rex.safetensors")'),
+        ("peft", {PEFT_CONFIG, "adapter_model.safetensors"}, 'PeftModel.from_pretrained(pipe.transformer, "ann/rex")'),
     ],
 )
 def test_other_formats(format: str, weights: set[str], loads: str, hub: Hub, push: Push, tmp_path: Path):

@@ -101,7 +101,7 @@ def test_peft_has_its_own_loader(guided_checkpoint: Path):
     settings = SamplingSettings.of_model(model, STEPS, "checkpoint")
     code = program(model, settings, Place("ann/rex", "peft"), "a dog") or ""
     assert "\nfrom peft import PeftModel\n" in code
-    assert "pipe.transformer = PeftModel.from_pretrained(pipe.transformer, 'ann/rex')" in code
+    assert 'pipe.transformer = PeftModel.from_pretrained(pipe.transformer, "ann/rex")' in code
     assert "load_lora_weights" not in code
 
 
@@ -117,7 +117,7 @@ def test_peft_has_its_own_loader(guided_checkpoint: Path):
 def test_published_models_need_not_be_here(name: str, classes: str, guidance: str | None):
     model = Model(path=name)
     code = program(model, SamplingSettings.of_model(model, 28, "checkpoint"), Place("ann/rex"), "a dog") or ""
-    assert f"{classes}.from_pretrained('{name}', torch_dtype=torch.bfloat16)" in code
+    assert f'{classes}.from_pretrained("{name}", torch_dtype=torch.bfloat16)' in code
     assert "height=512" in code
     assert re.findall(r"\w+_scale=[\d.]+", code) == ([] if guidance is None else [guidance])
 
@@ -125,8 +125,8 @@ def test_published_models_need_not_be_here(name: str, classes: str, guidance: st
 def test_a_base_adapter_is_fused_first(guided_checkpoint: Path):
     model = Model(path=str(guided_checkpoint), base_adapter="/home/ann/first.safetensors")
     code = program(model, SamplingSettings.of_model(model, 3, "checkpoint"), HERE, "a dog") or ""
-    first, fuse = "pipe.load_lora_weights('path/to/first.safetensors')", "pipe.fuse_lora()"
-    assert code.index(first) < code.index(fuse) < code.index("pipe.load_lora_weights('.')")
+    first, fuse = 'pipe.load_lora_weights("path/to/first.safetensors")', "pipe.fuse_lora()"
+    assert code.index(first) < code.index(fuse) < code.index('pipe.load_lora_weights(".")')
 
 
 def test_uno_has_no_pipeline():

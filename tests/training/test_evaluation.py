@@ -66,7 +66,7 @@ def test_evaluations_take_the_steps_that_users_take(make_trainer: MakeTrainer):
     assert to_pictures(four)[0].tobytes() != saved.tobytes()
     reference = folder / "images" / "reference-00.png"
     request = GenerationRequest(
-        [reference], ["x"], [0], model=None, adapter=adapter, size=None, steps=None, device="cpu"
+        references=[reference], prompts=["x"], seeds=[0], model=None, adapter=adapter, device="cpu"
     )
     assert request.settings().num_steps == 6
     assert make_request(str(folder), []).config.evaluation_steps == 6

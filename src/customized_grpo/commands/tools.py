@@ -73,7 +73,7 @@ def push(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be uploaded and exit.")] = False,
 ) -> None:
-    """Upload an adapter with its model card to the Hugging Face Hub.
+    """Upload an adapter with its card to the Hugging Face Hub.
 
     First lists what is uploaded: weights, card, pictures, and settings without folders and servers of this machine.
     """

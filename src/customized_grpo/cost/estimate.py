@@ -18,8 +18,12 @@ GATHERED = 2  # sharded blocks that a pass has in memory as a whole: one at work
 
 @dataclass(frozen=True)
 class Work:
-    """Images or images times steps, and their floating-point operations, in one update of one process."""
+    """Images or images times steps, and their floating-point operations, in one update of one process.
 
+    phase  "rollout", "update" or "evaluation"
+    """
+
+    phase: str
     what: str
     count: float
     flops: float
@@ -47,6 +51,9 @@ class Estimate:
     @property
     def flops(self) -> float:
         return sum(part.flops for part in self.work)
+
+    def flops_of(self, phase: str) -> float:
+        return sum(part.flops for part in self.work if part.phase == phase)
 
     @property
     def peak(self) -> int:
@@ -79,16 +86,16 @@ def estimate(config: RunConfig, *, references: int = 1, processes: int = 1, cost
 def _work(config: RunConfig, costs: Measured, images: Passes) -> list[Work]:
     rollout, update = config.groups.rollout_batch, config.groups.update_batch
 
-    def work(what: str, count: float, cost: Pass, batch: int) -> Work:
-        return Work(what, count, count * cost.flops / batch)
+    def work(phase: str, what: str, count: float, cost: Pass, batch: int) -> Work:
+        return Work(phase, what, count, count * cost.flops / batch)
 
     parts = [
-        work("denoising steps, rollout", images.sampled, costs.sampling, rollout),
-        work("pictures decoded", images.images, costs.decoding, rollout),
-        work("trained steps, forward and backward", images.trained, costs.training, update),
-        work("steps of the old or base policy", images.extra, costs.sampling, rollout),
-        work("denoising steps, evaluations", images.evaluation, costs.evaluation, rollout),
-        work("pictures decoded, evaluations", images.evaluated, costs.showing, rollout),
+        work("rollout", "denoising steps, rollout", images.sampled, costs.sampling, rollout),
+        work("rollout", "pictures decoded", images.images, costs.decoding, rollout),
+        work("update", "trained steps, forward and backward", images.trained, costs.training, update),
+        work("update", "steps of the old or base policy", images.extra, costs.sampling, rollout),
+        work("evaluation", "denoising steps, evaluations", images.evaluation, costs.evaluation, rollout),
+        work("evaluation", "pictures decoded, evaluations", images.evaluated, costs.showing, rollout),
     ]
     return [part for part in parts if part.count]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,12 @@ from customized_grpo.files.pretrained import loading
 from customized_grpo.policies.architectures import configuration
 
 
-def sketched(pipeline: Any, parts: Mapping[str, Any], path: str | Path, dtype: torch.dtype) -> Any | None:
+def sketched(
+    pipeline: Any, parts: Mapping[str, Any], path: str | Path, dtype: torch.dtype, device: str = "meta"
+) -> Any | None:
     """A pipeline of diffusers with these models, by name their classes, and without tokenizers and scheduler.
+
+    device  "meta", or where the models get the random weights of their constructors
 
     None if the configurations of `path`, a folder or hub id, are not known on this machine. Raises ModelError if they
     are damaged.
@@ -27,11 +32,25 @@ def sketched(pipeline: Any, parts: Mapping[str, Any], path: str | Path, dtype: t
     absent = {field.name: None for field in fields if field.default is Parameter.empty}
     optional = [field.name for field in fields if field.default not in (None, Parameter.empty)]
     settings = {name: index[name] for name in optional if name in index}
-    with loading(path), torch.device("meta"):
-        models = {name: _from_config(kind, configs[name]).to(dtype) for name, kind in parts.items()}
+    with loading(path):
+        models = {name: made(kind, configs[name], dtype, device) for name, kind in parts.items()}
         return pipeline(**(absent | settings | models))
 
 
-def _from_config(kind: Any, config: Any) -> Any:
-    """A model of diffusers or transformers with the weights that its constructor gives it."""
-    return kind.from_config(config) if issubclass(kind, ConfigMixin) else kind(kind.config_class(**config))
+def made(kind: Any, config: Any, dtype: torch.dtype, device: str) -> Any:
+    """A model of diffusers or transformers with the weights that its constructor gives it, made in place in `dtype`:
+    a model that just fits a device would not in float32."""
+    with torch.device(device), _precision(dtype):
+        model = kind.from_config(config) if issubclass(kind, ConfigMixin) else kind(kind.config_class(**config))
+    return model.to(dtype)  # what a constructor makes in float32 all the same
+
+
+@contextmanager
+def _precision(dtype: torch.dtype) -> Iterator[None]:
+    """A block in which new tensors have this precision."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

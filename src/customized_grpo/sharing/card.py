@@ -101,7 +101,7 @@ class Trained:
         parts = (read_json(file, shape, "start the run again, or remove the file") for file in (before, after))
         pairs = [(_Case(**old), _Case(**new)) for old, new in zip(*parts, strict=False)]
         found = [
-            (new, *(_beneath(images, name) for name in (new.reference, old.picture, new.picture)))
+            (new, _beneath(images, new.reference), _beneath(images, old.picture), _beneath(images, new.picture))
             for old, new in pairs[:SHOWN]
             if old.prompt == new.prompt
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -56,7 +57,7 @@ def program(model: Model, settings: SamplingSettings, place: Place, prompt: str)
     moved = isinstance(settings.shift, int | float)  # a schedule of its own, not the checkpoint's
     classes = [*(["FlowMatchEulerDiscreteScheduler"] if moved else []), name]
     built_in = model.path in BUILT_IN
-    base = f"resolve({model.path!r}, 'generator')" if built_in else repr(_path(model.path))
+    base = f'resolve({_quoted(model.path)}, "generator")' if built_in else _quoted(_path(model.path))
     lines = [
         "import torch",
         f"from diffusers import {', '.join(classes)}{'  # needs torchvision' if name.startswith('Qwen') else ''}",
@@ -70,12 +71,12 @@ def program(model: Model, settings: SamplingSettings, place: Place, prompt: str)
     ]
     if model.base_adapter is not None and not place.with_base:
         lines += [
-            f"pipe.load_lora_weights({_path(model.base_adapter)!r})  # what the adapter was trained on",
+            f"pipe.load_lora_weights({_quoted(_path(model.base_adapter))})  # what the adapter was trained on",
             "pipe.fuse_lora()",
             "pipe.unload_lora_weights()",
         ]
-    where = repr(place.repository or place.folder)
-    load = f"pipe.load_lora_weights({where}{f', weight_name={place.file!r}' if place.file else ''})"
+    where = _quoted(place.repository or place.folder)
+    load = f"pipe.load_lora_weights({where}{f', weight_name={_quoted(place.file)}' if place.file else ''})"
     if place.format == "peft":
         load = f"pipe.transformer = PeftModel.from_pretrained(pipe.transformer, {where})"
     arguments = _arguments(family, model, settings, prompt)
@@ -83,6 +84,11 @@ def program(model: Model, settings: SamplingSettings, place: Place, prompt: str)
     return "\n".join(
         [*lines, load, "pipe.to(device)", "picture = pipe(", *call, ").images[0]", 'picture.save("picture.png")']
     )
+
+
+def _quoted(text: str) -> str:
+    """A text as code, on one line. JSON's texts are Python's."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _path(path: str) -> str:
@@ -98,7 +104,7 @@ def _arguments(family: type[Policy], model: Model, settings: SamplingSettings, p
     guidance = family.usual_guidance if settings.guidance is None else settings.guidance
     arguments = {
         "image": 'load_image("reference.png")',
-        "prompt": repr(prompt),
+        "prompt": _quoted(prompt),
         "height": f"{height}",
         "width": f"{width}",
         "num_inference_steps": f"{settings.num_steps}",

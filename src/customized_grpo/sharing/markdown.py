@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 
-_MEANT = re.compile(r"""[!-+./:;=?@\[\]^_`{|}~]""")  # ASCII punctuation but comma, hyphen, backslash, < and >
+# What begins something: ASCII punctuation with a meaning, and the dot of "www." and of a list's "1.".
+_MEANT = re.compile(r"[!#$&()*+:<>@\[\\\]_`{|}~]|(?<=[wW\d])\.")
 _ENTITIES = {"\\": "&#92;", "<": "&lt;", ">": "&gt;", "&": "&amp;"}
 
 
@@ -19,8 +20,7 @@ def on_one_line(text: str) -> str:
 
 def plain(text: str) -> str:
     """A text for a paragraph or a cell of a table, on one line."""
-    with_entities = (_ENTITIES.get(c, c) for c in on_one_line(text))
-    return "".join(c if len(c) > 1 else _MEANT.sub(r"\\\g<0>", c) for c in with_entities)
+    return _MEANT.sub(lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), on_one_line(text))
 
 
 def code(text: str, *, cell: bool = False) -> str:
