@@ -73,12 +73,10 @@ def _run(config: RunConfig) -> dict[str, Any]:
 
 
 def rows(config: RunConfig) -> Any:
-    """The metrics of a run."""
     return _run(config)["metrics"]
 
 
 def learnt(config: RunConfig) -> Any:
-    """The adapter that a run leaves: names and weights."""
     return _run(config)["adapter"]
 
 
