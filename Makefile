@@ -37,7 +37,7 @@ test: lint ## check style and types, then run the tests that take seconds
 	$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: lint browser ## the same with the slow tests; installs what they need, Chromium included
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[dev,browser,datasets]"
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[dev,browser,datasets,notebook,studio]"
 	$(PYTEST) $(ARGS)
 
 bench: $(STAMP) ## time training on two free cores, in minutes; a table, and figures and a picture in build/bench

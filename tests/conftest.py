@@ -4,7 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may download anything; huggingface_hub reads this when it is imported
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from torch import Tensor
 
+from chromium import chromium
 from customized_grpo.config import RunConfig, load_config
 from customized_grpo.critters import samples as critters
 from customized_grpo.critters.build import models
@@ -33,6 +34,12 @@ TINY = Path(__file__).with_name("tiny.yaml")
 @pytest.fixture(scope="session")
 def samples() -> list[Sample]:
     return critters.draw_samples(12, critters.TRAINING_CRITTERS, 0)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture

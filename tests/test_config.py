@@ -10,9 +10,10 @@ from customized_grpo.algorithm import SHAPING_RULES, TRUST_REGIONS
 from customized_grpo.algorithm.schedule import ProgressReading, WindowStrategy
 from customized_grpo.algorithm.sde import Dynamics, StepScaleMode
 from customized_grpo.algorithm.weighting import WEIGHTINGS
-from customized_grpo.config import ConfigError, RunConfig, dump_config, load_config, parse_metric, recipes
+from customized_grpo.config import ConfigError, RunConfig, dump_config, load_config, recipes
 from customized_grpo.fields import Section
-from customized_grpo.sections import Noise, Objective, Shaping, Weighting, Window
+from customized_grpo.rewards.mistakes import parse_metric
+from customized_grpo.sections import BuiltInRule, Noise, Objective, Weighting, Window
 
 # Windows of two steps among the steps 0 to 7.
 TEN_STEPS = ("sampling.num_steps=10", "window={strategy: random, size: 2, last: 7}", "shaping.rule=sars")
@@ -80,7 +81,6 @@ def test_the_resolved_config_reads_back_to_itself(name: str, tmp_path: Path):
 @pytest.mark.parametrize(
     ("section", "field", "names"),
     [
-        (Shaping, "rule", SHAPING_RULES),
         (Window, "strategy", get_args(WindowStrategy)),
         (Noise, "dynamics", set(get_args(Dynamics)) - {"ode"}),  # "ode" has no noise to train with
         (Weighting, "kind", WEIGHTINGS),
@@ -94,6 +94,10 @@ def test_a_setting_takes_the_names_that_the_algorithm_knows(
 ):
     """The sections repeat them, because importing the algorithm means importing torch."""
     assert set(get_args(section.model_fields[field].annotation)) == set(names)
+
+
+def test_the_built_in_rules_are_those_that_the_algorithm_knows():
+    assert set(get_args(BuiltInRule)) == set(SHAPING_RULES)
 
 
 # --- overrides -------------------------------------------------------------------------------------------------------

@@ -83,7 +83,14 @@ def test_plain_diffusers_makes_the_picture_that_generate_makes(
 
     names: dict[str, Any] = {}
     exec(snippet, names)
-    request = GenerationRequest([Path(reference)], [prompt], [0], "critters", Path(adapter), None, None, "cpu")
+    request = GenerationRequest(
+        references=[Path(reference)],
+        prompts=[prompt],
+        seeds=[0],
+        model="critters",
+        adapter=Path(adapter),
+        device="cpu",
+    )
     tuned, compared = write_pictures(request, tmp_path / "out", compare=True)
     theirs, ours = np.asarray(names["image"]).astype(int), np.asarray(Image.open(tuned)).astype(int)
     # Our noise levels are computed in float64, the scheduler's in float32: the last bit of a pixel may differ.

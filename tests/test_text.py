@@ -12,9 +12,10 @@ import yaml
 from pydantic import BaseModel
 
 from customized_grpo.compare.comparison import Comparison
-from customized_grpo.config import ConfigError, RunConfig, dump_config, load_config, parse_metric
+from customized_grpo.config import ConfigError, RunConfig, dump_config, load_config
 from customized_grpo.files.kinds import is_text
 from customized_grpo.rewards.by_name import REWARDS, AnyReward
+from customized_grpo.rewards.mistakes import parse_metric
 from customized_grpo.rewards.settings import OwnFunctionSettings
 from customized_grpo.run.changes import Change, changes
 from program import TINY, Refusal, start

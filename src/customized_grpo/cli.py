@@ -24,7 +24,7 @@ from customized_grpo.commands.options import (
     Target,
     chosen_device,
 )
-from customized_grpo.commands.tools import build_critters, check_rewards, env, export, plan, report
+from customized_grpo.commands.tools import build_critters, check_rewards, env, export, plan, push, report
 from customized_grpo.errors import InputError, RunError, UsageError
 from customized_grpo.fields import LARGEST_SEED
 from customized_grpo.files.notices import show_in_lines
@@ -265,7 +265,30 @@ def probe(
     run_probe(config, adapter, prompts=prompts, draws=draws, output=output)
 
 
-for command in (report, export, plan, build_critters, check_rewards, env):
+@app.command()
+@guarded()
+def studio(
+    runs: Annotated[
+        list[Path] | None,
+        PathArgument(help="Folders of runs or demos.  [default: the newest in ./runs, or the built-in model]"),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port of the page.  [default: 7860, or the next]", min=1, max=65535)
+    ] = None,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open the page in a browser.")] = False,
+    device: Device = None,
+) -> None:
+    """Try a model and watch runs on a local page.
+
+    Base and tuned side by side with scores, every denoising step and checkpoint; the curves of a run while it trains;
+    its held-out cases. Only this machine can open the page.
+    """
+    from customized_grpo.studio.server import serve
+
+    serve(runs or [], port=port, browser=not no_browser, device=device)
+
+
+for command in (report, export, push, plan, build_critters, check_rewards, env):
     app.command()(command)
 
 

@@ -15,13 +15,13 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from customized_grpo.data.sources import contradictions
-from customized_grpo.errors import InputError
 from customized_grpo.fields import BUILT_IN, CRITTERS, Count, Index, PathText, Section, Seed, Share
 from customized_grpo.files.kinds import at_keys
 from customized_grpo.files.paths import display
 from customized_grpo.files.text import is_utf8
 from customized_grpo.files.yaml_text import YamlError, parse_value, read_yaml
-from customized_grpo.rewards.by_name import AnyReward, from_line, parse_reward
+from customized_grpo.rewards.by_name import AnyReward, from_line
+from customized_grpo.rewards.mistakes import ConfigError, describe_mistakes, nearest, shorten
 from customized_grpo.rewards.settings import RewardSettings, Role
 from customized_grpo.sections import (
     Adapter,
@@ -38,15 +38,10 @@ from customized_grpo.sections import (
     Window,
     window_problems,
 )
-from customized_grpo.validation import METRIC, describe_mistakes, nearest, shorten
 
 CONFIG = "config.yaml"  # the file in the folder of a run or an adapter
 JOINT_CALIBRATED = "joint_calibrated"  # held-out figure of runs with calibrated rewards: mean of q_prompt q_identity
 OF_AVERAGE = "_ema"  # ending of held-out figures of the adapter's moving average
-
-
-class ConfigError(InputError, ValueError):
-    """A configuration that cannot be used. The message has one line per mistake."""
 
 
 Override = str | tuple[str, Any]  # "optimizer.lr=1e-4" as a user writes it, or a dotted key with its value
@@ -80,7 +75,7 @@ class RunConfig(Section):
     output: PathText = "runs/critters"
     """Folder of the run, which holds everything that it writes."""
     tracking: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    """Trackers that get a copy of the run's figures. Each needs the extra of its name: docs/installing.md."""
+    """Trackers that also get the run's figures and pictures. Each needs the extra of its name: docs/installing.md."""
     seed: Seed = 0
     """Seed of everything random."""
     device: str = "cpu"
@@ -235,6 +230,20 @@ class RunConfig(Section):
         height, width = self.evaluation_size
         return self.model.model_copy(update={"height": height, "width": width})
 
+    @classmethod
+    def from_recipe(cls, recipe: str | Path, *overrides: Override) -> RunConfig:
+        """The configuration of a recipe, a YAML file, or the folder of a run or adapter, with changed settings.
+
+        overrides  such as "optimizer.lr=1e-4", or ("optimizer.lr", 1e-4); later ones win
+
+        Raises ConfigError, an InputError, with a line for every mistake.
+        """
+        return load_config(str(recipe), overrides)
+
+    def with_settings(self, *overrides: Override) -> RunConfig:
+        """A copy with changed settings, as in `from_recipe`."""
+        return _configured(self.model_dump(mode="json"), overrides)
+
     # --- rewards and their models ------------------------------------------------------------------------------------
 
     def trained(self) -> dict[str, RewardSettings]:
@@ -270,7 +279,10 @@ def load_config(recipe: str, overrides: Sequence[Override] = ()) -> RunConfig:
 
     Raises ConfigError with every mistake.
     """
-    values = _read_recipe(recipe)
+    return _configured(_read_recipe(recipe), overrides)
+
+
+def _configured(values: dict[str, Any], overrides: Sequence[Override]) -> RunConfig:
     problems = []
     for override in overrides:
         try:
@@ -371,16 +383,6 @@ def _hidden_contradictions(values: dict[str, Any], error: ValidationError) -> It
     except ValidationError as remaining:
         if error.errors()[0]["loc"] and not remaining.errors()[0]["loc"]:
             yield from describe_mistakes(remaining, RunConfig)
-
-
-def parse_metric(line: str) -> RewardSettings:
-    """A metric from a line such as "dino against=other_view". Raises ConfigError."""
-    try:
-        return parse_reward(line)
-    except ValidationError as error:
-        problems = "; ".join(describe_mistakes(error, RunConfig, METRIC))
-        name = shorten(line.partition(" ")[0])  # the name alone: a URL in the line may hold a key
-        raise ConfigError(f"metric {name}: {problems}; write for instance 'dino against=other_view'") from None
 
 
 def dump_config(config: RunConfig) -> str:

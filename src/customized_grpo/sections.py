@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import model_validator
 
@@ -26,7 +26,19 @@ from customized_grpo.fields import (
     Steps,
     Tokens,
 )
+from customized_grpo.files import plugins
 from customized_grpo.rewards.by_name import AnyReward
+
+BuiltInRule = Literal["sars", "linear", "raw_sum", "min", "max", "harmonic", "geometric", "gdpo", "joint", "gated"]
+RuleName = Annotated[
+    BuiltInRule | Annotated[str, plugins.registered(plugins.RULES)],
+    plugins.single(plugins.RULES, get_args(BuiltInRule)),
+]
+BuiltInFamily = Literal["uno"]
+FamilyName = Annotated[
+    BuiltInFamily | Annotated[str, plugins.registered(plugins.FAMILIES)],
+    plugins.single(plugins.FAMILIES, get_args(BuiltInFamily)),
+]
 
 # Defaults of the section `model` for any model other than the built-in one.
 OF_OTHER_MODELS: Mapping[str, Any] = {
@@ -40,8 +52,9 @@ class Model(Section):
 
     path: PathText = CRITTERS
     """A built-in generator (`critters`, `critters-dye`), or a folder or hub id of a model in diffusers' format."""
-    family: Literal["uno"] | None = None
-    """`uno`: FLUX.1-dev with UNO's adapter. `null`: what the checkpoint says."""
+    family: FamilyName | None = None
+    """`uno`: FLUX.1-dev with UNO's adapter. `null`: what the checkpoint says. Other text names a family of an
+    installed package: docs/api.md."""
     base_adapter: PathText | None = None
     """Adapter that is fused into the frozen weights, so that training begins from it: a file, or its folder."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -205,10 +218,9 @@ def window_problems(window: Window, num_steps: int) -> Iterator[str]:
 class Shaping(Section):
     """How the advantages of the rewards become one advantage."""
 
-    rule: Literal["sars", "linear", "raw_sum", "min", "max", "harmonic", "geometric", "gdpo", "joint", "gated"] = (
-        "sars"
-    )
-    """Shaping rule; `linear` is naive GRPO. The files of `algorithm/rules/` have the formulas."""
+    rule: RuleName = "sars"
+    """Shaping rule; `linear` is naive GRPO. The files of `algorithm/rules/` have the formulas. Other text
+    names a rule of an installed package: docs/api.md."""
     gamma: NonNegative = 0.4
     """Size of the synergy bonus of `sars`; other rules ignore it."""
     recentre: bool = False

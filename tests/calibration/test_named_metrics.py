@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from customized_grpo.calibration.named_metrics import named_metrics, trained_names
-from customized_grpo.config import load_config, parse_metric
+from customized_grpo.config import load_config
+from customized_grpo.rewards.mistakes import parse_metric
 
 TINY = str(Path(__file__).parents[1] / "tiny.yaml")
 

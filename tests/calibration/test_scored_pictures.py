@@ -16,10 +16,11 @@ from customized_grpo.calibration.scored_pictures import (
     load_candidates,
     row_statistics,
 )
-from customized_grpo.config import RunConfig, load_config, parse_metric
+from customized_grpo.config import RunConfig, load_config
 from customized_grpo.critters.weights import FOLDER
 from customized_grpo.data import Sample
 from customized_grpo.rewards import Reward
+from customized_grpo.rewards.mistakes import parse_metric
 from customized_grpo.rewards.scoring import RewardError
 
 TINY = str(Path(__file__).parents[1] / "tiny.yaml")

@@ -15,6 +15,7 @@ import tiny_models
 from customized_grpo.config import CONFIG, RunConfig, dump_config
 from customized_grpo.policies.adapter_file import ADAPTER_FILE, PEFT_CONFIG
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
+from customized_grpo.sharing.card import CARD
 from customized_grpo.training.trainer import Trainer
 from program import Answer, Refusal, start
 
@@ -52,8 +53,8 @@ def test_a_run_is_exported_in_each_format(
     make_trainer("updates=1", "evaluation.every=0").train()
     for name, files in {
         "comfyui": {"run-comfyui.safetensors"},
-        "diffusers": {ADAPTER_FILE},
-        "peft": {PEFT_CONFIG, "adapter_model.safetensors"},
+        "diffusers": {ADAPTER_FILE, CARD},
+        "peft": {PEFT_CONFIG, "adapter_model.safetensors", CARD},
     }.items():
         answer = run("run", "--format", name)
         assert answer.code == 0, answer.error
@@ -136,6 +137,14 @@ def test_without_its_base_a_run_says_what_it_needs(run: Callable[..., Answer], o
     assert note.startswith(f"note: the adapter works on a model with {tmp_path / 'base'} fused into it; --with-base ")
     answer = run(on_base, "--format", "comfyui", "--with-base", "--output", "both.safetensors")
     assert (answer.code, answer.error) == (0, "")
+    for options, says in (
+        ((), "**It needs another adapter.** "),
+        (("--with-base",), "It holds the weights of `base` too"),
+    ):
+        assert run(on_base, "--format", "diffusers", "--output", f"folder{len(options)}", *options).code == 0
+        card = (tmp_path / f"folder{len(options)}" / CARD).read_text()
+        assert says in card
+        assert ("pipe.fuse_lora()" in card) == (not options)
     alone, both = (load_file(tmp_path / name) for name in ("alone.safetensors", "both.safetensors"))
     assert alone.keys() == both.keys()
     name = f"transformer.{LAYER}.lora_A.weight"

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from customized_grpo.config import ConfigError, load_config, parse_metric
+from customized_grpo.config import ConfigError, load_config
 from customized_grpo.critters.samples import DEVELOPMENT_CRITTERS, TEST_CRITTERS, TRAINING_CRITTERS, draw_samples
 from customized_grpo.errors import UsageError
 from customized_grpo.files.pretrained import ModelError
 from customized_grpo.measure.request import EvaluationRequest, default_output, make_request
+from customized_grpo.rewards.mistakes import parse_metric
 from customized_grpo.run.own_samples import OWN_SAMPLES
 from customized_grpo.training.assemble import assemble
 

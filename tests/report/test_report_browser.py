@@ -1,8 +1,6 @@
 """The report in a real browser: the system's Chromium, or Playwright's own if it is installed."""
 
 import json
-import shutil
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,22 +8,11 @@ from typing import Any
 import pytest
 from report_folders import HOSTILE, fake_comparison, fake_demo, fake_run
 
+from chromium import Opened
 from customized_grpo.report import write_report
 
 pytestmark = pytest.mark.slow
 api = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install 'customized-grpo[browser]'")
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with api.sync_playwright() as playwright:
-        program = next((path for name in NAMES if (path := shutil.which(name))), playwright.chromium.executable_path)
-        if not Path(program).exists():
-            pytest.skip("no Chromium here: apt-get install chromium, or playwright install chromium")
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])  # root in a container
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -39,30 +26,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Opened:
-    """A page, all requests that it made, and all errors and messages that it raised."""
-
-    def __init__(self, browser: Any, file: Path, width: int = 1400, scheme: str = "light"):
-        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        self.page = self.context.new_page()
-        self.requests: list[str] = []
-        self.complaints: list[str] = []
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
-        self.page.goto(file.as_uri())
-
-    def __enter__(self) -> "Opened":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.context.close()
-
-
 @pytest.mark.parametrize("name", ["demo", "runs", "everything", "many"])
 def test_it_opens_without_errors_and_makes_no_request(browser: Any, folder: Path, name: str):
-    with Opened(browser, folder / f"{name}.html") as opened:
+    with Opened(browser, (folder / f"{name}.html").as_uri()) as opened:
         requested = [url for url in opened.requests if not url.startswith("data:")]
         assert requested == [(folder / f"{name}.html").as_uri()]
         assert opened.complaints == []
@@ -71,7 +37,7 @@ def test_it_opens_without_errors_and_makes_no_request(browser: Any, folder: Path
 
 
 def test_a_prompt_is_text_whatever_it_contains(browser: Any, folder: Path):
-    with Opened(browser, folder / "runs.html") as opened:
+    with Opened(browser, (folder / "runs.html").as_uri()) as opened:
         assert "hacked" not in opened.page.title()
         prompts = opened.page.locator(".film .prompt").all_text_contents()
         assert prompts == [HOSTILE, HOSTILE]
@@ -82,7 +48,7 @@ def test_a_prompt_is_text_whatever_it_contains(browser: Any, folder: Path):
 
 def test_the_table_is_the_json(browser: Any, folder: Path):
     summary = json.loads((folder / "demo" / "summary.json").read_text())
-    with Opened(browser, folder / "demo.html") as opened:
+    with Opened(browser, (folder / "demo.html").as_uri()) as opened:
         for part, number in (("", 0), ("_unseen_combinations", 1)):
             table = opened.page.locator("table").nth(number)
             for metric, base in summary[f"base{part}"].items():
@@ -92,7 +58,7 @@ def test_the_table_is_the_json(browser: Any, folder: Path):
 
 
 def test_the_slider_goes_through_training_by_keyboard_and_pointer(browser: Any, folder: Path):
-    with Opened(browser, folder / "demo.html") as opened:
+    with Opened(browser, (folder / "demo.html").as_uri()) as opened:
         page = opened.page
         slider = page.get_by_role("slider", name="Update")
         picture = page.locator(".film figure[data-case] img").first
@@ -116,7 +82,7 @@ def test_the_slider_goes_through_training_by_keyboard_and_pointer(browser: Any, 
 
 
 def test_arms_are_selected_in_charts_and_pictures(browser: Any, folder: Path):
-    with Opened(browser, folder / "many.html") as opened:
+    with Opened(browser, (folder / "many.html").as_uri()) as opened:
         page = opened.page
         names = "[...new Set([...document.querySelectorAll('.film figure[data-arm]')].filter(e => e.checkVisibility())"
         names += ".map(e => e.querySelector('figcaption').textContent))]"
@@ -143,7 +109,7 @@ def test_arms_are_selected_in_charts_and_pictures(browser: Any, folder: Path):
 
 
 def test_a_table_is_sorted_by_its_heads(browser: Any, folder: Path):
-    with Opened(browser, folder / "many.html") as opened:
+    with Opened(browser, (folder / "many.html").as_uri()) as opened:
         table = opened.page.locator("table").first
         arms = "rows => rows.map(row => row.dataset.model)"
         listed = table.locator("tbody tr").evaluate_all(arms)
@@ -158,7 +124,7 @@ def test_a_table_is_sorted_by_its_heads(browser: Any, folder: Path):
 
 
 def test_a_wall_is_sorted_by_a_score_and_searched(browser: Any, folder: Path):
-    with Opened(browser, folder / "demo.html") as opened:
+    with Opened(browser, (folder / "demo.html").as_uri()) as opened:
         page = opened.page
         cards = "[...document.querySelectorAll('section.wall .card')].filter(e => !e.hidden).map(e => +e.dataset.card)"
         assert page.evaluate(cards) == [0, 1, 2, 3, 4]
@@ -172,6 +138,10 @@ def test_a_wall_is_sorted_by_a_score_and_searched(browser: Any, folder: Path):
         assert page.evaluate(cards) == [0, 1, 2, 3, 4]
         wall.get_by_label("Column").select_option("change from base to tuned")
         assert page.evaluate(cards) == [0, 3, 4, 1, 2]
+        for change, left in (("better", [1]), ("worse", [0, 3]), ("same", [4])):  # from .5 of the base
+            wall.locator("select.changed").select_option(change)
+            assert page.evaluate(cards) == left
+        wall.locator("select.changed").select_option("all")
         wall.get_by_label("Find").fill("PROMPT 3")
         assert page.evaluate(cards) == [3]
         assert wall.locator(".finder output").inner_text() == "1 of 5"
@@ -185,7 +155,7 @@ def test_themes_follow_the_system_and_the_button(browser: Any, folder: Path):
     paper = "getComputedStyle(document.body).backgroundColor"
     seen = {}
     for scheme in ("light", "dark"):
-        with Opened(browser, folder / "demo.html", scheme=scheme) as opened:
+        with Opened(browser, (folder / "demo.html").as_uri(), scheme=scheme) as opened:
             seen[scheme] = opened.page.evaluate(paper)
             opened.page.get_by_role("button", name="Switch to the").click()
             seen[f"{scheme}, switched"] = opened.page.evaluate(paper)
@@ -195,7 +165,7 @@ def test_themes_follow_the_system_and_the_button(browser: Any, folder: Path):
 
 @pytest.mark.parametrize("name", ["demo", "runs", "everything", "many"])
 def test_a_phone_scrolls_only_vertically(browser: Any, folder: Path, name: str):
-    with Opened(browser, folder / f"{name}.html", width=400) as opened:
+    with Opened(browser, (folder / f"{name}.html").as_uri(), width=400) as opened:
         assert opened.page.evaluate("document.documentElement.scrollWidth") == 400
         outside = """[...document.querySelectorAll("main *, header *")].filter(element =>
             !element.closest(".scroll, nav, pre, svg, .visually-hidden") && element.checkVisibility() &&
@@ -204,7 +174,7 @@ def test_a_phone_scrolls_only_vertically(browser: Any, folder: Path, name: str):
 
 
 def test_the_keyboard_reaches_everything_in_order(browser: Any, folder: Path):
-    with Opened(browser, folder / "demo.html") as opened:
+    with Opened(browser, (folder / "demo.html").as_uri()) as opened:
         reached = []
         for _ in range(14):
             opened.page.keyboard.press("Tab")

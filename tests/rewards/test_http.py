@@ -9,7 +9,8 @@ import torch
 from loopback import Loopback, Reply, status
 from remote_rewards import GREY, REMOTES, SAMPLES, assert_retried, decoded
 
-from customized_grpo.config import ConfigError, parse_metric
+from customized_grpo.config import ConfigError
+from customized_grpo.rewards.mistakes import parse_metric
 
 Serve = Callable[..., Loopback]
 HTTP = REMOTES["http"]

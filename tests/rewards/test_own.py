@@ -14,8 +14,8 @@ import torch
 from customized_grpo.config import ConfigError, load_config
 from customized_grpo.critters.samples import TEST_CRITTERS, draw_samples
 from customized_grpo.errors import InputError, UsageError
+from customized_grpo.files.user_code import OwnCodeError
 from customized_grpo.rewards.by_name import parse_reward
-from customized_grpo.rewards.own import OwnCodeError
 from customized_grpo.rewards.scoring import RewardError, Scorer, score
 from customized_grpo.rewards.settings import OwnFunctionSettings
 

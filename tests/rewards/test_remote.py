@@ -16,11 +16,12 @@ from loopback import Counting, Handler, Loopback, Reply, cut, endless, slow, sta
 from pydantic import TypeAdapter, ValidationError
 from remote_rewards import CPU, GREY, REMOTES, SAMPLES, SCORES, Remote, assert_retried, completion
 
-from customized_grpo.config import ConfigError, load_config, parse_metric
+from customized_grpo.config import ConfigError, load_config
 from customized_grpo.data import Sample
 from customized_grpo.data.images import PictureError
 from customized_grpo.errors import UsageError
 from customized_grpo.rewards import remote as remote_module
+from customized_grpo.rewards.mistakes import parse_metric
 from customized_grpo.rewards.remote import AskError, retry_after
 from customized_grpo.rewards.scoring import Scorer
 from customized_grpo.rewards.secrets import Url

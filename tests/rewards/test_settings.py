@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from customized_grpo.config import ConfigError, load_config, parse_metric
+from customized_grpo.config import ConfigError, load_config
 from customized_grpo.critters.samples import TEST_CRITTERS, draw_samples
 from customized_grpo.critters.weights import FOLDER
 from customized_grpo.rewards.by_name import REWARDS, parse_reward
+from customized_grpo.rewards.mistakes import parse_metric
 from customized_grpo.rewards.settings import OwnFunctionSettings, RewardSettings
 
 CPU = torch.device("cpu")

@@ -22,9 +22,10 @@ from remote_rewards import (
     picture,
 )
 
-from customized_grpo.config import ConfigError, parse_metric
+from customized_grpo.config import ConfigError
 from customized_grpo.data import Sample
 from customized_grpo.errors import UsageError
+from customized_grpo.rewards.mistakes import parse_metric
 from customized_grpo.rewards.vlm_judge import RUBRICS
 
 Serve = Callable[..., Loopback]

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from customized_grpo.files import durable
+from customized_grpo.files.durable import SAVING
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.run.checkpoints import (
     CheckpointError,
@@ -27,6 +28,7 @@ from customized_grpo.run.checkpoints import (
     update_of,
     write_state,
 )
+from customized_grpo.sharing.card import CARD
 from customized_grpo.training.trainer import Trainer
 from runs import SMALL
 
@@ -311,11 +313,10 @@ def test_a_crash_while_finishing_leaves_the_old_or_the_new_adapter(
     album = tmp_path_factory.mktemp("album")
     with photographed(run, album / "first", monkeypatch) as copies:
         trainer.directory.finish(policy, {})
+    complete, card = {"config.yaml", "sampling.json", weights.name}, {CARD, CARD + SAVING}  # the card is written last
     for copy in copies:
-        assert {path.name for path in (copy / "adapter").glob("*")} in (
-            set(),
-            {"config.yaml", "sampling.json", weights.name},
-        )
+        assert {path.name for path in (copy / "adapter").glob("*")} - card in (set(), complete)
+    assert (run / "adapter" / CARD).is_file()
     old = weights.read_bytes()
     excite(policy)
     with photographed(run, album / "second", monkeypatch) as copies:
@@ -325,4 +326,4 @@ def test_a_crash_while_finishing_leaves_the_old_or_the_new_adapter(
     assert [content == new for content in contents] == sorted(content == new for content in contents)
     assert set(contents) == {old, new}
     for copy in copies:
-        assert {path.name for path in (copy / "adapter").iterdir()} == {"config.yaml", "sampling.json", weights.name}
+        assert {path.name for path in (copy / "adapter").iterdir()} - card == complete

@@ -28,7 +28,9 @@ def package(tmp_path: Path) -> Path:
 
 def test_the_environment_names_versions_code_and_command():
     found = environment()
-    assert set(found) == {"python", "platform", "processor_threads", "accelerator", "packages", "commit", "command"}
+    machine = {"python", "platform", "processor_threads", "accelerator"}
+    assert set(found) == machine | {"packages", "plugins", "commit", "command"}
+    assert found["plugins"] == {}  # tests/test_plugins.py installs some
     assert {"customized-grpo", "torch", "diffusers", "transformers", "peft"} <= set(found["packages"])
     json.dumps(found)
 

@@ -67,7 +67,9 @@ def test_what_a_run_leaves(make_trainer: MakeTrainer, make_config: Callable[...,
     make_trainer(*settings).train()
     run = tmp_path / "run"
     assert sorted(p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()) == [
+        "adapter/README.md",
         "adapter/config.yaml",
+        *(f"adapter/pictures/{name}.png" for name in ("00", "01", "held-out")),
         "adapter/pytorch_lora_weights.safetensors",
         "adapter/sampling.json",
         *(

@@ -1,13 +1,16 @@
-"""Trackers get the numbers of every row, offline, and are closed however the run ends."""
+"""Trackers get the numbers of every row and the picture sheets, offline, and are closed however the run ends."""
 
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from customized_grpo.errors import UsageError
 from customized_grpo.run import trackers
@@ -30,6 +33,40 @@ def test_tensorboard_reads_back_every_number_in_the_logs(make_trainer: Callable[
             assert [event.step for event in scalars] == [row["update"] for row in rows]
             assert scalars[-1].value == pytest.approx(value, rel=1e-6)
     assert {"train/reward_identity", "train/seconds.rollout", "held_out/joint_success"} <= {*events.Tags()["scalars"]}
+
+
+def test_tensorboard_reads_back_every_sheet_once_though_the_run_was_killed(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+):
+    """It dies in update 4 and goes on from the checkpoint of update 2: update 3 is computed, and logged, twice."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    settings = (*SMALL, "updates=4", "save_every=2", "evaluation.every=1", "tracking=[tensorboard]")
+    trainer = make_trainer(*settings)
+    step = trainer.step
+
+    def die() -> dict[str, Any]:
+        if trainer.update == 3:
+            raise RuntimeError("killed")
+        return step()
+
+    trainer.step = die
+    with pytest.raises(RuntimeError, match="killed"):
+        trainer.train()
+    make_trainer(*settings, resume=True).train()
+    run = tmp_path / "run"
+    keep_all = {accumulator.IMAGES: 0, accumulator.SCALARS: 0}
+    events = accumulator.EventAccumulator(str(run / "tensorboard"), size_guidance=keep_all)
+    events.Reload()
+    sheets = events.Images("held_out/pictures")
+    assert [sheet.step for sheet in sheets] == [0, 1, 2, 3, 4]
+    for sheet in sheets:
+        with Image.open(BytesIO(sheet.encoded_image_string)) as read, Image.open(_sheet(run, sheet.step)) as kept:
+            assert np.array_equal(np.asarray(read), np.asarray(kept))
+    assert [event.step for event in events.Scalars("train/reward_identity")] == [1, 2, 3, 4]
+
+
+def _sheet(run: Path, update: int) -> Path:
+    return run / "images" / f"eval-{update:05d}.png"
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["finished", "failed"])
@@ -77,15 +114,23 @@ def test_a_tracker_that_cannot_start_is_named(make_trainer: Callable[..., Traine
 def test_other_trackers_record_a_run_offline(
     name: str, make_trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """They are optional extras."""
+    """They are optional extras. Their folders hold the sheets of the run's evaluations."""
     if find_spec(name) is None:
         pytest.skip(f"{name} is not installed")
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when trackio is imported
-    make_trainer(*SMALL, "updates=2", f"tracking=[{name}]").train()
+    make_trainer(*SMALL, "updates=2", "evaluation.every=1", f"tracking=[{name}]").train()
     written = [path for path in tmp_path.rglob("*") if path.suffix in (".wandb", ".db")]
     assert written
     assert all(path.stat().st_size > 0 for path in written)
+    pictures = [path for path in tmp_path.rglob("*.png") if "media" in path.parts]
+    sheets = [_sheet(tmp_path / "run", update) for update in range(3)]
+    assert sorted(map(_pixels, pictures)) == sorted(map(_pixels, sheets))
+
+
+def _pixels(file: Path) -> bytes:
+    with Image.open(file) as picture:
+        return picture.convert("RGB").tobytes()
 
 
 def test_a_missing_tracker_is_named_before_anything_is_written(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .calibration import Calibration
 from .groups import group_advantages, mask_unscored, weighted_sum
-from .rules import SHAPING_RULES, ScoredGroups
+from .rules import SHAPING_RULES, Rule, ScoredGroups
 from .rules.sars import synergy_bonus
 
 OWN = "the rule's own quantity"  # beside the names of rewards, which are identifiers
@@ -66,8 +66,21 @@ def combine_advantages(
     return (weighted_sum(advantages_by_role, weights) + bonus).clamp(-clip, clip)
 
 
+def find_rule(rule: str | Rule) -> Rule:
+    """The rule of a name; a rule is itself. Raises ValueError for an unknown name."""
+    if isinstance(rule, Rule):
+        return rule
+    if rule not in SHAPING_RULES:
+        raise ValueError(f"shaping rule is {rule!r}; use one of {', '.join(SHAPING_RULES)}, or a Rule")
+    return SHAPING_RULES[rule]
+
+
+def _name(rule: Rule) -> str:
+    return next((name for name, known in SHAPING_RULES.items() if known is rule), "this rule")
+
+
 def step_advantages(
-    rule: str,
+    rule: str | Rule,
     rewards: Mapping[str, Tensor],
     prompt_weight: Tensor,
     *,
@@ -84,7 +97,7 @@ def step_advantages(
 ) -> Tensor:
     """Advantage of every image at every trained step [P, G, T], by any rule.
 
-    rule             a key of SHAPING_RULES
+    rule             a key of SHAPING_RULES, or a rule of your own
     rewards          [P, G] by name; raw, NaN = unscored
     prompt_weight    [T], in the order of the trained steps; identity gets the rest
     roles            "identity", "prompt" or "quality" for each reward by name; None: the names are the roles
@@ -100,7 +113,7 @@ def step_advantages(
     calibrations, or weights that change with the step if the rule needs static ones.
     """
     members = _members(rewards, roles)
-    quality, least = dict(quality_weights or {}), least_spreads or {}
+    quality, least, rule = dict(quality_weights or {}), least_spreads or {}, find_rule(rule)
     _check_request(rule, rewards, members, prompt_weight, quality)
     rewards = mask_unscored(rewards)
     advantages = {
@@ -109,9 +122,9 @@ def step_advantages(
     groups = _scored_groups(rewards, advantages, members, prompt_weight)
     groups = replace(groups, joint_share=joint_share, threshold=threshold, least_spread=least.get(OWN, 0.0))
     groups = _calibrated(rule, groups, calibrations or {})
-    terms = {OWN: SHAPING_RULES[rule].combine(groups)} | {name: advantages[name] for name in quality}
+    terms = {OWN: rule.combine(groups)} | {name: advantages[name] for name in quality}
     bonus: float | Tensor = 0.0
-    if SHAPING_RULES[rule].uses_bonus:
+    if rule.uses_bonus:
         pairs = [(advantages[p], advantages[i]) for p in members["prompt"] for i in members["identity"]]
         bonus = _mean([synergy_bonus(prompt, identity, gamma) for prompt, identity in pairs])
         if recentre:
@@ -122,7 +135,7 @@ def step_advantages(
 
 
 def own_quantity(
-    rule: str,
+    rule: str | Rule,
     rewards: Mapping[str, Tensor],
     prompt_weight: Tensor,
     *,
@@ -135,8 +148,8 @@ def own_quantity(
 
     Its running spread is needed for pooled normalisation. Arguments and errors as in `step_advantages`.
     """
-    quantity, least = SHAPING_RULES[rule].quantity, least_spreads or {}
-    if quantity is None:
+    rule, least = find_rule(rule), least_spreads or {}
+    if (quantity := rule.quantity) is None:
         return None
     rewards = mask_unscored(rewards)
     advantages = {
@@ -160,24 +173,22 @@ def _scored_groups(
     return ScoredGroups({n: rewards[n] for n in roles}, {n: advantages[n] for n in roles}, shares, roles)
 
 
-def _calibrated(rule: str, groups: ScoredGroups, calibrations: Mapping[str, Calibration]) -> ScoredGroups:
+def _calibrated(rule: Rule, groups: ScoredGroups, calibrations: Mapping[str, Calibration]) -> ScoredGroups:
     """The groups with the calibrations that the rule uses. Raises ValueError if one is missing."""
-    if not SHAPING_RULES[rule].uses_calibration:
+    if not rule.uses_calibration:
         return groups
     if missing := groups.roles.keys() - calibrations.keys():
-        raise ValueError(f"{rule} needs calibrations of all rewards; {', '.join(sorted(missing))} has none")
+        raise ValueError(f"{_name(rule)} needs calibrations of all rewards; {', '.join(sorted(missing))} has none")
     return replace(groups, calibrations={name: calibrations[name] for name in groups.roles})
 
 
 def _check_request(
-    rule: str,
+    rule: Rule,
     rewards: Mapping[str, Tensor],
     members: Mapping[str, list[str]],
     prompt_weight: Tensor,
     quality_weights: Mapping[str, float],
 ) -> None:
-    if rule not in SHAPING_RULES:
-        raise ValueError(f"shaping rule is {rule!r}; use one of {', '.join(SHAPING_RULES)}")
     if set(members) - {"quality"} != {"prompt", "identity"}:
         raise ValueError(
             f"rewards with the roles {sorted(members)}; give 'prompt' and 'identity' (and 'quality'). "
@@ -195,10 +206,10 @@ def _check_request(
             "they must be [groups, images] and [trained steps]"
         )
     low, high = prompt_weight.min(), prompt_weight.max()
-    if SHAPING_RULES[rule].static_weights and low < high:
+    if rule.static_weights and low < high:
         raise ValueError(
-            f"{rule} with prompt weights from {low:.3g} to {high:.3g}; it needs the same weight at every step: use "
-            "constant weighting, or the rule 'linear' with TDW"
+            f"{_name(rule)} with prompt weights from {low:.3g} to {high:.3g}; it needs the same weight at every step: "
+            "use constant weighting, or the rule 'linear' with TDW"
         )
 
 

@@ -14,8 +14,8 @@ from customized_grpo.config import RunConfig
 from customized_grpo.errors import InputError
 from customized_grpo.fields import LARGEST_NUMBER, Index, Number, Section
 from customized_grpo.files.yaml_text import YamlError, read_yaml
+from customized_grpo.rewards.mistakes import describe_mistakes, nearest, shorten
 from customized_grpo.rewards.settings import RewardSettings
-from customized_grpo.validation import describe_mistakes, nearest, shorten
 
 CALIBRATION = "calibration.yaml"  # the file in the folder of a run
 Score = Annotated[float, Number, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]

@@ -80,8 +80,13 @@ def over_seeds(values: Sequence[float]) -> Estimate:
     numbers = np.asarray(values, dtype=float)
     if len(numbers) == 1:
         return Estimate(float(numbers[0]), float("nan"), float("nan"))
-    half = stats.t.ppf((1 + LEVEL) / 2, len(numbers) - 1) * stats.sem(numbers)
-    return Estimate(float(numbers.mean()), float(numbers.mean() - half), float(numbers.mean() + half))
+    return over_cases(float(numbers.mean()), float(numbers.std(ddof=1)), len(numbers))
+
+
+def over_cases(mean: float, spread: float, count: int) -> Estimate:
+    """A mean and its t interval, from the standard deviation of `count` independent values; NaN for a single one."""
+    half = stats.t.ppf((1 + LEVEL) / 2, count - 1) * spread / np.sqrt(count) if count > 1 else float("nan")
+    return Estimate(mean, float(mean - half), float(mean + half))
 
 
 @dataclass(frozen=True)

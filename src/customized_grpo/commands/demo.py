@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from customized_grpo.calibration.intervals import Estimate, estimates
-from customized_grpo.config import RunConfig, load_config, parse_metric
+from customized_grpo.config import RunConfig, load_config
 from customized_grpo.critters.samples import TEST_CRITTERS, UNSEEN_SITUATIONS, draw_samples
 from customized_grpo.data import Sample
 from customized_grpo.data.images import to_pictures
@@ -23,6 +23,7 @@ from customized_grpo.files.durable import write_text
 from customized_grpo.files.pictures import draw_card, draw_sheet, save_png
 from customized_grpo.measure.curves import draw_curves
 from customized_grpo.report import write_report
+from customized_grpo.rewards.mistakes import parse_metric
 from customized_grpo.run.cases import keep_cases
 from customized_grpo.training.assemble import assemble, load_metrics
 from customized_grpo.training.evaluation import HeldOut, Scored

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from safetensors import SafetensorError
 
@@ -20,8 +19,9 @@ from customized_grpo.policies.lora_tensors import DOWN, UP, LoraTensors, joined
 from customized_grpo.run.checkpoints import find_adapter
 from customized_grpo.run.sampling_settings import model_of
 from customized_grpo.sections import Model
+from customized_grpo.sharing.card import Trained, write_card
+from customized_grpo.sharing.loading import Format, Place
 
-Format = Literal["comfyui", "diffusers", "peft"]
 FOLDER = Path("exported")
 SUFFIX = ".safetensors"  # of the formats that are one file
 
@@ -44,7 +44,7 @@ class ExportRequest:
 
 
 def write_export(request: ExportRequest) -> Path:
-    """Write the file or folder, and return its path.
+    """Write the file or folder, and return its path. A folder also gets the card of a run's adapter.
 
     Raises UsageError if the output exists or the format cannot hold the adapter, ModelError for an adapter that is
     missing or damaged, and SavingError.
@@ -63,6 +63,9 @@ def write_export(request: ExportRequest) -> Path:
     if request.format == "comfyui":
         check_comfyui(lora)
     _write(request, lora, output)
+    trained = Trained.find(adapter)
+    if trained is not None and output.is_dir():
+        write_card(trained, output, place=Place(format=request.format, with_base=request.with_base))
     return output
 
 

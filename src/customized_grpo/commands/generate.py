@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
+from torch import Tensor
+
 from customized_grpo.config import CONFIG
 from customized_grpo.data import DataError, Sample
 from customized_grpo.data.findings import show
@@ -19,41 +21,29 @@ from customized_grpo.files.durable import check_folder, make_folder
 from customized_grpo.files.pictures import draw_card, save_png
 from customized_grpo.files.text import flaw_of
 from customized_grpo.policies import find_family, load_policy
+from customized_grpo.policies.base import Condition, Policy
 from customized_grpo.run.checkpoints import find_adapter, folder_of
 from customized_grpo.run.sampling_settings import SamplingSettings, model_of
 from customized_grpo.sections import Model
-from customized_grpo.training.rollout import generate
+from customized_grpo.training.rollout import Watch, generate
 
 BUILT_IN_SAMPLING: tuple[int, float] = (10, 3.0)  # steps and shift that the built-in model was trained for
 
 
-@dataclass(frozen=True)
-class GenerationRequest:
-    """Every reference with every prompt and seed.
+@dataclass(frozen=True, kw_only=True)
+class ModelChoice:
+    """A model and perhaps an adapter, and how to sample with them.
 
     If `model`, `dtype`, `size` or `steps` is None, it is taken from the adapter, or the usual one without an adapter.
     `adapter` may be a run's folder, or a file.
     """
 
-    references: Sequence[Path]
-    prompts: Sequence[str]
-    seeds: Sequence[int]
     model: str | None
     adapter: Path | None
-    size: int | None
-    steps: int | None
     device: str
+    size: int | None = None
+    steps: int | None = None
     dtype: str | None = None
-
-    def __post_init__(self) -> None:
-        if not self.references:
-            raise UsageError("no reference; name a picture of the subject with --reference")
-        if not self.prompts:
-            raise UsageError("no prompt; say what to show with --prompt, or name a file with --prompts")
-        if not all(prompt.strip() for prompt in self.prompts):
-            raise UsageError("a prompt is empty; say what to show with --prompt")
-        if flawed := [f"the prompt {show(text)} {flaw}" for text in self.prompts if (flaw := flaw_of(text))]:
-            raise UsageError("\n".join(dict.fromkeys(flawed)))
 
     def found_adapter(self) -> Path | None:
         """The adapter's folder or file. Raises ModelError if it is missing."""
@@ -82,6 +72,51 @@ class GenerationRequest:
         return replace(chosen, num_steps=self.steps or chosen.num_steps, height=size[0], width=size[1])
 
 
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest(ModelChoice):
+    """Every reference with every prompt and seed."""
+
+    references: Sequence[Path]
+    prompts: Sequence[str]
+    seeds: Sequence[int]
+
+    def __post_init__(self) -> None:
+        if not self.references:
+            raise UsageError("no reference; name a picture of the subject with --reference")
+        if not self.prompts:
+            raise UsageError("no prompt; say what to show with --prompt, or name a file with --prompts")
+        if not all(prompt.strip() for prompt in self.prompts):
+            raise UsageError("a prompt is empty; say what to show with --prompt")
+        if flawed := [f"the prompt {show(text)} {flaw}" for text in self.prompts if (flaw := flaw_of(text))]:
+            raise UsageError("\n".join(dict.fromkeys(flawed)))
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A loaded model, perhaps with an adapter, and the noise grid to sample it on."""
+
+    policy: Policy
+    sigmas: Tensor
+
+    @classmethod
+    def load(cls, choice: ModelChoice) -> Generator:
+        """Raises UsageError or ModelError for a model, adapter or setting that cannot be used."""
+        settings, base = choice.settings(), choice.base()
+        policy = load_policy(base.model_copy(update=settings.of_the_model()), choice.device)
+        if (adapter := choice.found_adapter()) is not None:
+            policy.load_adapter(adapter)
+        return cls(policy, policy.sigmas(settings.num_steps, settings.shift))
+
+    def image(self, condition: Condition, seed: int, watch: Watch | None = None) -> Tensor:
+        """The image [1, 3, H, W] of a condition of one entry, with the adapter if there is one."""
+        return generate(self.policy, condition, self.sigmas, [seed], watch)
+
+    def untuned_image(self, condition: Condition, seed: int, watch: Watch | None = None) -> Tensor:
+        """The same without the adapter, which there must be."""
+        with self.policy.base_policy():
+            return self.image(condition, seed, watch)
+
+
 def read_prompts(file: Path) -> list[str]:
     """One prompt per line, in UTF-8; blank lines are skipped. Raises UsageError."""
     try:
@@ -107,23 +142,18 @@ def write_pictures(request: GenerationRequest, output: Path, *, compare: bool = 
     if existing := [path for path in _files(request, output, compare=compare) if path.exists()]:
         more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
         raise UsageError(f"{existing[0]} exists{more}; name another folder with --output, or remove it")
-    settings, base = request.settings(), request.base()
-    policy = load_policy(base.model_copy(update=settings.of_the_model()), request.device)
-    if (adapter := request.found_adapter()) is not None:
-        policy.load_adapter(adapter)
-    sigmas = policy.sigmas(settings.num_steps, settings.shift)
+    generator = Generator.load(request)
     make_folder(output)
     for number, (reference, prompt) in _pairs(request):
         sample = Sample(id=str(number), subject=reference.stem, prompt=prompt, references=(reference,))
-        condition = policy.encode([sample])
+        condition = generator.policy.encode([sample])
         for seed in request.seeds:
             path = output / _name(number, reference, prompt, seed)
-            picture = to_pictures(generate(policy, condition, sigmas, [seed]))[0]
+            picture = to_pictures(generator.image(condition, seed))[0]
             save_png(picture, path)
             yield path
             if compare:
-                with policy.base_policy():
-                    untuned = to_pictures(generate(policy, condition, sigmas, [seed]))[0]
+                untuned = to_pictures(generator.untuned_image(condition, seed))[0]
                 row = [sample.reference_images()[0], untuned, picture]
                 save_png(draw_card(row, prompt, ["reference", "base", "tuned"], side=256), _comparison(path))
                 yield _comparison(path)

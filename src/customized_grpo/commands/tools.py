@@ -54,6 +54,47 @@ def export(
     typer.echo(f"exported: {write_export(ExportRequest(target, format, output, with_base, model))}")
 
 
+@guarded("the Hub keeps what was committed; start again with the same command")
+def push(
+    target: Annotated[Path, PathArgument(help="Folder of a run, checkpoint or adapter.")],
+    repository: Annotated[str, typer.Argument(help="Where to, as OWNER/NAME.")],
+    format: Annotated[
+        Literal["comfyui", "diffusers", "peft"], typer.Option(help="The program that will read the weights.")
+    ] = "diffusers",
+    with_base: Annotated[bool, typer.Option("--with-base", help="Add the run's model.base_adapter to it.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to commit to.  [default: main]")] = None,
+    message: Annotated[str | None, typer.Option(help="Of the commit.  [default: names this program]")] = None,
+    without_pictures: Annotated[
+        bool, typer.Option("--without-pictures", help="Keep references and generated pictures here.")
+    ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Also commit over files that this program did not write.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be uploaded and exit.")] = False,
+) -> None:
+    """Upload an adapter with its model card to the Hugging Face Hub.
+
+    First lists what is uploaded: weights, card, pictures, and settings without folders and servers of this machine.
+    """
+    from customized_grpo.commands.push import PushRequest
+    from customized_grpo.commands.push import push as upload
+
+    request = PushRequest(
+        target,
+        repository,
+        format=format,
+        with_base=with_base,
+        private=private,
+        revision=revision,
+        message=message,
+        pictures=not without_pictures,
+        replace=replace,
+    )
+    if address := upload(request, dry_run=dry_run):
+        typer.echo(f"pushed: {address}")
+
+
 @guarded()
 def plan(
     recipe: Recipe,

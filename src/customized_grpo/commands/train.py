@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import typer
 
+from customized_grpo.commands.start import begin, finish
 from customized_grpo.config import RunConfig
-from customized_grpo.cost.batches import planned, settled
-from customized_grpo.errors import InputError, RunError
+from customized_grpo.cost.batches import planned
 from customized_grpo.files.paths import as_argument
 from customized_grpo.files.pretrained import ModelError
 from customized_grpo.run.checkpoints import FINAL, describe_best
-from customized_grpo.runtime import launchers
-from customized_grpo.training.advice import notices
-from customized_grpo.training.assemble import assemble
 from customized_grpo.training.check import dry_run
 from customized_grpo.training.record import held_out_summary
 
 
 def run_training(config: RunConfig, *, resume: bool) -> None:
     """Train, and say before and after what a user should know."""
-    config, choice = settled(config, resume=resume)
-    trainer = assemble(config, resume=resume)
+    trainer, told = begin(config, resume=resume)
     main = trainer.processes.main
-    chosen = [str(choice)] if choice else []
-    told = (*chosen, *trainer.directory.notices, *launchers.notices(), *notices(trainer.plan))
     for notice in told if main else ():
         typer.echo(f"note: {notice}", err=True)
-    with _as_failure_of_the_run():
-        trainer.train()
+    finish(trainer)
     if main:
         path = trainer.directory.path
         if summary := held_out_summary(trainer.directory.logs()[1]):
@@ -55,12 +45,3 @@ def _foreseen(config: RunConfig, *, resume: bool) -> str:
         return f"groups.batch=auto: what it chooses is not known here: {error}"
     later = "chosen from the card's free memory when training starts; `plan` says how many on which card"
     return str(choice) if choice else f"groups.batch=auto: {later}"
-
-
-@contextmanager
-def _as_failure_of_the_run() -> Iterator[None]:
-    """Bad input that shows only during a run, such as a deleted photograph, is a failure of the run."""
-    try:
-        yield
-    except InputError as error:
-        raise RunError(str(error)) from error

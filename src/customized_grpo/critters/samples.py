@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields
-from typing import cast
+from dataclasses import asdict, fields, replace
+from typing import Any, cast
 
 import numpy as np
 
@@ -44,6 +44,21 @@ def case_of(sample: Sample) -> tuple[int, world.Situation] | None:
     return (critter, situation) if known and isinstance(critter, int) and critter >= 0 else None
 
 
+def asking(sample: Sample, prompt: str) -> Sample:
+    """A critter's sample with another prompt. The oracle can judge it if the prompt is one of its world's."""
+    if prompt == sample.prompt:
+        return sample
+    case, extra = case_of(sample), {}
+    if case is not None:
+        known = {situation.prompt: situation for situation in world.world_of(case[1]).situations}
+        extra = _fields(case[0], known[prompt]) if prompt in known else {}
+    return replace(sample, prompt=prompt, prompt_picture=None, extra=extra)
+
+
+def _fields(critter: int, situation: world.Situation) -> dict[str, Any]:
+    return {"critter": critter, **{key: value for key, value in asdict(situation).items() if value is not None}}
+
+
 def draw_samples(
     count: int,
     critters: range,
@@ -78,10 +93,7 @@ def draw_samples(
                 references=(world.picture(critter, reference),),
                 other_views=(world.picture(critter, view),),
                 class_word="critter",
-                extra={
-                    "critter": critter,
-                    **{key: value for key, value in asdict(wanted).items() if value is not None},
-                },
+                extra=_fields(critter, wanted),
             )
         )
     return samples

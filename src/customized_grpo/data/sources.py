@@ -1,5 +1,9 @@
-"""The values of `data.source` and their loaders. A new layout is one file and one line of `SOURCES`."""
+"""The values of `data.source` and their loaders. A new layout is one file and one line of `SOURCES`.
 
+Other packages register theirs by an entry point (`files/plugins.py`): a function from a folder to its samples.
+"""
+
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +20,7 @@ from customized_grpo.data.subjects200k import load_subjects200k
 from customized_grpo.data.syncd import load_syncd
 from customized_grpo.errors import UsageError
 from customized_grpo.fields import BUILT_IN
+from customized_grpo.files import plugins
 from customized_grpo.files.paths import as_stored, display, is_file, is_folder
 from customized_grpo.files.text import flaw_of, is_utf8
 
@@ -43,16 +48,20 @@ NAMES = (*BUILT_IN, *SOURCES, PHOTOGRAPHS)
 
 def contradictions(source: str, root: str | Path | None, class_word: str | None) -> Iterator[str]:
     """Settings that contradict each other, whatever the files hold: one line each, with the way out."""
+    if problem := plugins.double(plugins.SOURCES, source, NAMES):
+        yield f"data.source: {problem}"
+    registered = source in plugins.names(plugins.SOURCES)
     for name, path in (("source", source), ("root", root)):
         if path is not None and not is_utf8(str(path)):
             yield f"data.{name}: the name {display(path)} is not UTF-8; give the file or folder another one"
-    if source in (*SOURCES, PHOTOGRAPHS) and root is None:
+    if (registered or source in (*SOURCES, PHOTOGRAPHS)) and root is None:
         yield f"data.root: data.source={source} needs the folder of its files; add data.root=path/to/{source}"
     if class_word is not None and not class_word.strip():
         yield f"data.class_word: {class_word!r} is empty; set for instance data.class_word=dog"
     if class_word is not None and (flaw := flaw_of(class_word)):
         yield f"data.class_word: {show(class_word)} {flaw}"
-    if class_word is not None and (source in BUILT_IN or (source in SOURCES and not SOURCES[source].class_word)):
+    has_class_words = registered or source in BUILT_IN or (source in SOURCES and not SOURCES[source].class_word)
+    if class_word is not None and has_class_words:
         yield f"data.class_word: data.source={source} has class words of its own; remove {class_word!r}"
     if source == PHOTOGRAPHS and class_word is None:
         yield "data.class_word: photographs need a word for their subject; add for instance data.class_word=dog"
@@ -84,6 +93,8 @@ def load_data(
         return _photographs(root, class_word, held_out_share)
     if source in SOURCES and root is not None:
         samples = SOURCES[source].load(root)
+    elif root is not None and source in plugins.names(plugins.SOURCES):
+        samples = _of_package(source, root)
     elif not is_folder(path):
         samples = _listed(path, root)
     else:
@@ -96,12 +107,24 @@ def load_data(
     return train, held_out
 
 
+def _of_package(source: str, root: Path) -> list[Sample]:
+    """The samples that another package reads. Raises PluginError if it returns anything else."""
+    read = plugins.load(plugins.SOURCES, source, callable, "a function from a folder to a list of samples")
+    samples = list(read(root))
+    if not all(isinstance(sample, Sample) for sample in samples):
+        raise plugins.PluginError(f"the data source {source!r} returned something else than samples for {root}")
+    if repeated := [name for name, times in Counter(sample.id for sample in samples).items() if times > 1]:
+        raise plugins.PluginError(f"the data source {source!r} has the id {repeated[0]!r} twice in {root}")
+    return samples
+
+
 def _listed(path: Path, root: Path | None) -> list[Sample]:
     if path.name in METADATA:
         return load_metadata(path, root)
     if path.suffix or is_file(path):
         return load_list(path, root)
-    remedy = f"data.source is one of {', '.join(NAMES)}, a .json or .jsonl list, a metadata.csv, or a folder."
+    known = ", ".join([*NAMES, *plugins.names(plugins.SOURCES)])
+    remedy = f"data.source is one of {known}, a .json or .jsonl list, a metadata.csv, or a folder."
     raise DataError(path, ["not the name of a source, and no such file or folder"], remedy)
 
 

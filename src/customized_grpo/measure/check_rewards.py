@@ -27,10 +27,11 @@ from customized_grpo.calibration.scored_pictures import (
     load_candidates,
     row_statistics,
 )
-from customized_grpo.config import RunConfig, parse_metric
+from customized_grpo.config import RunConfig
 from customized_grpo.fields import BUILT_IN
 from customized_grpo.files.durable import make_folder, write_text
 from customized_grpo.measure.calibration_table import CalibrationTable
+from customized_grpo.rewards.mistakes import parse_metric
 from customized_grpo.rewards.settings import RewardSettings
 
 # Thresholds. The whole 95 % interval of a share must lie beyond its threshold, so that chance does not cross it.

@@ -37,9 +37,10 @@ from customized_grpo.rewards import Reward
 from customized_grpo.rewards.scoring import Reasons, score
 from customized_grpo.run.cases import keep_reference
 from customized_grpo.runtime.device import usable_device
+from customized_grpo.sharing.scores import SETTINGS, SUMMARY
 from customized_grpo.training.evaluation import Case, generate_cases
 
-ROWS, SETTINGS, SUMMARY = "rows.jsonl", "settings.json", "summary.json"
+ROWS = "rows.jsonl"
 PICTURES, REFERENCES = "images", "references"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from customized_grpo.config import ConfigError, RunConfig, parse_metric
+from customized_grpo.config import ConfigError, RunConfig
 from customized_grpo.data import Sample
 from customized_grpo.data.subsets import subset
 from customized_grpo.errors import UsageError
@@ -19,6 +19,7 @@ from customized_grpo.measure.probe_plot import draw_probe
 from customized_grpo.measure.probe_steps import Probe
 from customized_grpo.policies import load_policy
 from customized_grpo.policies.base import Policy
+from customized_grpo.rewards.mistakes import parse_metric
 from customized_grpo.run.checkpoints import find_adapter, folder_of
 from customized_grpo.run.sampling_settings import SamplingSettings
 from customized_grpo.training.assemble import add_adapter, load_metrics, load_rewards, load_samples

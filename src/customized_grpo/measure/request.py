@@ -20,16 +20,7 @@ from customized_grpo.calibration.file import (
     read_calibration,
 )
 from customized_grpo.calibration.named_metrics import named_metrics, trained_names
-from customized_grpo.config import (
-    CONFIG,
-    JOINT_CALIBRATED,
-    Override,
-    RunConfig,
-    key_of,
-    load_config,
-    parse_metric,
-    recipes,
-)
+from customized_grpo.config import CONFIG, JOINT_CALIBRATED, Override, RunConfig, key_of, load_config, recipes
 from customized_grpo.critters import samples as critters
 from customized_grpo.data import Sample
 from customized_grpo.data.digests import SampleDigest, digests
@@ -37,12 +28,14 @@ from customized_grpo.data.subsets import subset
 from customized_grpo.errors import UsageError
 from customized_grpo.fields import BUILT_IN
 from customized_grpo.measure import dreambench
-from customized_grpo.policies.adapter_file import PEFT_CONFIG
+from customized_grpo.policies.adapter_file import adapter_digest
+from customized_grpo.rewards.mistakes import parse_metric
 from customized_grpo.rewards.settings import RewardSettings
 from customized_grpo.run.checkpoints import FOLDER as CHECKPOINTS
 from customized_grpo.run.checkpoints import checkpoints_of, find_adapter, folder_of
 from customized_grpo.run.own_samples import RESTORE, OwnSamples, read_data
 from customized_grpo.run.sampling_settings import SamplingSettings
+from customized_grpo.sharing.scores import BASE, TUNED
 
 CRITTERS_CASES = 512
 CONTENT = "content"  # the setting that tells whether texts and pictures of the samples are the same
@@ -123,7 +116,7 @@ class EvaluationRequest:
             "model": model.path,
             "dtype": model.dtype,
             **{name: value for name in OF_THE_BASE if (value := getattr(model, name)) is not None},
-            "adapter": None if self.adapter is None else _adapter_digest(self.adapter),
+            "adapter": None if self.adapter is None else adapter_digest(self.adapter),
             "sampling": asdict(SamplingSettings.of(self.config)),
             "data": self.config.data.source,
             "samples": f"{len(described)} ({hashlib.sha256(repr(described).encode()).hexdigest()[:16]})",
@@ -136,19 +129,6 @@ class EvaluationRequest:
 def _reference_paths(sample: Sample) -> list[str]:
     """Images in memory are left out: the sample's id describes them."""
     return [str(source) for source in sample.references if isinstance(source, Path)]
-
-
-def _adapter_digest(adapter: Path) -> str:
-    """Digest of the weights and their scale: the path may hold another adapter tomorrow. Raises UsageError."""
-    weights = hashlib.sha256()
-    files = sorted(adapter.glob("*.safetensors")) if adapter.is_dir() else [adapter]
-    config = folder_of(adapter) / PEFT_CONFIG
-    for file in [*files, *([config] if config.is_file() else [])]:
-        try:
-            weights.update(file.read_bytes())
-        except OSError as error:
-            raise UsageError(f"{file} cannot be read: {error.strerror}; check its permissions") from None
-    return weights.hexdigest()[:16]
 
 
 def make_request(
@@ -266,7 +246,7 @@ def default_output(request: EvaluationRequest, target: str) -> Path:
 
     A checkpoint's evaluation goes into its run, because old checkpoints are removed.
     """
-    name = "evaluation-base" if request.adapter is None else "evaluation-tuned"
+    name = BASE if request.adapter is None else TUNED
     if not _is_folder(target):
         return Path("evaluations") / name
     folder = Path(target)

@@ -1,15 +1,18 @@
 """Model families: one file each behind the protocol `Policy`, chosen by the pipeline class that a checkpoint names.
 
-A new family is one file here, and its entry in `FAMILIES` below. No code outside this folder names one.
+A new family is one file here, and its entry in `FAMILIES` below. No code outside this folder names one. Other packages
+register theirs by an entry point (`files/plugins.py`): its name is that of the pipeline class, or of `model.family`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Any
 
 from customized_grpo.critters.weights import resolve
 from customized_grpo.errors import UsageError
+from customized_grpo.files import plugins
 from customized_grpo.files.pretrained import ModelError, check_complete, pipeline_class
 from customized_grpo.policies.adapter_file import read_adapter
 from customized_grpo.policies.adapter_layers import layers_of, named_layers
@@ -26,6 +29,10 @@ FAMILIES: dict[str, str] = {
 }
 # Families whose checkpoints say something else: model.family -> what they say, and the policy.
 BY_NAME: dict[str, tuple[str, str]] = {"uno": ("FluxPipeline", "customized_grpo.policies.uno:UnoPolicy")}
+
+
+# What a family must have, in the words of the message to its author: the methods of `Policy`.
+_METHODS = tuple(name for name in vars(Policy) if not name.startswith("_") and callable(getattr(Policy, name)))
 
 
 def load_policy(model: Model, device: str, *, shard: bool = False) -> Policy:
@@ -46,15 +53,25 @@ def find_family(model: Model) -> type[Policy]:
 
 
 def _family(model: Model, path: str | Path, pipeline: str) -> type[Policy]:
+    name = model.family or pipeline
+    plugins.refuse_doubles(plugins.FAMILIES, name, [*FAMILIES, *BY_NAME])
+    if name in plugins.names(plugins.FAMILIES):
+        check_complete(path)
+        return plugins.load(plugins.FAMILIES, name, _is_policy, f"a class with {', '.join(_METHODS)}")
     expected, policy = (pipeline, FAMILIES.get(pipeline)) if model.family is None else BY_NAME[model.family]
     if pipeline != expected:
         raise ModelError(f"{model.path} is a {pipeline}, and model.family={model.family} needs a {expected}")
     if policy is None:
         hint = next((f"; set model.family={name}" for name, (own, _) in BY_NAME.items() if own == pipeline), "")
-        supported = ", ".join([*FAMILIES, *(f"{own} with model.family={name}" for name, (own, _) in BY_NAME.items())])
+        named = (f"{own} with model.family={name}" for name, (own, _) in BY_NAME.items())
+        supported = ", ".join([*FAMILIES, *named, *plugins.names(plugins.FAMILIES)])
         raise ModelError(f"{model.path} is a {pipeline}, which is not supported{hint}; supported: {supported}")
     check_complete(path)
     return resolve_name(policy)
+
+
+def _is_policy(loaded: Any) -> bool:
+    return isinstance(loaded, type) and all(callable(getattr(loaded, name, None)) for name in _METHODS)
 
 
 def adapter_size(model: Model, adapter: Adapter) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -94,6 +95,22 @@ def read_adapter(path: Path) -> Adapter:
         if tensor.is_floating_point() and not tensor.float().isfinite().all():  # float8 has no isfinite
             raise ModelError(f"{file}: {name} holds NaN or infinities; use an adapter saved before that happened")
     return Adapter(file, tensors, dict(_configs(file, head)))
+
+
+def adapter_digest(adapter: Path) -> str:
+    """Digest of the weights in a folder or file and of their scale: the path may hold another adapter tomorrow.
+
+    Raises UsageError if a file cannot be read.
+    """
+    weights = hashlib.sha256()
+    files = sorted(adapter.glob("*.safetensors")) if adapter.is_dir() else [adapter]
+    config = (adapter if adapter.is_dir() else adapter.parent) / PEFT_CONFIG
+    for file in [*files, *([config] if config.is_file() else [])]:
+        try:
+            weights.update(file.read_bytes())
+        except OSError as error:
+            raise UsageError(f"{file} cannot be read: {error.strerror}; check its permissions") from None
+    return weights.hexdigest()[:16]
 
 
 def _configs(file: Path, head: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,12 +44,15 @@ class Album:
         return self.known[file]
 
 
-def thumbnail(picture: Image.Image, share: int) -> Thumbnail:
-    """Encode a picture in about `share` bytes at most; pixel art without loss, however many bytes it takes."""
+def thumbnail(picture: Image.Image, share: int, fitted: Sequence[tuple[int, int]] = FITTED) -> Thumbnail:
+    """Encode a picture in about `share` bytes at most; pixel art without loss, however many bytes it takes.
+
+    fitted  sides in pixels and WebP qualities to try in turn; the last one is taken if none is small enough
+    """
     if max(picture.size) <= PIXEL_ART:
         return _thumbnail(picture, "png", _encoded(picture, format="PNG", optimize=True))
     small, data = picture, b""
-    for side, quality in FITTED:
+    for side, quality in fitted:
         small = picture.copy()
         small.thumbnail((side, side), Image.Resampling.LANCZOS)
         data = _encoded(small, format="WEBP", quality=quality, method=4)

@@ -43,7 +43,7 @@ def read_parts(folders: Sequence[Path]) -> list[Part]:
     """
     by_kind: dict[str, list[Path]] = {kind: [] for kind in KINDS}
     for folder in dict.fromkeys(folders):
-        by_kind[_kind(folder)].append(folder)
+        by_kind[kind_of(folder)].append(folder)
     runs, evaluations = by_kind["run"], by_kind["evaluation"]
     for run in runs:
         own = sorted(path for path in run.glob("evaluation-*") if KINDS["evaluation"](path))
@@ -73,7 +73,8 @@ KINDS: dict[str, Callable[[Path], bool]] = {
 }
 
 
-def _kind(folder: Path) -> str:
+def kind_of(folder: Path) -> str:
+    """The key of `KINDS` for a folder. Raises ReportError if it is none of them."""
     if not folder.is_dir():
         raise ReportError(f"{folder} is not a folder; name the folder of a run, evaluation, comparison, probe or demo")
     for kind, matches in KINDS.items():

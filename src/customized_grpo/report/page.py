@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import BaseLoader, ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from customized_grpo.report import labels
@@ -42,31 +42,43 @@ VERDICTS = ((("identity_reward", "dino"), "oracle_identity"), (("prompt_reward",
 
 def render(title: str, parts: Sequence[Part]) -> str:
     """The complete page as text."""
-    album = Album(path for part in parts for path in _files(part))
+    album = Album(path for part in parts for path in pictures_of(part))
+    views = [view_of(part, album) for part in parts]
+    script, style = f"{asset('widgets.js')}\n{asset('script.js')}", asset("style.css")
+    return (
+        templates()
+        .get_template("template.html")
+        .render(
+            title=title,
+            parts=views,
+            warnings=sum(len(view["warnings"]) for view in views),
+            meanings=_meanings(parts),
+            data=as_json_script([data_of(view) for view in views]),
+            script=Markup(script),
+            style=Markup(style),
+            # The page may run this one script and show the pictures inside it, and nothing else: it sends no request.
+            policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src '{_digest(script)}'",
+            version=version("customized-grpo"),
+        )
+    )
+
+
+def asset(name: str) -> str:
+    """The text of a style sheet or script of this folder."""
+    return files("customized_grpo.report").joinpath(name).read_text("utf-8")
+
+
+def templates(*more: BaseLoader) -> Environment:
+    """The templates of this folder, and those of others; all of them escape every text."""
     environment = Environment(
-        loader=PackageLoader("customized_grpo.report", "."),
+        loader=ChoiceLoader([*more, PackageLoader("customized_grpo.report", ".")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"number": labels.number, "label": labels.label, "p_value": labels.p_value}
-    views = [_view(part, album) for part in parts]
-    script, style = (
-        files("customized_grpo.report").joinpath(name).read_text("utf-8") for name in ("script.js", "style.css")
-    )
-    return environment.get_template("template.html").render(
-        title=title,
-        parts=views,
-        warnings=sum(len(view["warnings"]) for view in views),
-        meanings=_meanings(parts),
-        data=as_json_script([{"film": view["frames"], "wall": view["scores"]} for view in views]),
-        script=Markup(script),
-        style=Markup(style),
-        # The page may run this one script and show the pictures inside it, and nothing else: it sends no request.
-        policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src '{_digest(script)}'",
-        version=version("customized-grpo"),
-    )
+    return environment
 
 
 def _digest(script: str) -> str:
@@ -78,7 +90,8 @@ def as_json_script(content: Any) -> Markup:
     return Markup(json.dumps(as_json(content), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"))
 
 
-def _files(part: Part) -> Iterator[Path]:
+def pictures_of(part: Part) -> Iterator[Path]:
+    """The files of all pictures that a part shows."""
     frames = part.film.frames if part.film else ()
     for cases in (*frames, part.wall.cases if part.wall else ()):
         for case in cases:
@@ -91,8 +104,13 @@ def _meanings(parts: Sequence[Part]) -> list[tuple[str, str]]:
     return [(labels.label(metric), text) for metric, text in labels.MEANINGS.items() if metric in shown]
 
 
-def _view(part: Part, album: Album) -> dict[str, Any]:
-    """Everything that the template needs of a part."""
+def data_of(view: Mapping[str, Any]) -> dict[str, Any]:
+    """What the widgets of a view need: `startFilm` and `startWall` in widgets.js."""
+    return {"film": view["frames"], "wall": view["scores"]}
+
+
+def view_of(part: Part, album: Album) -> dict[str, Any]:
+    """Everything that the templates need of a part."""
     differences = [{**row, "estimate": read_estimate(row)} for row in part.differences]
     return {
         "part": part,

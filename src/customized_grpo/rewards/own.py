@@ -5,12 +5,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
-import sys
-import sysconfig
 import threading
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from pathlib import Path
 from queue import Empty, Queue
@@ -21,18 +18,11 @@ import torch
 from torch import Tensor
 
 from customized_grpo.data import Sample
-from customized_grpo.errors import InputError, RunError, UsageError
-from customized_grpo.files import PACKAGE
-from customized_grpo.rewards import Reward
-from customized_grpo.rewards.own_modules import as_written, import_file
+from customized_grpo.errors import UsageError
+from customized_grpo.files.own_modules import import_file
+from customized_grpo.files.user_code import OwnCodeError, described, remedy, user_code
+from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.scoring import RewardError
-
-_LIBRARIES = tuple({sysconfig.get_path(key) for key in ("stdlib", "platstdlib", "purelib", "platlib")})
-_MACHINERY = (str(PACKAGE), importlib.__file__, "<frozen ")  # what calls the user's code
-
-
-class OwnCodeError(InputError, RuntimeError):
-    """The user's own code cannot be imported, or raised an exception while its class was made."""
 
 
 class TimeLimited:
@@ -72,9 +62,9 @@ class TimeLimited:
         if isinstance(answer, torch.OutOfMemoryError | RewardError):
             raise answer  # out of memory is answered with smaller batches, a RewardError explains itself
         if isinstance(answer, ImportError | SyntaxError):
-            raise OwnCodeError(f"reward {self.name!r} raised {_described(answer)}; {_remedy(answer)}") from answer
+            raise OwnCodeError(f"reward {self.name!r} raised {described(answer)}; {remedy(answer)}") from answer
         if isinstance(answer, BaseException):
-            raise RewardError(f"reward {self.name!r} raised {_described(answer)}") from answer
+            raise RewardError(f"reward {self.name!r} raised {described(answer)}") from answer
         return answer
 
     def _current_device(self) -> AbstractContextManager[Any]:
@@ -120,7 +110,7 @@ def _instance(kind: type, name: str, options: Mapping[str, Any], device: torch.d
         signature.bind(**arguments)
     except TypeError as error:
         raise UsageError(f"reward {name!r}: options: {error}; the class takes {signature}") from None
-    with _user_code(f"reward {name!r} cannot be made"):
+    with user_code(f"reward {name!r} cannot be made"):
         instance = kind(**arguments)
     if not callable(instance):
         raise UsageError(f"reward {name!r}: {kind.__name__} has no __call__(self, images, samples)")
@@ -132,7 +122,7 @@ def _module_from_file(name: str, location: str) -> ModuleType:
     path = Path(location)
     if not os.path.isfile(path):  # noqa: PTH113
         raise UsageError(f"reward {name!r}: no file {path}; relative paths start from {Path.cwd()}")
-    with _user_code(f"reward {name!r}: {path} cannot be imported"):
+    with user_code(f"reward {name!r}: {path} cannot be imported"):
         return import_file(path)
 
 
@@ -143,7 +133,7 @@ def _module_by_name(name: str, location: str) -> ModuleType:
     if not all(location.split(".")):
         raise UsageError(missing)
     try:
-        with _user_code(f"reward {name!r}: {location} cannot be imported"):
+        with user_code(f"reward {name!r}: {location} cannot be imported"):
             return importlib.import_module(location)
     except OwnCodeError as error:
         cause = error.__cause__
@@ -151,35 +141,3 @@ def _module_by_name(name: str, location: str) -> ModuleType:
         if isinstance(cause, ModuleNotFoundError) and cause.name and f"{location}.".startswith(f"{cause.name}."):
             raise UsageError(missing) from None
         raise
-
-
-@contextmanager
-def _user_code(failure: str) -> Iterator[None]:
-    """Around a block that runs the user's code: its exceptions become OwnCodeError, with file and line."""
-    try:
-        yield
-    except (InputError, RunError, torch.OutOfMemoryError):
-        raise
-    except (Exception, SystemExit) as error:
-        raise OwnCodeError(f"{failure}: {_described(error)}; {_remedy(error)}") from error
-
-
-def _remedy(error: BaseException) -> str:
-    missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
-    return f"install {missing} or correct the code" if missing not in {"", *sys.modules} else "correct the code"
-
-
-def _described(error: BaseException) -> str:
-    """An exception of the user's code in one line: type, message, file and line."""
-    message = error.msg if isinstance(error, SyntaxError) else str(error)
-    text = f"{type(error).__name__}: {as_written(message)}" if message else type(error).__name__
-    return " ".join(f"{text} {_place(error)}".split())
-
-
-def _place(error: BaseException) -> str:
-    """The deepest line of the user's code that led to an exception, or of any code; "" if there is none."""
-    if isinstance(error, SyntaxError) and error.filename and Path(error.filename).is_file():
-        return f"({error.filename}, line {error.lineno or 1})"
-    frames = [each for each in traceback.extract_tb(error.__traceback__) if not each.filename.startswith(_MACHINERY)]
-    own = [each for each in frames if not each.filename.startswith(_LIBRARIES)]
-    return next((f"({each.filename}, line {each.lineno})" for each in reversed(own or frames)), "")

@@ -25,7 +25,7 @@ import httpx2
 from PIL import Image
 
 from customized_grpo.errors import UsageError
-from customized_grpo.rewards import Cause
+from customized_grpo.rewards.base import Cause
 from customized_grpo.rewards.proxies import describe_proxy, is_this_machine, without_secrets
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between tries; the longest also limits what a server may ask for

@@ -15,7 +15,7 @@ from customized_grpo.rewards.settings import Measures, Name, RewardSettings, Sec
 if TYPE_CHECKING:
     import torch
 
-    from customized_grpo.rewards import Reward
+    from customized_grpo.rewards.base import Reward
     from customized_grpo.rewards.remote import Connection
 
 

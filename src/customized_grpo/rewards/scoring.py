@@ -14,7 +14,7 @@ from torch import Tensor
 
 from customized_grpo.data import Sample
 from customized_grpo.errors import RunError
-from customized_grpo.rewards import Cause, Reward
+from customized_grpo.rewards.base import Cause, Reward
 from customized_grpo.runtime.distributed import Processes
 
 

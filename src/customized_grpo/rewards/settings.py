@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from customized_grpo.data import Sample
-    from customized_grpo.rewards import Reward
+    from customized_grpo.rewards.base import Reward
 
 Role = Literal["identity", "prompt", "quality"]
 Measures = Literal["identity", "prompt", "both", "copying", "quality"]

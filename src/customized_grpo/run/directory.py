@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -58,7 +58,7 @@ from customized_grpo.run.checkpoints import (
     update_of,
     write_state,
 )
-from customized_grpo.run.environment import environment
+from customized_grpo.run.environment import ENVIRONMENT, changed_plugins, environment
 from customized_grpo.run.logs import LOGS, LogRow, as_json, read_logs, rewind_log
 from customized_grpo.run.own_samples import OwnSamples
 from customized_grpo.run.sampling_settings import SAMPLING, SamplingSettings
@@ -72,6 +72,7 @@ class RunDirectory:
 
     own_samples  of a run whose data lies in files; kept in the folder, and beside each adapter
     files        texts by name that are kept in the same places
+    describe     called with the folder of each final adapter, to write more about it there
     notices      settings that changed since the last start, one line each
 
     Raises RunDirectoryError if the folder cannot be used, before anything in it changes.
@@ -84,18 +85,20 @@ class RunDirectory:
         resume: bool,
         own_samples: OwnSamples | None = None,
         files: Mapping[str, str] = MappingProxyType({}),
+        describe: Callable[[Path], None] | None = None,
     ):
-        self.config, self.own_samples, self.files = config, own_samples, files
+        self.config, self.own_samples, self.files, self.describe = config, own_samples, files, describe
         self.references_kept = False  # whether images/reference-*.png are those of this start
         self.path = path = Path(config.output)
-        self.notices = check_access(config, resume=resume)
+        self.on_update: Callable[[Mapping[str, Any]], None] | None = None  # called with each row of an update
+        self.notices = [*check_access(config, resume=resume), *changed_plugins(path)]
         with writable(path):
             path.mkdir(parents=True, exist_ok=True)
             self._lock = take_lock(path)
             try:
                 write_text(path / CONFIG, dump_config(config))  # first: with it, the run can be resumed
                 self._keep_beside(path)
-                write_text(path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+                write_text(path / ENVIRONMENT, json.dumps(environment(), indent=2) + "\n")
                 (path / FOLDER).mkdir(exist_ok=True)
                 (path / "images").mkdir(exist_ok=True)
                 self.trackers = Trackers(config.tracking, path, config.model_dump(mode="json"))
@@ -117,9 +120,14 @@ class RunDirectory:
             print_line(f"warning, update {warning['update']}: {warning['kind']}: {warning['message']}")
         self._append("metrics.jsonl", row)
         self._track("train", row)
+        if self.on_update is not None:
+            self.on_update(row)
 
     def log_evaluation(self, row: Mapping[str, Any], shown: Sequence[Shown]) -> None:
-        """Append to evaluations.jsonl and save the shown cases, one by one and on one sheet. Raises SavingError."""
+        """Append to evaluations.jsonl and save the shown cases, one by one and on a sheet, which trackers get too.
+
+        Raises SavingError.
+        """
         self._append("evaluations.jsonl", row)
         self._track("held_out", row)
         if shown:
@@ -130,10 +138,13 @@ class RunDirectory:
             with self._writing(f"the pictures of {name}"):
                 keep_cases(images, name, shown, replace_references=not self.references_kept)
                 self.references_kept = True
-                save_png(draw_sheet(cards, columns=4), images / f"{name}.png")
+                sheet = draw_sheet(cards, columns=4)
+                save_png(sheet, images / f"{name}.png")
                 sync_tree(images / name)
                 sync(images / f"{name}.png")
                 sync(images)
+            with self._writing("the trackers' files"):
+                self.trackers.show("held_out/pictures", sheet, row["update"])
 
     def logs(self) -> tuple[list[LogRow], list[LogRow]]:
         """The rows of metrics.jsonl and evaluations.jsonl so far. Raises UsageError if a log is damaged."""
@@ -189,7 +200,9 @@ class RunDirectory:
         with self._writing("the run's state"):
             checkpoint = self._newest_intact()
             remove_leftovers(self.path)
-            self._rewind(-1 if checkpoint is None else update_of(checkpoint))
+            update = -1 if checkpoint is None else update_of(checkpoint)
+            self._rewind(update)
+            self.trackers.rewind(update)
             if checkpoint is not None:
                 remove_older(checkpoint, self.config.keep_last)
         return restore_checkpoint(checkpoint, policy, optimizer, self.config.seed, shadows)
@@ -261,6 +274,9 @@ class RunDirectory:
                 temporary.replace(target)
             sync(target)
             sync(self.path)
+        if self.describe is not None:
+            with self._writing("the card of the final adapter"):
+                self.describe(target)
 
     def pause(self, update: int) -> str:
         """The message of a run that was asked to stop: how to resume it."""

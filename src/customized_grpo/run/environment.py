@@ -11,10 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 
 from customized_grpo.files import PACKAGE
+from customized_grpo.files.json_text import read_json
+from customized_grpo.files.plugins import installed
 
+ENVIRONMENT = "environment.json"  # the file in the folder of a run
 PACKAGES = ("customized-grpo", "torch", "diffusers", "transformers", "peft", "numpy")
+
+
+class _Recorded(BaseModel):
+    plugins: dict[str, str] = {}  # older versions recorded none
 
 
 def environment() -> dict[str, Any]:
@@ -25,9 +33,24 @@ def environment() -> dict[str, Any]:
         "processor_threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "packages": {name: version(name) for name in PACKAGES},
+        "plugins": installed(),
         "commit": commit(),
         "command": sys.argv,
     }
+
+
+def changed_plugins(run: Path) -> list[str]:
+    """What other packages registered when a run was last started and now do differently, one line each."""
+    file = run / ENVIRONMENT
+    if not file.is_file():
+        return []
+    known = read_json(file, _Recorded, "restore it from a copy, or write {} into it").get("plugins", {})
+    now = installed()
+    return [
+        f"the {name} is of {now.get(name, 'no package')}, and the run was last started with {package}"
+        for name, package in known.items()
+        if now.get(name) != package
+    ]
 
 
 def commit(folder: Path = PACKAGE) -> str | None:

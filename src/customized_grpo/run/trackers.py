@@ -1,4 +1,4 @@
-"""TensorBoard, Weights & Biases and Trackio, through Accelerate's common interface.
+"""TensorBoard, Weights & Biases and Trackio, through Accelerate's common interface: figures, and pictures.
 
 All work offline: TensorBoard writes into the run, Weights & Biases into the run until `wandb sync`, Trackio into its
 own folder. Each is an extra: `pip install customized-grpo[tensorboard]`, `[wandb]`, `[trackio]`.
@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from PIL import Image
 
 from customized_grpo.errors import UsageError
 from customized_grpo.runtime.memory import first_line
@@ -25,7 +28,7 @@ class Trackers:
 
     def __init__(self, names: tuple[str, ...], run: Path, config: Mapping[str, Any]):
         self.check(names)
-        self.trackers = [_start(name, run) for name in names]
+        self.trackers: list[Any] = [_start(name, run) for name in names]
         # TensorBoard does not accept None
         settings = {name: "null" if value is None else value for name, value in flatten(config)}
         for tracker in self.trackers:
@@ -45,6 +48,28 @@ class Trackers:
         figures = {f"{part}/{name}": value for name, value in flatten(row) if _is_finite_number(value)}
         for tracker in self.trackers:
             tracker.log(figures, step=row["update"])
+
+    def show(self, name: str, picture: Image.Image, update: int) -> None:
+        """Send a picture, with the update as the step."""
+        for tracker in self.trackers:
+            if tracker.name == "tensorboard":
+                tracker.log_images({name: np.asarray(picture)[None]}, step=update, dataformats="NHWC")
+            elif tracker.name == "wandb":
+                tracker.log_images({name: [picture]}, step=update)
+            else:
+                trackio: Any = import_module("trackio")
+                tracker.log({name: trackio.Image(picture)}, step=update)
+
+    def rewind(self, update: int) -> None:
+        """Tell TensorBoard that everything after an update is void: it is computed, and logged, again.
+
+        The others cannot forget. There every start of a run is a run of its own.
+        """
+        for tracker in self.trackers:
+            if tracker.name == "tensorboard":
+                events: Any = import_module("tensorboard.compat.proto.event_pb2")
+                restart = events.Event(session_log=events.SessionLog(status=events.SessionLog.START))
+                tracker.tracker.file_writer.add_event(restart, step=update + 1)
 
     def finish(self) -> None:
         """Let every tracker write what it still holds."""

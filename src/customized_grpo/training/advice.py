@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from customized_grpo.algorithm import SHAPING_RULES, TimeAwareWeights, step_progress
+from customized_grpo.algorithm import TimeAwareWeights, step_progress
 from customized_grpo.config import JOINT_CALIBRATED
 from customized_grpo.fields import BUILT_IN
 from customized_grpo.sections import Noise, Objective, Shaping, Weighting
@@ -59,7 +59,7 @@ def _unused_settings(plan: Plan) -> Iterator[str]:
     if not plan.weighted and plan.config.on_degradation == "balance":
         yield f'the rule "{shaping.rule}" has no weights: on_degradation=balance has no effect'
     for name in ("gamma", "recentre"):
-        if not SHAPING_RULES[shaping.rule].uses_bonus and getattr(shaping, name) != getattr(default, name):
+        if not plan.rule.uses_bonus and getattr(shaping, name) != getattr(default, name):
             yield f'the rule "{shaping.rule}" has no bonus: shaping.{name} has no effect'
     for name, reader in (("joint_share", "joint"), ("threshold", "gated")):
         if shaping.rule != reader and getattr(shaping, name) != getattr(default, name):

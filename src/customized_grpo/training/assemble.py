@@ -28,8 +28,10 @@ from customized_grpo.run.own_samples import OWN_SAMPLES, RESTORE, OwnSamples, re
 from customized_grpo.run.trackers import Trackers
 from customized_grpo.runtime.distributed import Processes
 from customized_grpo.sections import Data
+from customized_grpo.sharing.card import write_own_card
 from customized_grpo.training.calibrate import kept_calibrations, measure_missing
 from customized_grpo.training.evaluation import HeldOut, evaluation_sigmas
+from customized_grpo.training.plan import rule_of
 from customized_grpo.training.trainer import Trainer
 
 
@@ -152,6 +154,8 @@ def sample_problems(config: RunConfig, train: Sequence[Sample], held_out: Sequen
             f"{config.data.source} leaves no held-out sample to evaluate on; raise data.held_out_share, or set "
             "evaluation.every=0"
         )
+    if rule_of(config).static_weights and config.weighting.kind == "tdw":
+        yield f'shaping.rule: "{config.shaping.rule}" needs static weights; add weighting.kind=constant'
     yield from _unscorable_rewards(config, train)
 
 
@@ -200,7 +204,7 @@ def assemble(config: RunConfig, *, resume: bool = False) -> Trainer:
     files = {CALIBRATION: as_text(calibrations)} if calibrations else {}
     directory: RunFiles = FollowedDirectory(config)
     if processes.main:
-        directory = RunDirectory(config, resume=resume, own_samples=known, files=files)
+        directory = RunDirectory(config, resume=resume, own_samples=known, files=files, describe=write_own_card)
     scales = {key: calibration.scale() for key, calibration in calibrations.items()}
     roles = {key: str(reward.role) for key, reward in config.rewards.items()}
     batch, size = config.groups.rollout_batch, config.evaluation_size

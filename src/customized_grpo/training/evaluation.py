@@ -57,9 +57,14 @@ def evaluation_sigmas(policy: Policy, config: RunConfig) -> Tensor:
 Case = tuple[Sample, int]  # a sample and which of its images
 
 
+def case_seed(sample: Sample, index: int = 0) -> int:
+    """The seed of a case in every evaluation."""
+    return derive_seed("case", sample.id, index)
+
+
 def generate_cases(policy: Policy, sigmas: Tensor, cases: Sequence[Case]) -> Tensor:
     """One image per case, all in one batch: [N, 3, H, W] in [0, 1]. Seeds depend on sample id and index alone."""
-    seeds = [derive_seed("case", sample.id, index) for sample, index in cases]
+    seeds = [case_seed(sample, index) for sample, index in cases]
     return generate(policy, policy.encode([sample for sample, _ in cases]), sigmas, seeds).cpu()
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from customized_grpo.algorithm import (
     SHAPING_RULES,
     ConstantWeights,
+    Rule,
     TimeAwareWeights,
     nft_pull,
     nft_scales,
@@ -23,25 +24,30 @@ from customized_grpo.algorithm import (
 )
 from customized_grpo.config import JOINT_CALIBRATED, OF_AVERAGE, RunConfig
 from customized_grpo.data import Sample
+from customized_grpo.files import plugins
 from customized_grpo.training.rollout import derive_seed
 from customized_grpo.training.windows import DrawnSteps
+
+
+def rule_of(config: RunConfig) -> Rule:
+    """The shaping rule of a run, built in or of an installed package. Raises PluginError."""
+    name = config.shaping.rule
+    if name in SHAPING_RULES:
+        return SHAPING_RULES[name]
+    return plugins.load(plugins.RULES, name, lambda rule: isinstance(rule, Rule), "a customized_grpo.shaping.Rule")
 
 
 def needs_calibration(config: RunConfig) -> bool:
     """Whether a run has to know what its rewards give to bad and to good pictures."""
     figure = (config.keep_best or "").removesuffix(OF_AVERAGE)
-    return (
-        SHAPING_RULES[config.shaping.rule].uses_calibration
-        or config.weighting.balance == "proportional"
-        or figure == JOINT_CALIBRATED
-    )
+    return rule_of(config).uses_calibration or config.weighting.balance == "proportional" or figure == JOINT_CALIBRATED
 
 
 class Plan:
     """The plan of a run on the grid `sigmas` [T + 1]. It depends on nothing that training has done so far."""
 
     def __init__(self, config: RunConfig, samples: Sequence[Sample], sigmas: Tensor):
-        self.config, self.samples, self.sigmas = config, samples, sigmas
+        self.config, self.samples, self.sigmas, self.rule = config, samples, sigmas, rule_of(config)
         self._orders: dict[int, Tensor] = {}  # permutations of the latest epochs
         self.roles = {key: str(reward.role) for key, reward in config.rewards.items()}
         weighting = config.weighting
@@ -53,7 +59,7 @@ class Plan:
 
     @property
     def weighted(self) -> bool:
-        return SHAPING_RULES[self.config.shaping.rule].uses_weights
+        return self.rule.uses_weights
 
     def batch(self, update: int) -> list[Sample]:
         """The samples of an update. Every epoch is a new permutation; a batch may continue into the next epoch."""

@@ -33,6 +33,8 @@ class Point:
     mean: Tensor | None = None  # [B, ...] of the policy that sampled, if the trust region needs it
 
 
+# Gets the latents [B, ...] that a step expects at sigma = 0: x0^, where one Euler step from there would end.
+Watch = Callable[[Tensor], None]
 P = TypeVar("P")  # what is trained of B images at one step: `Point`, or `NoisedPoint` of forward.py
 
 
@@ -66,17 +68,26 @@ def _gaussian(like: Tensor, generators: Sequence[torch.Generator], noisy: Tensor
 
 
 def denoise(
-    policy: Policy, latents: Tensor, condition: Condition, sigmas: Tensor, steps: range, count: int | None = None
+    policy: Policy,
+    latents: Tensor,
+    condition: Condition,
+    sigmas: Tensor,
+    steps: range,
+    count: int | None = None,
+    watch: Watch | None = None,
 ) -> Tensor:
     """Take the deterministic steps `steps` on the grid; returns the latents after the last one.
 
     count  take so many steps of second order instead, where that is fewer; None: Euler's
+    watch  called at each of Euler's steps
     """
     if count is not None and count < len(steps):
         return _denoise_coarsely(policy, latents, condition, sigmas, coarse_steps(steps.start, steps.stop, count))
     for step in steps:
         sigma, sigma_next = sigmas[step], sigmas[step + 1]
         velocity = policy.velocity(latents, sigma, condition)
+        if watch is not None:
+            watch(step_distribution("ode", latents, velocity, sigma, 0.0, 0.0, sigmas[1])[0])
         latents, _ = step_distribution("ode", latents, velocity, sigma, sigma_next, 0.0, sigmas[1])
     return latents
 
@@ -95,10 +106,13 @@ def _denoise_coarsely(
 
 
 @torch.no_grad()
-def generate(policy: Policy, condition: Condition, sigmas: Tensor, seeds: Sequence[int]) -> Tensor:
+def generate(
+    policy: Policy, condition: Condition, sigmas: Tensor, seeds: Sequence[int], watch: Watch | None = None
+) -> Tensor:
     """Images [N, 3, H, W] in [0, 1] without stochastic steps, as users sample them; one seed per image."""
-    latents = policy.noise(condition, seeds)
-    return policy.decode(denoise(policy, latents, condition, sigmas, range(len(sigmas) - 1)), condition)
+    steps = range(len(sigmas) - 1)
+    latents = denoise(policy, policy.noise(condition, seeds), condition, sigmas, steps, watch=watch)
+    return policy.decode(latents, condition)
 
 
 @dataclass(frozen=True)

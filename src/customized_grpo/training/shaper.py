@@ -42,7 +42,7 @@ class Shaper:
         if self.balance == "dual":
             running = replace(running, level=dual_level(running, self.plan.roles))
         quantity = own_quantity(
-            self.config.shaping.rule,
+            self.plan.rule,
             scores,
             self.column_weight(steps, running),
             roles=self.plan.roles,
@@ -80,7 +80,7 @@ class Shaper:
         shaping, rewards = self.config.shaping, self.config.rewards
         quality = {key: reward.weight for key, reward in rewards.items() if reward.weight is not None}
         return step_advantages(
-            shaping.rule,
+            self.plan.rule,
             scores,
             prompt_weight,
             roles=self.plan.roles,

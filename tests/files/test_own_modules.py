@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from customized_grpo.critters.samples import TEST_CRITTERS, draw_samples
-from customized_grpo.rewards.own import OwnCodeError, load_function
+from customized_grpo.files.user_code import OwnCodeError
+from customized_grpo.rewards.own import load_function
 
 SAMPLES = draw_samples(2, TEST_CRITTERS, 5)
 IMAGES = torch.zeros(2, 3, 8, 8)
