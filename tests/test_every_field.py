@@ -73,12 +73,10 @@ def _run(config: RunConfig) -> dict[str, Any]:
 
 
 def rows(config: RunConfig) -> Any:
-    """The metrics of a run."""
     return _run(config)["metrics"]
 
 
 def learnt(config: RunConfig) -> Any:
-    """The adapter that a run leaves: names and weights."""
     return _run(config)["adapter"]
 
 
@@ -174,7 +172,8 @@ def memory(config: RunConfig) -> Any:
     if policy.device.type != "meta":
         policy.encode(load_samples(config)[0][:1])
     cached = sorted(path.name for path in Path(config.output).parent.rglob("*.safetensors"))
-    return policy.module.is_gradient_checkpointing, policy.pipe.text_encoder_2.device.type, cached
+    compiled = policy.module.transformer_blocks[0]._compiled_call_impl is not None
+    return policy.module.is_gradient_checkpointing, policy.pipe.text_encoder_2.device.type, cached, compiled
 
 
 def folders(config: RunConfig) -> Any:
@@ -225,6 +224,7 @@ CASES: dict[str, Case] = {
     "model.guidance": Case(5, rows, ("model.path={guided}",)),
     "model.max_sequence_length": Case(20, rows),
     "model.gradient_checkpointing": Case("true", memory),
+    "model.compile": Case("true", memory),
     "model.offload_text_encoders": Case("true", memory, ("device=meta",)),
     "model.condition_cache": Case("{tmp}/conditions", memory),
     "adapter.rank": Case(3, learnt),

@@ -73,6 +73,8 @@ class Model(Section):
     """Length to which T5 pads or cuts prompts, in tokens."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them: less memory, more time."""
+    compile: bool = False
+    """Compile the transformer's blocks with `torch.compile` at their first pass; it takes a compiler, and a minute."""
     offload_text_encoders: bool = False
     """Keep the text encoders on the CPU except while they encode prompts."""
     condition_cache: PathText | None = None

@@ -69,8 +69,8 @@ class Settings:
 
     @classmethod
     def of(cls, config: RunConfig, references: int = 1) -> Settings:
-        model = config.model.model_copy(update={"offload_text_encoders": False, "shard": False})  # the same passes
-        groups = config.groups
+        same = {"offload_text_encoders": False, "shard": False, "compile": False}  # passes cost the same with them
+        model, groups = config.model.model_copy(update=same), config.groups
         return cls(
             model, config.adapter, groups.rollout_batch, groups.update_batch, config.evaluation_size, references
         )

@@ -39,6 +39,7 @@ from customized_grpo.policies.adapter_file import (
 from customized_grpo.policies.adapter_layers import layers_of, linear_layers
 from customized_grpo.policies.architectures import configuration
 from customized_grpo.policies.base import Targets
+from customized_grpo.policies.compiled import compile_blocks
 from customized_grpo.policies.conditions import Bucket, EncodedSamples
 from customized_grpo.policies.encoder import Encoder
 from customized_grpo.policies.lora import ADAPTER, Layers, add_lora, check_shared, lora_size
@@ -93,6 +94,8 @@ class DiffusersPolicy(ABC):
             getattr(self.pipe, name).to("cpu" if left else self.device)
         if model.gradient_checkpointing:
             self.module.enable_gradient_checkpointing()  # acts whenever a gradient is needed, also in eval mode
+        if model.compile:
+            compile_blocks((block for name in self.layers.blocks for block in getattr(self.module, name)), self.device)
 
     @classmethod
     def load(cls, path: str | Path, model: Model, device: str, *, shard: bool = False) -> Self:
@@ -117,7 +120,7 @@ class DiffusersPolicy(ABC):
         pipe = sketched(cls.pipeline, cls.parts, path, getattr(torch, model.dtype))
         if pipe is None:
             return None
-        kept = {"base_adapter": None, "condition_cache": None, "offload_text_encoders": False}
+        kept = {"base_adapter": None, "condition_cache": None, "offload_text_encoders": False, "compile": False}
         model = model.model_copy(update=kept)
         return cls(pipe, model, torch.device("meta"))
 

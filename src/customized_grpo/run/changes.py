@@ -29,6 +29,7 @@ MAY_CHANGE: Mapping[str, str] = {
     "model.condition_cache": "",
     "device": ROUNDING,
     "model.shard": ROUNDING,
+    "model.compile": ROUNDING,
     "groups.batch": "",  # chooses the next two, which are compared
     "groups.rollout_batch": ROUNDING,
     "groups.update_batch": ROUNDING,
