@@ -281,7 +281,7 @@ def test_other_exceptions_keep_their_traceback(error: Exception, tiny: list[str]
     def broken(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("customized_grpo.commands.train.assemble", broken)
+    monkeypatch.setattr("customized_grpo.commands.start.assemble", broken)
     monkeypatch.setattr(sys, "argv", ["customized-grpo", "train", *tiny])
     with pytest.raises(type(error), match="not for users"):
         cli.main()
@@ -290,7 +290,7 @@ def test_other_exceptions_keep_their_traceback(error: Exception, tiny: list[str]
 @pytest.mark.parametrize(
     ("command", "place"),
     [
-        (("train", "critters"), "customized_grpo.commands.train.assemble"),
+        (("train", "critters"), "customized_grpo.commands.start.assemble"),
         (
             ("generate", "--reference", "dog.png", "--prompt", "a dog"),
             "customized_grpo.commands.generate.write_pictures",

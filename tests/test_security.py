@@ -161,7 +161,8 @@ def test_a_checkpoint_of_a_run_holds_no_pickle(make_trainer: Callable[..., Train
     trainer = make_trainer()
     trainer.train()
     files = [path for path in trainer.directory.path.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} <= {".yaml", ".json", ".jsonl", ".png", ".safetensors", ".lock", ""}
+    kinds = {".yaml", ".json", ".jsonl", ".png", ".safetensors", ".lock", ".md", ""}
+    assert {path.suffix for path in files} <= kinds
     assert not [path for path in files if path.read_bytes().startswith((b"\x80", b"PK"))]  # pickle's, and torch.save's
 
 

@@ -127,7 +127,7 @@ def test_nothing_in_a_run_is_a_pickle(make_trainer: MakeTrainer, tmp_path: Path)
     """torch.save writes a ZIP file; a pickle of protocol 2 or later starts with byte 0x80."""
     make_trainer(*SMALL, "evaluation.every=1").train()
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} == {".json", ".jsonl", ".yaml", ".png", ".safetensors", ".lock", ""}
+    assert {path.suffix for path in files} == {".json", ".jsonl", ".yaml", ".png", ".safetensors", ".lock", ".md", ""}
     assert not [path for path in files if path.read_bytes()[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from customized_grpo.fields import BUILT_IN
+from customized_grpo.policies.architectures import published_license
 
 
 @dataclass(frozen=True)
@@ -27,25 +28,8 @@ class Licence:
         )
 
 
-def _flux1(model: str) -> Licence:
-    link = f"https://huggingface.co/{model}/blob/main/LICENSE.md"
-    return Licence("other", "flux-1-dev-non-commercial-license", link)
-
-
-def _klein_9b(model: str) -> Licence:
-    return Licence("other", "flux-non-commercial-license", f"https://huggingface.co/{model}")
-
-
-_FLUX = "black-forest-labs"
-LICENCES = {
-    **{f"{_FLUX}/{name}": _flux1(f"{_FLUX}/{name}") for name in ("FLUX.1-dev", "FLUX.1-Kontext-dev")},
-    **{f"{_FLUX}/FLUX.2-klein-{name}": Licence("apache-2.0") for name in ("4B", "base-4B")},
-    **{f"{_FLUX}/FLUX.2-klein-{name}": _klein_9b(f"{_FLUX}/FLUX.2-klein-{name}") for name in ("9B", "base-9B")},
-    **{f"Qwen/Qwen-Image-Edit-{name}": Licence("apache-2.0") for name in ("2509", "2511")},
-    **dict.fromkeys(BUILT_IN, Licence("mit")),
-}
-
-
 def licence_of(model: str) -> Licence:
-    """That of the published models of docs/models.md; `unknown` for any other."""
-    return LICENCES.get(model, Licence("unknown"))
+    """That of a published or built-in model, by its id or name; `unknown` for any other."""
+    if model in BUILT_IN:
+        return Licence("mit")
+    return Licence(**(published_license(model) or {"license": "unknown"}))
