@@ -127,10 +127,10 @@ def test_what_does_not_go_together_is_refused(make_config: Callable[..., RunConf
         make_config("model.quantise=fp8", "model.dtype=bfloat16", "model.shard=true")
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     model = Model(dtype="bfloat16", quantise="int8")
-    with pytest.raises(UsageError, match=r"needs torchao; install customized-grpo\[quantise\]"):
+    with pytest.raises(UsageError, match=r"needs torchao; pip install \"customized-grpo\[quantise\]\""):
         load_policy(model.model_copy(update={"path": str(resolve("critters", "generator"))}), "cpu")
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(UsageError, match=r"needs bitsandbytes; install customized-grpo\[nf4\]"):
+    with pytest.raises(UsageError, match=r"needs bitsandbytes; pip install \"customized-grpo\[nf4\]\""):
         load_policy(Model(dtype="bfloat16", quantise="nf4"), "cpu")
 
 

@@ -80,5 +80,5 @@ def _bitsandbytes() -> Any:
 
 def _missing(kind: Kind, library: str, extra: str) -> UsageError:
     return UsageError(
-        f"model.quantise={kind} needs {library}; install customized-grpo[{extra}], or set model.quantise=null"
+        f'model.quantise={kind} needs {library}; pip install "customized-grpo[{extra}]", or set model.quantise=null'
     )
