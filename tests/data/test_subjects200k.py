@@ -12,6 +12,7 @@ from PIL import Image
 
 from customized_grpo.data import DataError
 from customized_grpo.data.subjects200k import load_subjects200k
+from customized_grpo.errors import UsageError
 
 needs_pyarrow = pytest.mark.skipif(find_spec("pyarrow") is None, reason="the extra datasets is not installed")
 
@@ -168,5 +169,5 @@ def test_a_folder_without_tables(tmp_path: Path):
 
 def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("customized_grpo.data.subjects200k.find_spec", lambda _: None)
-    with pytest.raises(DataError, match=r"pyarrow is not installed\npip install \"customized-grpo\[datasets\]\""):
+    with pytest.raises(UsageError, match=r"subjects200k needs pyarrow; pip install \"customized-grpo\[datasets\]\""):
         load_subjects200k(tmp_path)

@@ -173,6 +173,7 @@ def test_a_network_would_have_been_noticed(python: Callable[..., CompletedProces
 
 def test_uninstalling_leaves_nothing(built: tuple[Path, Path], tmp_path: Path):
     base_environment(tmp_path / "env")
+    run(tmp_path / "env" / "bin" / "python", "-c", "pass", cwd=tmp_path)  # compiles the module that forbids a network
     before = listing(tmp_path / "env")
     pip(tmp_path / "env", "install", "--no-deps", "--no-index", built[1])
     assert "customized-grpo" in listing(tmp_path / "env")

@@ -25,6 +25,7 @@ from customized_grpo.data.findings import DataError, Findings, Place
 from customized_grpo.data.images import open_bytes
 from customized_grpo.data.reading import list_folder
 from customized_grpo.data.sample import Sample
+from customized_grpo.errors import UsageError
 from customized_grpo.files.paths import why
 
 _SCORES = ("compositeStructure", "objectConsistency", "imageQuality")
@@ -87,11 +88,11 @@ def load_subjects200k(root: Path) -> list[Sample]:
     root  the download or its folder `data`; a subset of the tables is enough
 
     Raises:
-        DataError: pyarrow is missing, or all problems of the tables at once.
+        UsageError: pyarrow is missing.
+        DataError: all problems of the tables at once.
     """
     if find_spec("pyarrow") is None:
-        remedy = 'pip install "customized-grpo[datasets]"'
-        raise DataError(root, ["Subjects200K is published as Parquet, and pyarrow is not installed"], remedy)
+        raise UsageError('data.source=subjects200k needs pyarrow; pip install "customized-grpo[datasets]"')
     list_folder(root, _DOWNLOAD)  # raises if root itself is the problem
     files = next((files for pattern in _TABLES if (files := sorted(root.glob(pattern)))), [])
     if not files:
