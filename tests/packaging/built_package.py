@@ -55,7 +55,7 @@ def base_environment(folder: Path) -> Path:
     venv.create(folder, symlinks=True)
     site = site_packages(folder)
     for each in requirements():
-        (top, *_) = {Path(each.locate_file(""))}
+        top = Path(str(each.locate_file("")))
         for name in {file.parts[0] for file in each.files or []} - {"..", "__pycache__"}:
             if (top / name).exists() and not (site / name).exists():
                 (site / name).symlink_to(top / name)
