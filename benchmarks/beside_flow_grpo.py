@@ -1,4 +1,4 @@
-"""Beside Flow-GRPO: the time of its public step functions and of ours, for the same work on the built-in model.
+"""Times the public step functions of Flow-GRPO, and ours, on the same work with the built-in model.
 
     git clone https://github.com/yifan123/flow_grpo
     OMP_NUM_THREADS=1 python benchmarks/beside_flow_grpo.py --flow-grpo flow_grpo

@@ -20,8 +20,7 @@ PUBLISHED = (
 
 
 @pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+def benchmark() -> Callable[[str], Any]:
     return import_module
 
 

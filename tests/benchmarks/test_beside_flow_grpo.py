@@ -55,7 +55,6 @@ def pipeline_with_logprob(self, image, prompt_embeds, pooled_prompt_embeds, num_
 @pytest.fixture
 def scripts(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The two modules, and a fresh start for the package that they read."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield Namespace(loop=import_module("flow_grpo_loop"), script=import_module("beside_flow_grpo"))
     for name in [name for name in sys.modules if name.split(".")[0] == "flow_grpo"]:
@@ -64,7 +63,7 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def package(tmp_path: Path) -> Callable[..., Path]:
-    """A folder with a package `flow_grpo` of ours."""
+    """Writes a folder with our own stand-in for the package `flow_grpo`."""
 
     def write(step: str = STEP, loop: str = LOOP, factor: float = 1.0) -> Path:
         folder = tmp_path / "clone" / "flow_grpo" / "diffusers_patch"

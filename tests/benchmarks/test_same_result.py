@@ -15,8 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+def benchmark() -> Callable[[str], Any]:
     return import_module
 
 

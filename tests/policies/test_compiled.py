@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 from customized_grpo.errors import UsageError
 from customized_grpo.policies.adapter_file import ADAPTER_FILE
 from customized_grpo.training.trainer import Trainer
-from runs import SMALL
+from runs import NEEDS_COMPILER, SMALL
 
 MakeTrainer = Callable[..., Trainer]
 SETTINGS = (*SMALL, "objective.kl=.1", "save_every=1")  # the divergence takes a pass without the adapter
@@ -25,6 +25,7 @@ def test_without_a_compiler_it_is_refused(make_policy: Callable[..., Any], monke
         make_policy(compile=True)
 
 
+@NEEDS_COMPILER
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_training_is_exact_with_compiled_blocks(
