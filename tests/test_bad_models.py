@@ -116,7 +116,10 @@ def test_every_command_refuses_an_incomplete_generator(arguments: Sequence[objec
         ),
         ("model.height=30", "pictures of 32x30 pixels; this model needs multiples of 4"),
         ("model.condition_cache=dog.png", "model.condition_cache dog.png: "),
-        ("adapter.targets=[to_q, nope]", "adapter.targets: 'nope' matches no layer of this model; name linear layers"),
+        (
+            "adapter.targets=[to_q, nope]",
+            "adapter.targets: 'nope' matches no linear layer of this model; name",
+        ),
         ("rewards.identity.model=nobody/none", "nobody/none is not a folder here, and the hub cannot be reached"),
     ],
 )

@@ -1,7 +1,6 @@
 """Every field of the configuration is used: changing it changes something that can be observed.
 
-A field without a case here fails, and so does a case without a field. Each case observes the cheapest thing that shows
-its field: the plan of a run, what a policy holds, or the files that one or two updates leave.
+A field without a case fails, as does a case without a field. A case observes the cheapest thing that shows its field.
 """
 
 import json
@@ -27,8 +26,9 @@ from customized_grpo.policies import load_policy
 from customized_grpo.rewards.scoring import RewardError
 from customized_grpo.rewards.settings import ClipTSettings, DinoSettings, RewardSettings
 from customized_grpo.training.advice import notices as notices_of
-from customized_grpo.training.assemble import assemble, load_rewards, load_samples
+from customized_grpo.training.assemble import assemble, load_rewards
 from customized_grpo.training.plan import Plan
+from customized_grpo.training.samples import load_samples
 from program import TINY
 from runs import CALIBRATED, NEEDS_COMPILER
 from structure import ROOT

@@ -26,8 +26,8 @@ from customized_grpo.commands.options import (
 )
 from customized_grpo.commands.tools import build_critters, check_rewards, env, export, plan, push, report
 from customized_grpo.errors import InputError, RunError, UsageError
-from customized_grpo.fields import LARGEST_SEED
 from customized_grpo.files.notices import show_in_lines
+from customized_grpo.inputs import LARGEST_SEED
 from customized_grpo.runtime import launchers
 from customized_grpo.runtime.stopping import ending
 
@@ -107,7 +107,7 @@ def train(
     moved = [("output", Path(recipe))] if resume and _is_run(recipe) else []  # the folder may have been moved
     config = load_config(recipe, [*moved, *(overrides or []), *chosen])
     if dry_run:
-        from customized_grpo.commands.train import check_training
+        from customized_grpo.commands.dry_run import check_training
 
         typer.echo(dump_config(config), nl=False)
         return check_training(config, resume=resume)

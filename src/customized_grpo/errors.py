@@ -17,3 +17,8 @@ class RunError(Exception):
 
 class UsageError(InputError, ValueError):
     """An option, argument or path that cannot be used as given."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

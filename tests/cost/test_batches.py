@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from customized_grpo.commands.dry_run import check_training
 from customized_grpo.commands.plan import plan
-from customized_grpo.commands.train import check_training, run_training
+from customized_grpo.commands.train import run_training
 from customized_grpo.config import CONFIG, RunConfig, load_config
 from customized_grpo.cost.batches import Choice, at_batch, choose, evened, settled, with_batch
 from customized_grpo.cost.estimate import estimate

@@ -41,8 +41,12 @@ def test_a_configuration_is_read_without_torch(tmp_path: Path):
     assert set(done.stdout.split()) & (HEAVY - {"numpy", "PIL"}) == set()
 
 
-def test_a_dry_run_imports_only_what_it_checks_with(tmp_path: Path):
-    assert imported_by("train", "critters", "--dry-run", folder=tmp_path) & NEVER == set()
+@pytest.mark.parametrize("recipe", ["critters", "critters-paper", "kontext", "klein", "qwen-edit"])
+def test_a_dry_run_imports_only_what_it_checks_with(recipe: str, tmp_path: Path):
+    """Of torch alone the import takes a second or two."""
+    built_in = ("data.source=critters", "data.root=null", "data.train_samples=8")
+    heavy = (HEAVY | NEVER) - {"numpy", "PIL"}
+    assert imported_by("train", recipe, *built_in, "--dry-run", folder=tmp_path) & heavy == set()
 
 
 def test_nothing_is_installed_into_the_shell(tmp_path: Path):

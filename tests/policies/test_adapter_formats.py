@@ -74,7 +74,7 @@ class Trained:
     updates: dict[str, Tensor]
 
     def check(self, policy: DiffusersPolicy, total: dict[str, Tensor] | None = None) -> None:
-        torch.testing.assert_close(velocity(policy), self.velocity, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(velocity(policy), self.velocity, atol=5e-5, rtol=1e-5)
         assert_same(updates(policy.module), total or self.updates)
 
 

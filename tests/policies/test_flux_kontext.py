@@ -12,7 +12,6 @@ from customized_grpo.critters.weights import resolve
 from customized_grpo.data import Sample, fit
 from customized_grpo.errors import UsageError
 from customized_grpo.files.pretrained import ModelError
-from customized_grpo.policies import adapter_file
 from customized_grpo.policies.adapter_file import ADAPTER_FILE
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.training.rollout import Sampler, generate
@@ -317,18 +316,19 @@ def test_an_adapter_that_cannot_be_opened_is_refused(
         raise PermissionError(errno.EACCES, "Permission denied")
 
     (tmp_path / ADAPTER_FILE).touch()
-    monkeypatch.setattr(adapter_file, "load_file", denied)
+    policy = make_policy()
+    monkeypatch.setattr("safetensors.torch.load_file", denied)
     with pytest.raises(ModelError, match=r"cannot be read .*Permission denied.*; copy it again, or use an older"):
-        make_policy().load_adapter(tmp_path)
+        policy.load_adapter(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (("nope",), "'nope' matches no layer of this model"),
-        (("to_q", "o_q"), "'o_q' matches no layer of this model"),  # peft would train to_q alone
-        (("",), "'' matches no layer of this model"),
-        (("norm1",), "'norm1' matches AdaLayerNormZero, which cannot be adapted"),
+        (("nope",), "'nope' matches no linear layer of this model"),
+        (("to_q", "o_q"), "'o_q' matches no linear layer of this model"),  # peft would train to_q alone
+        (("",), "'' matches no linear layer of this model"),
+        (("norm1",), "'norm1' matches transformer_blocks.0.norm1, which is no linear layer"),
         ((), "adapter.targets is empty"),
     ],
 )

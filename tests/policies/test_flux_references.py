@@ -11,7 +11,7 @@ from customized_grpo.config import RunConfig
 from customized_grpo.data import Sample
 from customized_grpo.policies.conditions import EncodedSamples
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
-from customized_grpo.training import assemble as assembling
+from customized_grpo.training import samples as of_training
 from customized_grpo.training.rollout import Sampler
 from customized_grpo.training.trainer import Trainer
 
@@ -148,13 +148,13 @@ def test_a_mixed_batch_trains(
     adapter_of: Callable[[FluxKontextPolicy], Tensor],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    load = assembling.load_samples
+    load = of_training.load_samples
 
     def half_with_two(config: RunConfig) -> tuple[list[Sample], list[Sample]]:
         parts = load(config)
         return tuple([with_second(s) if n % 2 else s for n, s in enumerate(part)] for part in parts)  # pyright: ignore[reportReturnType]
 
-    monkeypatch.setattr(assembling, "load_samples", half_with_two)
+    monkeypatch.setattr(of_training, "load_samples", half_with_two)
     trainer = make_trainer(
         *("groups.prompts=4", "groups.rollout_batch=5", "groups.update_batch=7", "objective.kl=.1"),
         "evaluation.every=1",

@@ -17,17 +17,14 @@ from customized_grpo.files import durable
 from customized_grpo.files.durable import SAVING
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.run.checkpoints import (
-    CheckpointError,
-    Position,
     checkpoints_of,
     find_damage,
     mark_damaged,
     newest_intact,
-    read_state,
     save_checkpoint,
     update_of,
-    write_state,
 )
+from customized_grpo.run.state import CheckpointError, Position, read_state, write_state
 from customized_grpo.sharing.card import CARD
 from customized_grpo.training.trainer import Trainer
 from runs import SMALL

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from PIL import Image
 
 from customized_grpo.errors import UsageError
-from customized_grpo.run import trackers
 from customized_grpo.run.directory import RunDirectory
 from customized_grpo.run.trackers import Trackers, flatten
 from customized_grpo.training.trainer import Trainer
@@ -104,7 +104,7 @@ def test_a_tracker_that_cannot_start_is_named(make_trainer: Callable[..., Traine
         def __init__(self, *_: object, **__: object):
             raise ConnectionError("no route to host")
 
-    monkeypatch.setitem(trackers.LOGGER_TYPE_TO_CLASS, "tensorboard", Unreachable)
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "tensorboard", Unreachable)
     with pytest.raises(UsageError, match="tracking: tensorboard cannot start: no route to host; fix this, or leave"):
         make_trainer(*SMALL, "tracking=[tensorboard]")
     make_trainer(*SMALL, resume=True)

@@ -14,7 +14,7 @@ from customized_grpo.data.images import PictureError, load_image
 from customized_grpo.errors import UsageError
 from customized_grpo.studio.opened import Opened
 from customized_grpo.studio.subjects import CHOICES, choices, uploaded, with_prompt
-from customized_grpo.training.assemble import load_samples
+from customized_grpo.training.samples import load_samples
 
 
 def test_choices_are_the_first_held_out_cases(make_config: Callable[..., RunConfig]):

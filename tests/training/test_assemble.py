@@ -20,12 +20,8 @@ from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.run.access import RunDirectoryError
 from customized_grpo.run.sampling_settings import SamplingSettings
 from customized_grpo.training import assemble as assembling
-from customized_grpo.training.assemble import (
-    assemble,
-    load_metrics,
-    load_rewards,
-    load_samples,
-)
+from customized_grpo.training.assemble import assemble, load_metrics, load_rewards
+from customized_grpo.training.samples import load_samples
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -196,7 +192,10 @@ def test_sampling_settings_are_those_of_training(make_config: MakeConfig):
         ("model.path=./not/here", r"no model in \./not/here"),
         ("model.height=30", "32x30 pixels"),
         ("rewards.identity.model=/not/here", "no model in /not/here"),
-        ("adapter.targets=[to_nothing]", "adapter.targets: 'to_nothing' matches no layer of this model; name linear"),
+        (
+            "adapter.targets=[to_nothing]",
+            "adapter.targets: 'to_nothing' matches no linear layer of this model; name",
+        ),
         (
             "model.condition_cache=tests/conftest.py/x",
             "model.condition_cache .*conftest.py is a file; name another folder",

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from customized_grpo.algorithm import SHAPING_RULES
 from customized_grpo.config import RunConfig, load_config
 from customized_grpo.critters import samples as critters
 from customized_grpo.policies import diffusers_policy
 from customized_grpo.rewards import encoder
+from customized_grpo.training import rules
 from customized_grpo.training.check import check_run
 from program import TINY, Refusal, start
 
@@ -45,6 +47,11 @@ def test_a_good_configuration_is_printed_with_the_size_of_its_adapter(
     assert answer.error == "note: the adapter has 0.0 M weights\n"  # 4 layers of 2 x (64 + 64)
     assert answer.out.startswith("output: ")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_check_says_of_rules_is_what_the_rules_say():
+    assert {name for name, rule in SHAPING_RULES.items() if rule.uses_calibration} == rules.CALIBRATED
+    assert {name for name, rule in SHAPING_RULES.items() if rule.static_weights} == rules.STATIC
 
 
 def test_a_recipe_for_a_gpu_can_be_checked_on_a_laptop(make_config: MakeConfig):
@@ -92,7 +99,10 @@ def test_models_on_the_hub_that_are_not_here_are_notes(make_config: MakeConfig):
         ("model.path={tmp}", "{tmp} is not the kind of model needed here: it has no model_index.json"),
         ("model.path=models/flux", "models/flux is neither .* owner/name; the folder models has no flux"),
         ("model.height=30", "pictures of 32x30 pixels; this model needs multiples of 4"),
-        ("adapter.targets=[to_q, nope]", "adapter.targets: 'nope' matches no layer of this model; name linear layers"),
+        (
+            "adapter.targets=[to_q, nope]",
+            "adapter.targets: 'nope' matches no linear layer of this model; name",
+        ),
         ("adapter={{targets: [to_q], share_qkv: true}}", "adapter.share_qkv: .* has an adapter on to_q only"),
         ("data.source=missing.json", r"missing.json cannot be used, 1 problem:\n  no such file or directory"),
         ("data={{source: '{list}', held_out_share: 0}}", "leaves no held-out sample to evaluate on"),
@@ -125,7 +135,7 @@ def test_all_problems_are_reported_at_once(make_config: MakeConfig, listed: Path
         f"{config.output} exists"[:40],
         "tracking: trackio is not installed",
         "rewards.identity cannot score 3 of 3 training samples"[:40],
-        "adapter.targets: 'nope' matches no layer"[:40],
+        "adapter.targets: 'nope' matches no linear layer"[:40],
         "no model",
     ]
 
@@ -138,6 +148,6 @@ def test_a_model_in_the_hubs_cache_is_checked(
     monkeypatch.setattr("customized_grpo.files.pretrained.try_to_load_from_cache", found)
     monkeypatch.setattr("customized_grpo.files.pretrained.hf_hub_download", found)
     check = check_run(make_config("model.path=owner/flux", "adapter.targets=[nope]"), resume=False)
-    assert "'nope' matches no layer of this model" in check.problems[0]
+    assert "'nope' matches no linear layer of this model" in check.problems[0]
     config = load_config(TINY, ["model.path=owner/flux", "adapter.rank=64", f"output={tmp_path / 'run'}"])
     assert check_run(config, resume=False).notes[0].endswith(" M weights")

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from customized_grpo.algorithm import Calibration
 from customized_grpo.config import RunConfig
 from customized_grpo.errors import InputError
-from customized_grpo.fields import LARGEST_NUMBER, Index, Number, Section
+from customized_grpo.fields import Index, Number, Section
 from customized_grpo.files.yaml_text import YamlError, read_yaml
+from customized_grpo.inputs import LARGEST_NUMBER
 from customized_grpo.rewards.mistakes import describe_mistakes, nearest, shorten
 from customized_grpo.rewards.settings import RewardSettings
+
+if TYPE_CHECKING:
+    from customized_grpo.algorithm import Calibration
 
 CALIBRATION = "calibration.yaml"  # the file in the folder of a run
 Score = Annotated[float, Number, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
@@ -86,6 +89,8 @@ class RewardCalibration(MeasuredReward):
 
     def scale(self) -> Calibration:
         """For the algorithm; `check_calibration` has decided whether it is capped."""
+        from customized_grpo.algorithm import Calibration
+
         return Calibration(self.bad.mean, self.good.mean, capped=bool(self.capped))
 
 

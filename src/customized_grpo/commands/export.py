@@ -12,7 +12,7 @@ from customized_grpo.errors import UsageError
 from customized_grpo.files.durable import SAVING, SavingError, check_folder, make_folder, saving, sync, sync_tree
 from customized_grpo.files.notices import print_line
 from customized_grpo.files.paths import is_file
-from customized_grpo.policies import lora_tensors
+from customized_grpo.policies import adapter_tensors
 from customized_grpo.policies.adapter_file import weights_file
 from customized_grpo.policies.adapter_formats import check_comfyui, write_comfyui, write_diffusers, write_peft
 from customized_grpo.policies.lora_tensors import DOWN, UP, LoraTensors, joined
@@ -52,7 +52,7 @@ def write_export(request: ExportRequest) -> Path:
     output = _output(request)
     adapter = find_adapter(request.target)
     model = _model_of(adapter, request.model)
-    lora = lora_tensors(adapter, model)
+    lora = adapter_tensors(adapter, model)
     base = None if model is None else model.base_adapter
     if request.with_base:
         lora = joined(_plain(lora, adapter), _base(base, model, adapter))
@@ -101,7 +101,7 @@ def _base(base: str | None, model: Model | None, adapter: Path) -> LoraTensors:
         raise UsageError(
             f"--with-base: the run's model.base_adapter {base} is not here; put it back, or start where it is"
         )
-    return _plain(lora_tensors(Path(base), model), Path(base))
+    return _plain(adapter_tensors(Path(base), model), Path(base))
 
 
 def _plain(lora: LoraTensors, adapter: Path) -> LoraTensors:

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup, TyperOption
 
 from customized_grpo.errors import UsageError
-from customized_grpo.fields import LARGEST_SEED, expand_user
+from customized_grpo.inputs import LARGEST_SEED, expand_user
 
 
 def path_of_user(given: str | Path) -> Path:

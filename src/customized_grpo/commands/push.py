@@ -22,13 +22,12 @@ from huggingface_hub.utils import validate_repo_id
 
 from customized_grpo.commands.export import SUFFIX, ExportRequest, write_export
 from customized_grpo.config import CONFIG, dump_config
-from customized_grpo.errors import RunError, UsageError
+from customized_grpo.errors import RunError, UsageError, first_line
 from customized_grpo.files.durable import saving, write_text
 from customized_grpo.files.paths import display
 from customized_grpo.policies.adapter_file import ADAPTER_FILE
 from customized_grpo.run.checkpoints import find_adapter
 from customized_grpo.run.sampling_settings import SAMPLING, SamplingSettings
-from customized_grpo.runtime.memory import first_line
 from customized_grpo.sharing.card import TAG, Trained, write_card
 from customized_grpo.sharing.loading import Format, Place
 from customized_grpo.sharing.public import public_config

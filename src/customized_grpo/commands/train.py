@@ -6,11 +6,8 @@ import typer
 
 from customized_grpo.commands.start import begin, finish
 from customized_grpo.config import RunConfig
-from customized_grpo.cost.batches import planned
 from customized_grpo.files.paths import as_argument
-from customized_grpo.files.pretrained import ModelError
 from customized_grpo.run.checkpoints import FINAL, describe_best
-from customized_grpo.training.check import dry_run
 from customized_grpo.training.record import held_out_summary
 
 
@@ -29,19 +26,3 @@ def run_training(config: RunConfig, *, resume: bool) -> None:
             typer.echo(best, err=True)
         typer.echo(f"as a page: customized-grpo report {as_argument(path)}", err=True)
         typer.echo(f"adapter: {path / FINAL}")
-
-
-def check_training(config: RunConfig, *, resume: bool) -> None:
-    """Check all but weights; say what `groups.batch: auto` will choose. Raises ConfigError with all problems."""
-    if config.groups.batch is not None:
-        typer.echo(f"note: {_foreseen(config, resume=resume)}", err=True)
-    dry_run(config, resume=resume)
-
-
-def _foreseen(config: RunConfig, *, resume: bool) -> str:
-    try:
-        choice = planned(config, resume=resume)
-    except ModelError as error:
-        return f"groups.batch=auto: what it chooses is not known here: {error}"
-    later = "chosen from the card's free memory when training starts; `plan` says how many on which card"
-    return str(choice) if choice else f"groups.batch=auto: {later}"

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from diffusers.utils import logging as diffusers_bars
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -24,7 +22,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from safetensors import SafetensorError
-from transformers.utils import logging as transformers_bars
 
 from customized_grpo.errors import InputError
 from customized_grpo.files import PACKAGE
@@ -161,18 +158,29 @@ def load_part(kind: Any, model: str | Path, part: str = "", **settings: Any) -> 
 @contextmanager
 def loading(model: str | Path) -> Iterator[None]:
     """Put around one call of a library's `from_pretrained`. Raises ModelError if the library refuses the files."""
+    with reading(model), _no_progress_bars(model):
+        yield
+
+
+@contextmanager
+def reading(model: str | Path) -> Iterator[None]:
+    """Put around what a model's files decide. Raises ModelError for any error but a lack of memory."""
     try:
-        with _no_progress_bars(model):
-            yield
-    except (ModelError, torch.OutOfMemoryError, MemoryError):
+        yield
+    except (ModelError, MemoryError):
         raise
     except Exception as error:  # libraries raise any type for broken files; tokenizers even a plain Exception
+        if type(error).__name__ == "OutOfMemoryError":  # torch's; importing torch takes seconds
+            raise
         raise ModelError(f"{model} cannot be loaded: {_line(error)}; check its files, or {DOWNLOAD}") from error
 
 
 @contextmanager
 def _no_progress_bars(model: str | Path) -> Iterator[None]:
     """Turns the libraries' progress bars off for the built-in parts: a dozen of them would flash by."""
+    from diffusers.utils import logging as diffusers_bars
+    from transformers.utils import logging as transformers_bars
+
     bars = [bar for bar in (transformers_bars, diffusers_bars) if bar.is_progress_bar_enabled()]
     if not str(model).startswith(str(PACKAGE)):
         bars = []

@@ -22,8 +22,9 @@ from customized_grpo.policies.base import Policy
 from customized_grpo.rewards.mistakes import parse_metric
 from customized_grpo.run.checkpoints import find_adapter, folder_of
 from customized_grpo.run.sampling_settings import SamplingSettings
-from customized_grpo.training.assemble import add_adapter, load_metrics, load_rewards, load_samples
+from customized_grpo.training.assemble import add_adapter, load_metrics, load_rewards
 from customized_grpo.training.rollout import Sampler
+from customized_grpo.training.samples import load_samples
 
 REPORT, PICTURE, SCHEDULE = "probe.json", "probe.png", "weighting.yaml"
 

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from customized_grpo.critters.weights import resolve
 from customized_grpo.errors import UsageError
 from customized_grpo.files import plugins
 from customized_grpo.files.pretrained import ModelError, check_complete, pipeline_class
 from customized_grpo.policies.adapter_file import read_adapter
-from customized_grpo.policies.adapter_layers import layers_of, named_layers
 from customized_grpo.policies.architectures import configuration
-from customized_grpo.policies.base import Policy
-from customized_grpo.policies.lora_tensors import LoraTensors
+from customized_grpo.policies.networks import ARCHITECTURES
 from customized_grpo.sections import Adapter, Model
+
+if TYPE_CHECKING:  # they import torch
+    from customized_grpo.policies.base import Policy
+    from customized_grpo.policies.lora_tensors import LoraTensors
 
 # What a checkpoint's pipeline class is called -> the policy that runs it, imported when it is needed.
 FAMILIES: dict[str, str] = {
@@ -29,10 +31,6 @@ FAMILIES: dict[str, str] = {
 }
 # Families whose checkpoints say something else: model.family -> what they say, and the policy.
 BY_NAME: dict[str, tuple[str, str]] = {"uno": ("FluxPipeline", "customized_grpo.policies.uno:UnoPolicy")}
-
-
-# What a family must have, in the words of the message to its author: the methods of `Policy`.
-_METHODS = tuple(name for name in vars(Policy) if not name.startswith("_") and callable(getattr(Policy, name)))
 
 
 def load_policy(model: Model, device: str, *, shard: bool = False) -> Policy:
@@ -49,15 +47,18 @@ def load_policy(model: Model, device: str, *, shard: bool = False) -> Policy:
 def find_family(model: Model) -> type[Policy]:
     """The policy class that runs a checkpoint; loads no weights. Raises ModelError like `load_policy`."""
     path = resolve(model.path, "generator")
-    return _family(model, path, pipeline_class(path))
+    pipeline = pipeline_class(path)
+    check_family(model, path, pipeline)
+    return _family(model.family or pipeline)
 
 
-def _family(model: Model, path: str | Path, pipeline: str) -> type[Policy]:
+def check_family(model: Model, path: str | Path, pipeline: str) -> None:
+    """Raises ModelError unless there is a family for this pipeline's class, and the checkpoint is complete."""
     name = model.family or pipeline
     plugins.refuse_doubles(plugins.FAMILIES, name, [*FAMILIES, *BY_NAME])
     if name in plugins.names(plugins.FAMILIES):
         check_complete(path)
-        return plugins.load(plugins.FAMILIES, name, _is_policy, f"a class with {', '.join(_METHODS)}")
+        return
     expected, policy = (pipeline, FAMILIES.get(pipeline)) if model.family is None else BY_NAME[model.family]
     if pipeline != expected:
         raise ModelError(f"{model.path} is a {pipeline}, and model.family={model.family} needs a {expected}")
@@ -67,11 +68,20 @@ def _family(model: Model, path: str | Path, pipeline: str) -> type[Policy]:
         supported = ", ".join([*FAMILIES, *named, *plugins.names(plugins.FAMILIES)])
         raise ModelError(f"{model.path} is a {pipeline}, which is not supported{hint}; supported: {supported}")
     check_complete(path)
-    return resolve_name(policy)
 
 
-def _is_policy(loaded: Any) -> bool:
-    return isinstance(loaded, type) and all(callable(getattr(loaded, name, None)) for name in _METHODS)
+def _family(name: str) -> type[Policy]:
+    """The policy class of a family, by the name of its pipeline's class or its own."""
+    from customized_grpo.policies.base import Policy
+
+    if name not in plugins.names(plugins.FAMILIES):
+        return resolve_name(BY_NAME[name][1] if name in BY_NAME else FAMILIES[name])
+    methods = [each for each in vars(Policy) if not each.startswith("_") and callable(getattr(Policy, each))]
+
+    def is_policy(loaded: Any) -> bool:
+        return isinstance(loaded, type) and all(callable(getattr(loaded, each, None)) for each in methods)
+
+    return plugins.load(plugins.FAMILIES, name, is_policy, f"a class with {', '.join(methods)}")
 
 
 def adapter_size(model: Model, adapter: Adapter) -> int | None:
@@ -83,18 +93,30 @@ def adapter_size(model: Model, adapter: Adapter) -> int | None:
     path = resolve(model.path, "generator")
     if model.base_adapter is not None:
         read_adapter(Path(model.base_adapter))  # its absence is known even if the model is not here
-    family = planned_family(model)
-    return None if family is None else family.adapter_size(path, model, adapter)
+    name = _planned_name(model, path)
+    if name is None:
+        return None
+    quick = ARCHITECTURES.get(name) if model.base_adapter is None else None  # imports neither torch nor diffusers
+    return (quick or _family(name)).adapter_size(path, model, adapter)
 
 
 def planned_family(model: Model) -> type[Policy] | None:
     """As `find_family`, without the network: None for a checkpoint whose configurations are not known here."""
-    path = resolve(model.path, "generator")
+    name = _planned_name(model, resolve(model.path, "generator"))
+    return None if name is None else _family(name)
+
+
+def _planned_name(model: Model, path: str | Path) -> str | None:
+    """The family's name, without the network: None for a checkpoint whose configurations are not known here."""
     index = configuration(path)
-    return None if index is None else _family(model, path, str(index.get("_class_name")))
+    if index is None:
+        return None
+    pipeline = str(index.get("_class_name"))
+    check_family(model, path, pipeline)
+    return model.family or pipeline
 
 
-def lora_tensors(file: Path, model: Model | None) -> LoraTensors:
+def adapter_tensors(file: Path, model: Model | None) -> LoraTensors:
     """The tensors of an adapter under diffusers' names; uses no network and loads no weights.
 
     file   that of the adapter, or a folder with `ADAPTER_FILE`
@@ -103,13 +125,14 @@ def lora_tensors(file: Path, model: Model | None) -> LoraTensors:
     Raises ModelError if the adapter is damaged or does not fit the model, and UsageError if there is no model, or its
     configuration is not known here.
     """
+    from customized_grpo.policies.adapter_layers import layers_of, named_layers
+    from customized_grpo.policies.diffusers_policy import DiffusersPolicy
+
     adapter = read_adapter(file)
     if layers := named_layers(adapter):
         return layers_of(adapter, layers, lambda _: {})
     if model is None:
         raise UsageError(f"{adapter.place} has another program's names of layers; name the model with --model")
-    from customized_grpo.policies.diffusers_policy import DiffusersPolicy
-
     family, path = planned_family(model), resolve(model.path, "generator")
     transformer = configuration(path, "transformer")
     if family is None or transformer is None:

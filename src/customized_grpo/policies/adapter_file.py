@@ -1,23 +1,22 @@
-"""An adapter's file and targets, checked before they reach a model: safetensors, finite, and made for its layers."""
+"""An adapter's file, checked before it reaches a model: safetensors, finite, and made for its layers."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from customized_grpo.errors import UsageError
 from customized_grpo.files.durable import reason_of
 from customized_grpo.files.paths import is_file
 from customized_grpo.files.pretrained import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 PEFT_CONFIG = "adapter_config.json"  # beside the adapters that peft writes: their alpha, among other things
@@ -25,7 +24,6 @@ DIFFUSERS_CONFIG = "lora_adapter_metadata"  # the same, in the head of the files
 IN_HEAD = "its metadata"  # where a message says that they stand
 TRANSFORMER = "transformer."  # prefix of its layers' names in a pipeline's adapter
 OTHER_MODEL = "name the model that it was trained on"
-OTHER_TARGETS = "name linear layers such as to_q, or set null for the usual ones"
 
 
 @dataclass(frozen=True)
@@ -56,22 +54,6 @@ class Adapter:
         return ModelError(f"the adapter in {self.place} does not fit this model: {problem}; {remedy}")
 
 
-def check_targets(targets: Sequence[str], module: nn.Module) -> None:
-    """Raises UsageError unless each target names linear layers of `module`, and nothing else.
-
-    As in peft, a target is the full name of a layer, or the end of it after a dot.
-    """
-    if not targets:
-        raise UsageError(f"adapter.targets is empty; {OTHER_TARGETS}")
-    layers = {name: layer for name, layer in module.named_modules() if name}
-    for target in targets:
-        kinds = {type(layer) for name, layer in layers.items() if f".{name}".endswith(f".{target}")}
-        other = next((kind.__name__ for kind in kinds if not issubclass(kind, nn.Linear)), None)
-        if not kinds or other:
-            problem = f"matches {other}, which cannot be adapted" if other else "matches no layer of this model"
-            raise UsageError(f"adapter.targets: {target!r} {problem}; {OTHER_TARGETS}")
-
-
 def weights_file(adapter: Path) -> Path:
     """The file of an adapter: the path itself, or `ADAPTER_FILE` in the folder."""
     return Path(adapter) if is_file(Path(adapter)) else Path(adapter) / ADAPTER_FILE
@@ -82,6 +64,9 @@ def read_adapter(path: Path) -> Adapter:
 
     Raises ModelError if the file is missing, unreadable or incomplete, or holds numbers that are not finite.
     """
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
+
     file = weights_file(path)
     if not is_file(file):
         raise ModelError(f"no adapter in {path}: {ADAPTER_FILE} is missing; name the folder that holds it")

@@ -42,8 +42,10 @@ from customized_grpo.policies.base import Targets
 from customized_grpo.policies.compiled import compile_blocks
 from customized_grpo.policies.conditions import Bucket, EncodedSamples
 from customized_grpo.policies.encoder import Encoder
-from customized_grpo.policies.lora import ADAPTER, Layers, add_lora, check_shared, lora_size
+from customized_grpo.policies.layers import Layers
+from customized_grpo.policies.lora import ADAPTER, add_lora, check_shared
 from customized_grpo.policies.lora_tensors import LoraTensors
+from customized_grpo.policies.networks import Architecture, check_size
 from customized_grpo.policies.quantise import Kind, is_large, quantise
 from customized_grpo.policies.sketch import sketched
 from customized_grpo.runtime.device import usable_device
@@ -72,7 +74,12 @@ class DiffusersPolicy(ABC):
     parts: ClassVar[Mapping[str, Any]]  # the pipeline's models by name, "transformer" and "vae" among them
     left_out: ClassVar[tuple[str, ...]] = ()  # parts of the pipeline that are not loaded
     encoder_class: ClassVar[type[Encoder]]
-    layers: ClassVar[Layers]  # of the transformer, that can be adapted
+    architecture: ClassVar[Architecture]  # what configurations decide
+
+    @property
+    def layers(self) -> Layers:
+        """Those of the transformer that can be adapted."""
+        return self.architecture.layers
 
     def __init__(self, pipe: Any, model: Model, device: torch.device, *, shard: bool = False):
         # Any: diffusers' annotations leave out what its pipelines return and hold.
@@ -126,27 +133,16 @@ class DiffusersPolicy(ABC):
 
     @classmethod
     def adapter_size(cls, path: str | Path, model: Model, adapter: AdapterSettings) -> int | None:
-        transformer, vae = (configuration(path, part) for part in ("transformer", "vae"))
-        if transformer is None or vae is None:
-            return None
-        with loading(path):
-            scale = cls.scale_of(vae)
-        check_size(model.height, model.width, scale)
-        module = cls._without_weights(transformer)
-        if model.base_adapter is not None:
-            cls._named_as_layers(read_adapter(Path(model.base_adapter)), module)
-        return lora_size(module, adapter, cls.layers)
+        transformer = configuration(path, "transformer")
+        if transformer is not None and model.base_adapter is not None:
+            cls.lora_tensors(transformer, read_adapter(Path(model.base_adapter)))
+        return cls.architecture.adapter_size(path, model, adapter)
 
     @classmethod
     def _without_weights(cls, config: Mapping[str, Any]) -> Any:
         """The transformer of this configuration on the meta device."""
         with torch.device("meta"):
             return cls.parts["transformer"].from_config(config).requires_grad_(False)
-
-    @staticmethod
-    def scale_of(vae: Mapping[str, Any]) -> int:
-        """How many times smaller than pictures latents are, by the VAE's configuration; as in the pipeline."""
-        return 2 ** (len(vae["block_out_channels"]) - 1)
 
     # --- the adapter -------------------------------------------------------------------------------------------------
 
@@ -358,13 +354,6 @@ class DiffusersPolicy(ABC):
 
     @abstractmethod
     def decode(self, latents: Tensor, condition: EncodedSamples) -> Tensor: ...
-
-
-def check_size(height: int, width: int, scale: int) -> None:
-    """Raises UsageError unless the sides, in pixels, are multiples of the patches of latents `scale` times smaller."""
-    multiple = 2 * scale
-    if height % multiple or width % multiple:
-        raise UsageError(f"pictures of {width}x{height} pixels; this model needs multiples of {multiple}")
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from customized_grpo.policies.condition_cache import Tensors
 from customized_grpo.policies.conditions import Bucket, EncodedSamples, Grid
 from customized_grpo.policies.diffusers_policy import DiffusersPolicy
 from customized_grpo.policies.encoder import Encoder, Reading
-from customized_grpo.policies.lora import Layers
+from customized_grpo.policies.networks import FLUX1
 
 T5 = "T5 (model.max_sequence_length, at most 512)"
 CLIP = "CLIP (only a summary in addition to T5's text)"
@@ -65,12 +65,7 @@ class Flux1Policy(DiffusersPolicy):
         "text_encoder": CLIPTextModel,
         "text_encoder_2": T5EncoderModel,
     }
-    layers = Layers(
-        blocks=("transformer_blocks", "single_transformer_blocks"),
-        attention=("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
-        output=("proj_out",),  # attention and feed-forward of a single block; the last layer has this name, too
-        feed_forward=("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp"),
-    )
+    architecture = FLUX1
 
     def __init__(self, *args: Any, **settings: Any):
         super().__init__(*args, **settings)

@@ -23,7 +23,7 @@ from customized_grpo.policies.condition_cache import Tensors
 from customized_grpo.policies.conditions import Bucket, EncodedSamples, Grid
 from customized_grpo.policies.diffusers_policy import DiffusersPolicy, guided
 from customized_grpo.policies.encoder import Encoder, Reading
-from customized_grpo.policies.lora import Layers
+from customized_grpo.policies.networks import FLUX2
 from customized_grpo.sections import Model
 
 SIDE = 1024  # references of a larger area are shrunk to that of a square with this side, in pixels
@@ -103,15 +103,7 @@ class Flux2KleinPolicy(DiffusersPolicy):
         "text_encoder": Qwen3ForCausalLM,
     }
     encoder_class = Flux2KleinEncoder
-    layers = Layers(
-        blocks=("transformer_blocks", "single_transformer_blocks"),
-        attention=(
-            *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
-            *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
-        ),
-        output=("attn.to_qkv_mlp_proj", "attn.to_out"),  # attention and feed-forward of a single block
-        feed_forward=("ff.linear_in", "ff.linear_out", "ff_context.linear_in", "ff_context.linear_out"),
-    )
+    architecture = FLUX2
     encoder: Flux2KleinEncoder
 
     def __init__(self, pipe: Any, model: Model, *args: Any, **settings: Any):

@@ -29,7 +29,7 @@ from customized_grpo.policies.condition_cache import Tensors
 from customized_grpo.policies.conditions import Bucket, EncodedSamples
 from customized_grpo.policies.diffusers_policy import DiffusersPolicy, guided
 from customized_grpo.policies.encoder import Encoder
-from customized_grpo.policies.lora import Layers
+from customized_grpo.policies.networks import QWEN_IMAGE
 
 SIDE = 1024  # references are resized to the area of a square with this side, in pixels
 SEEN_TOKEN = 28  # side of a token of the text encoder, in pixels
@@ -114,12 +114,7 @@ class QwenImageEditPolicy(DiffusersPolicy):
     }
     left_out = ("processor",)  # it would need torchvision; see `Processor`
     encoder_class = QwenImageEditEncoder
-    layers = Layers(
-        blocks=("transformer_blocks",),
-        attention=("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
-        output=(),
-        feed_forward=("img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2"),
-    )
+    architecture = QWEN_IMAGE
     encoder: QwenImageEditEncoder
 
     def __init__(self, *args: Any, **settings: Any):
@@ -134,10 +129,6 @@ class QwenImageEditPolicy(DiffusersPolicy):
                 pipe.tokenizer, Qwen2VLImageProcessorPil.from_pretrained(path, subfolder="processor")
             )
         return pipe
-
-    @staticmethod
-    def scale_of(vae: Mapping[str, Any]) -> int:
-        return 2 ** len(vae["temperal_downsample"])
 
     def draw(self, generator: torch.Generator) -> Tensor:
         channels, (rows, columns) = self.module.config.in_channels // 4, self.grid

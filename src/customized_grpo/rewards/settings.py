@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from customized_grpo.critters.weights import resolve
-from customized_grpo.fields import CRITTERS, LARGEST, OF_USER, Count, NonNegative, Number, PathText, Section
+from customized_grpo.fields import CRITTERS, OF_USER, Count, NonNegative, Number, PathText, Section
+from customized_grpo.inputs import LARGEST
 from customized_grpo.rewards.secrets import WithoutKeys
 
 if TYPE_CHECKING:
@@ -119,12 +120,12 @@ class EncoderSettings(RewardSettings):
 
     def check(self) -> Iterator[str]:
         from customized_grpo.files.pretrained import find_offline
-        from customized_grpo.runtime.device import missing_here, named_device
+        from customized_grpo.runtime.device import problem_here
 
         for model, file in self.needed().items():
             if find_offline(model, file) is None:
                 yield f"{model} is not in the hub's cache on this machine and could not be checked"
-        if self.device is not None and (problem := missing_here(named_device(self.device))):
+        if self.device is not None and (problem := problem_here(self.device)):
             yield problem
 
     def place(self, device: torch.device) -> torch.device:

@@ -15,18 +15,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import torch
 from pydantic import TypeAdapter
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from customized_grpo.errors import InputError
 from customized_grpo.files.durable import SAVING, digest, reason_of, remove_folder, sync, sync_tree, write_text
 from customized_grpo.files.json_text import read_json
 from customized_grpo.files.pretrained import PICKLES, ModelError
@@ -39,22 +34,6 @@ OLD = "old"  # in a checkpoint: the copy of the adapter that samples with `objec
 MANIFEST, TENSORS, STATE = "manifest.json", "optimizer.safetensors", "state.json"
 INTERIM = "interim"  # an empty file in a checkpoint that was saved only because the run was stopped, or ended
 DAMAGED = ".damaged"  # ending of checkpoints that were found damaged
-RANDOM = "random"  # name of torch's random state among the tensors
-STEP_KERNELS = ("foreach", "fused")  # how a step is computed: depends on the device, which may change on resuming
-STATE_KEYS = ("update", "optimizer_steps", "groups", "others")
-
-
-class Position(NamedTuple):
-    """Where training is: what is saved with a checkpoint beside adapter, optimiser and random state."""
-
-    update: int = 0
-    optimizer_steps: int = 0
-    running: Mapping[str, Any] = MappingProxyType({})  # what the shaping remembers of earlier updates, as JSON
-    batches: Mapping[str, Any] = MappingProxyType({})  # images per pass, if memory ran out, as JSON
-
-
-class CheckpointError(InputError, ValueError):
-    """An intact checkpoint that this version cannot resume from."""
 
 
 def checkpoints_of(run: Path) -> list[Path]:
@@ -202,53 +181,3 @@ def find_adapter(path: Path) -> Path:
 def folder_of(adapter: Path) -> Path:
     """The folder in which an adapter from `find_adapter` lies, perhaps with its configuration and sampling.json."""
     return adapter if adapter.is_dir() else adapter.parent
-
-
-# --- what a run resumes from, in addition to its adapter -------------------------------------------------------------
-
-
-def write_state(folder: Path, position: Position, optimizer: torch.optim.Optimizer) -> None:
-    """Save optimiser, random state and position: tensors in one file, everything else in the other."""
-    state = optimizer.state_dict()
-    tensors: dict[str, Tensor] = {RANDOM: torch.get_rng_state()}
-    others: dict[str, dict[str, Any]] = {}
-    for index, values in state["state"].items():
-        # A null marks the place of each tensor, so that reading restores the order.
-        others[str(index)] = {name: None if isinstance(v, Tensor) else v for name, v in values.items()}
-        tensors |= {f"{index}.{name}": v.contiguous() for name, v in values.items() if isinstance(v, Tensor)}
-    save_file(tensors, folder / TENSORS)
-    where = {**position._asdict(), "running": dict(position.running), "batches": dict(position.batches)}
-    about = {**where, "groups": state["param_groups"], "others": others}
-    (folder / STATE).write_text(json.dumps(about) + "\n", encoding="utf-8")
-
-
-def read_state(checkpoint: Path, optimizer: torch.optim.Optimizer) -> Position:
-    """Restore what `write_state` saved; returns the position. The checkpoint is intact (`find_damage`).
-
-    Raises CheckpointError if another version wrote it, ValueError if the optimiser has other parameter groups.
-    """
-    about = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-    missing = [key for key in STATE_KEYS if key not in about]
-    if missing:
-        raise CheckpointError(
-            f"{checkpoint} was written by another version of this program: {STATE} has no {missing[0]!r}; resume with "
-            "that version, or remove the checkpoint"
-        )
-    tensors = load_file(checkpoint / TENSORS)
-    torch.set_rng_state(tensors.pop(RANDOM))
-    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in about["others"].items()}
-    for key, value in tensors.items():
-        index, _, name = key.partition(".")
-        state[int(index)][name] = value.clone()  # not mapped from the file, which will be removed
-    # AdamW's betas are a tuple, which JSON does not have.
-    groups = [
-        {
-            name: tuple(value) if isinstance(value, list) and name != "params" else value
-            for name, value in group.items()
-        }
-        | {name: own[name] for name in STEP_KERNELS if name in own}
-        for group, own in zip(about["groups"], optimizer.param_groups, strict=True)
-    ]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-    later = (about.get(name, {}) for name in ("running", "batches"))  # older versions had none
-    return Position(about["update"], about["optimizer_steps"], *later)

@@ -47,21 +47,19 @@ from customized_grpo.run.checkpoints import (
     FOLDER,
     INTERIM,
     Best,
-    Position,
     bests_of,
     checkpoints_of,
     mark_damaged,
     newest_intact,
-    read_state,
     remove_older,
     save_checkpoint,
     update_of,
-    write_state,
 )
 from customized_grpo.run.environment import ENVIRONMENT, changed_plugins, environment
 from customized_grpo.run.logs import LOGS, LogRow, as_json, read_logs, rewind_log
 from customized_grpo.run.own_samples import OwnSamples
 from customized_grpo.run.sampling_settings import SAMPLING, SamplingSettings
+from customized_grpo.run.state import Position, read_state, write_state
 from customized_grpo.run.trackers import Trackers
 
 Shadows = Mapping[str, Shadow]  # copies of the adapter that follow it, by their folder in a checkpoint

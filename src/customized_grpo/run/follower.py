@@ -11,9 +11,10 @@ import torch
 from customized_grpo.config import RunConfig
 from customized_grpo.files.pictures import Shown
 from customized_grpo.policies.base import Policy
-from customized_grpo.run.checkpoints import Best, Position, newest_intact
+from customized_grpo.run.checkpoints import Best, newest_intact
 from customized_grpo.run.directory import Shadows, restore_checkpoint
 from customized_grpo.run.logs import LogRow, read_logs
+from customized_grpo.run.state import Position
 
 
 class RunFiles(Protocol):

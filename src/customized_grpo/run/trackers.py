@@ -12,15 +12,15 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from accelerate import PartialState
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from PIL import Image
 
-from customized_grpo.errors import UsageError
-from customized_grpo.runtime.memory import first_line
+from customized_grpo.errors import UsageError, first_line
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
 
 
 class Trackers:
@@ -78,6 +78,9 @@ class Trackers:
 
 
 def _start(name: str, run: Path) -> GeneralTracker:
+    from accelerate import PartialState
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
     settings: dict[str, Any] = {
         "tensorboard": {"logging_dir": run},
         "wandb": {"dir": str(run), "name": run.name},

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from customized_grpo.errors import RunError
+from customized_grpo.errors import RunError, first_line
 from customized_grpo.runtime.device import usable_device
 from customized_grpo.runtime.launchers import LaunchError, check_connected
-from customized_grpo.runtime.memory import first_line, is_exhausted
+from customized_grpo.runtime.memory import is_exhausted
 
 BUCKET = 25 * 2**20  # gradients summed per message (100 MiB): few messages, and a small copy
 # What gloo, which raises plain RuntimeErrors, says of a process that has gone; NCCL and the store raise DistErrors.

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from customized_grpo.errors import RunError
+from customized_grpo.errors import RunError, first_line
 
 EXHAUSTED = re.compile("out of memory|can't allocate memory|ALLOC_FAILED", re.IGNORECASE)
 SMALLER = (
@@ -106,8 +106,3 @@ def raise_if_exhausted(error: RuntimeError) -> None:
     """Raises MemoryExhaustedError, which says what to make smaller, if memory ran out."""
     if is_exhausted(error):
         raise MemoryExhaustedError(f"out of memory ({first_line(error)}); {SMALLER}") from None
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type if it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

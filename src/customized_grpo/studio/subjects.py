@@ -14,11 +14,12 @@ from customized_grpo.data import Sample
 from customized_grpo.data.findings import show
 from customized_grpo.data.images import load_image, open_bytes
 from customized_grpo.errors import UsageError
-from customized_grpo.fields import BUILT_IN, LARGEST_SEED
+from customized_grpo.fields import BUILT_IN
 from customized_grpo.files.text import flaw_of
+from customized_grpo.inputs import LARGEST_SEED
 from customized_grpo.studio.opened import Opened
-from customized_grpo.training.assemble import load_samples, own_samples
 from customized_grpo.training.evaluation import case_seed
+from customized_grpo.training.samples import load_samples, own_samples
 
 CHOICES = 24  # held-out cases to choose from
 

@@ -8,7 +8,8 @@ from customized_grpo.algorithm import TimeAwareWeights, step_progress
 from customized_grpo.config import JOINT_CALIBRATED
 from customized_grpo.fields import BUILT_IN
 from customized_grpo.sections import Noise, Objective, Shaping, Weighting
-from customized_grpo.training.plan import Plan, needs_calibration
+from customized_grpo.training.plan import Plan
+from customized_grpo.training.rules import needs_calibration
 
 
 def notices(plan: Plan) -> list[str]:

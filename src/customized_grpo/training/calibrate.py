@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from customized_grpo.calibration.file import (
-    CALIBRATION,
     CalibrationError,
     RewardCalibration,
     as_calibrations,
     calibrated_rewards,
-    check_calibration,
-    read_calibration,
 )
 from customized_grpo.calibration.known_pictures import Cases, cases_of, with_prompt, wrong_prompts
 from customized_grpo.calibration.levels import Levels, base_levels, describe, known_levels, measured_rewards
@@ -28,42 +24,12 @@ from customized_grpo.files.notices import print_line
 from customized_grpo.policies.base import Policy
 from customized_grpo.rewards import Reward
 from customized_grpo.rewards.scoring import score
-from customized_grpo.run.checkpoints import checkpoints_of
 from customized_grpo.runtime.distributed import Processes
 from customized_grpo.training.evaluation import generate_cases
-from customized_grpo.training.plan import needs_calibration
 
 CASES = 64  # samples whose known pictures are scored, at most
 PROMPTS = 8  # samples of which the base makes a group, at most
 ROWS = {"identity": ("other_view", "other_subject"), "prompt": ("right_prompt", "wrong_prompt")}
-
-
-def kept_calibrations(config: RunConfig, *, resume: bool) -> dict[str, RewardCalibration] | None:
-    """What is known before anything is measured: the file of the run that is resumed, or the file of the recipe.
-
-    None if the run uses no calibration. Raises CalibrationError.
-    """
-    run, file = Path(config.output), config.shaping.calibration
-    if file is None and not needs_calibration(config):
-        return None
-    if resume and (checkpoints_of(run) or (run / CALIBRATION).exists()):
-        return check_calibration(_of_run(run), config, run / CALIBRATION)
-    return {} if file is None else check_calibration(read_calibration(Path(file)), config, file)
-
-
-def _of_run(run: Path) -> dict[str, RewardCalibration]:
-    """The run's own file, which must be what its last checkpoint was trained with. Raises CalibrationError."""
-    file, copies = run / CALIBRATION, [folder / CALIBRATION for folder in checkpoints_of(run)]
-    if not any(copy.exists() for copy in copies):
-        return read_calibration(file)
-    copy = next(copy for copy in reversed(copies) if copy.exists())
-    way_out = f"restore it from {copy}, or start another run with output=..."
-    if not file.exists():
-        raise CalibrationError(f"{file} is missing; {way_out}")
-    found = read_calibration(file)
-    if found != read_calibration(copy):
-        raise CalibrationError(f"{file} has changed since the run began; {way_out}")
-    return found
 
 
 def measure_missing(

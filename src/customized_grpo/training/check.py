@@ -1,4 +1,7 @@
-"""`train --dry-run`: all that can be known about a run before any weights are loaded, without the network."""
+"""`train --dry-run`: all that can be known about a run before any weights are loaded, without the network.
+
+Torch, diffusers and transformers are imported only for what cannot be known otherwise: they take longest.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,15 @@ from dataclasses import dataclass, field
 
 from customized_grpo.calibration.file import calibrated_rewards
 from customized_grpo.config import ConfigError, RunConfig
+from customized_grpo.data import Sample
 from customized_grpo.errors import InputError
+from customized_grpo.fields import BUILT_IN
 from customized_grpo.policies import adapter_size
 from customized_grpo.run.access import check_access
 from customized_grpo.run.trackers import Trackers
-from customized_grpo.runtime.device import missing_here, named_device
-from customized_grpo.training.assemble import own_samples, sample_problems
-from customized_grpo.training.calibrate import kept_calibrations
+from customized_grpo.runtime.device import problem_here
+from customized_grpo.training.kept_calibrations import kept_calibrations
+from customized_grpo.training.samples import load_samples, own_samples, sample_problems
 
 
 @dataclass
@@ -41,14 +46,14 @@ def check_run(config: RunConfig, *, resume: bool) -> Check:
     """
     check = Check()
     with check.part():
-        if problem := missing_here(named_device(config.device)):
+        if problem := problem_here(config.device):
             check.notes.append(f"{problem}, if you train on this machine")
     with check.part():
         check_access(config, resume=resume)
     with check.part():
         Trackers.check(config.tracking)
     with check.part():
-        train, held_out, _ = own_samples(config, resume=resume, check=False)
+        train, held_out = _samples(config, resume=resume)
         check.problems += sample_problems(config, train, held_out)
     with check.part():
         if config.evaluation_model != config.model:
@@ -70,6 +75,17 @@ def check_run(config: RunConfig, *, resume: bool) -> Check:
             check.notes.append(f"train measures the levels of {', '.join(missing)}, on bad and on good pictures")
     check.problems, check.notes = ([*dict.fromkeys(lines)] for lines in (check.problems, check.notes))
     return check
+
+
+def _samples(config: RunConfig, *, resume: bool) -> tuple[list[Sample], list[Sample]]:
+    """(training, held-out) samples of a run. Of critters one each stands for all: they differ in nothing that is
+    checked, and drawing thousands takes seconds."""
+    data = config.data
+    if data.source not in BUILT_IN:
+        return own_samples(config, resume=resume, check=False)[:2]
+    one = data.model_copy(update={"train_samples": 1, "held_out_samples": 1})
+    train, held_out = load_samples(config.model_copy(update={"data": one}))
+    return train * (data.train_samples or 1), held_out * data.held_out_samples
 
 
 def dry_run(config: RunConfig, *, resume: bool) -> None:

@@ -15,12 +15,13 @@ from customized_grpo.calibration.joint import joint_quality
 from customized_grpo.config import JOINT_CALIBRATED, RunConfig
 from customized_grpo.data import Sample
 from customized_grpo.data.images import to_pictures
+from customized_grpo.errors import first_line
 from customized_grpo.files.pictures import Shown
 from customized_grpo.policies.base import Policy
 from customized_grpo.rewards import Reward
 from customized_grpo.rewards.scoring import Reasons, score
 from customized_grpo.runtime.distributed import Processes
-from customized_grpo.runtime.memory import MemoryExhaustedError, first_line
+from customized_grpo.runtime.memory import MemoryExhaustedError
 from customized_grpo.training.record import spread
 from customized_grpo.training.rollout import derive_seed, generate
 

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.algorithm import (
-    SHAPING_RULES,
     ConstantWeights,
-    Rule,
     TimeAwareWeights,
     nft_pull,
     nft_scales,
@@ -22,25 +20,11 @@ from customized_grpo.algorithm import (
     step_scales,
     stochastic_steps,
 )
-from customized_grpo.config import JOINT_CALIBRATED, OF_AVERAGE, RunConfig
+from customized_grpo.config import RunConfig
 from customized_grpo.data import Sample
-from customized_grpo.files import plugins
 from customized_grpo.training.rollout import derive_seed
+from customized_grpo.training.rules import rule_of
 from customized_grpo.training.windows import DrawnSteps
-
-
-def rule_of(config: RunConfig) -> Rule:
-    """The shaping rule of a run, built in or of an installed package. Raises PluginError."""
-    name = config.shaping.rule
-    if name in SHAPING_RULES:
-        return SHAPING_RULES[name]
-    return plugins.load(plugins.RULES, name, lambda rule: isinstance(rule, Rule), "a customized_grpo.shaping.Rule")
-
-
-def needs_calibration(config: RunConfig) -> bool:
-    """Whether a run has to know what its rewards give to bad and to good pictures."""
-    figure = (config.keep_best or "").removesuffix(OF_AVERAGE)
-    return rule_of(config).uses_calibration or config.weighting.balance == "proportional" or figure == JOINT_CALIBRATED
 
 
 class Plan:

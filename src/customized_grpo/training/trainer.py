@@ -37,9 +37,10 @@ from customized_grpo.policies.base import Policy
 from customized_grpo.policies.shadow import Shadow
 from customized_grpo.rewards import Reward
 from customized_grpo.rewards.scoring import Scorer
-from customized_grpo.run.checkpoints import EMA, OLD, Best, Position
+from customized_grpo.run.checkpoints import EMA, OLD, Best
 from customized_grpo.run.follower import RunFiles
 from customized_grpo.run.logs import LogRow
+from customized_grpo.run.state import Position
 from customized_grpo.runtime.distributed import Processes
 from customized_grpo.runtime.memory import MicroBatches
 from customized_grpo.runtime.stopping import StopRequest
