@@ -24,7 +24,7 @@ from program import Answer, start
 
 COMMANDS = (
     *("demo", "train", "generate", "evaluate", "compare", "probe", "check-rewards", "report"),
-    *("export", "push", "build-critters", "env", "studio"),
+    *("export", "push", "plan", "build-critters", "env", "studio"),
 )
 PROMPT = "a critter in the snow, in the centre, without a hat"
 

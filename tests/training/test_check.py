@@ -64,6 +64,15 @@ def test_a_recipe_for_a_gpu_can_be_checked_on_a_laptop(make_config: MakeConfig):
     assert check.notes[-1] == f"reward dino: device cuda:1: {finds}"
 
 
+def test_a_library_that_quantises_and_is_missing_is_a_note(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("customized_grpo.policies.libraries.find_spec", lambda _: None)
+    for kind, library in (("int8", "torchao"), ("nf4", "bitsandbytes")):
+        check = check_run(make_config(f"model.quantise={kind}", "model.dtype=bfloat16"), resume=False)
+        assert check.problems == []
+        assert check.notes[0].startswith(f"model.quantise={kind} needs {library}; pip install ")
+        assert check.notes[0].endswith(", if you train on this machine")
+
+
 def test_a_calibration_is_read_and_what_it_lacks_is_a_note(make_config: MakeConfig, tmp_path: Path):
     file = tmp_path / "calibration.yaml"
     file.write_text("identity: {bad: 0.1, good: 0.8}")

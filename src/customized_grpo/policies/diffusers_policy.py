@@ -43,10 +43,11 @@ from customized_grpo.policies.compiled import compile_blocks
 from customized_grpo.policies.conditions import Bucket, EncodedSamples
 from customized_grpo.policies.encoder import Encoder
 from customized_grpo.policies.layers import Layers
+from customized_grpo.policies.libraries import Kind
 from customized_grpo.policies.lora import ADAPTER, add_lora, check_shared
 from customized_grpo.policies.lora_tensors import LoraTensors
 from customized_grpo.policies.networks import Architecture, check_size
-from customized_grpo.policies.quantise import Kind, is_large, quantise
+from customized_grpo.policies.quantise import is_large, quantise
 from customized_grpo.policies.sketch import sketched
 from customized_grpo.runtime.device import usable_device
 from customized_grpo.runtime.distributed import shard

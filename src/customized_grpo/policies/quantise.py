@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from customized_grpo.errors import UsageError
+from customized_grpo.policies.libraries import Kind, needed
 
-Kind = Literal["int8", "fp8", "nf4"]
 LARGE = 10**9  # weights of a text encoder that is worth it
 # nf4 (QLoRA, arXiv 2305.14314): half a byte, one byte of scale for 64 weights, and 4 bytes for 256 of these scales.
 NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
@@ -66,7 +66,7 @@ def _torchao(kind: Kind) -> tuple[Any, Callable[..., None]]:
             warnings.simplefilter("ignore")  # about kernels for cards that are not there
             from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
     except ImportError:
-        raise _missing(kind, "torchao", "quantise") from None
+        raise _missing(kind) from None
     return (Int8WeightOnlyConfig() if kind == "int8" else Float8WeightOnlyConfig()), quantize_
 
 
@@ -74,11 +74,9 @@ def _bitsandbytes() -> Any:
     try:
         from bitsandbytes import nn as four_bits
     except ImportError:
-        raise _missing("nf4", "bitsandbytes", "nf4") from None
+        raise _missing("nf4") from None
     return four_bits
 
 
-def _missing(kind: Kind, library: str, extra: str) -> UsageError:
-    return UsageError(
-        f'model.quantise={kind} needs {library}; pip install "customized-grpo[{extra}]", or set model.quantise=null'
-    )
+def _missing(kind: Kind) -> UsageError:
+    return UsageError(f"{needed(kind)}, or set model.quantise=null")

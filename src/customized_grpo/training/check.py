@@ -16,6 +16,7 @@ from customized_grpo.data import Sample
 from customized_grpo.errors import InputError
 from customized_grpo.fields import BUILT_IN
 from customized_grpo.policies import adapter_size
+from customized_grpo.policies.libraries import missing_library
 from customized_grpo.run.access import check_access
 from customized_grpo.run.trackers import Trackers
 from customized_grpo.runtime.device import problem_here
@@ -47,6 +48,8 @@ def check_run(config: RunConfig, *, resume: bool) -> Check:
     check = Check()
     with check.part():
         if problem := problem_here(config.device):
+            check.notes.append(f"{problem}, if you train on this machine")
+        if config.model.quantise and (problem := missing_library(config.model.quantise)):
             check.notes.append(f"{problem}, if you train on this machine")
     with check.part():
         check_access(config, resume=resume)
