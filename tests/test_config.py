@@ -122,6 +122,19 @@ def test_overrides_are_typed(override: str, read: Callable[[RunConfig], bool]):
     assert read(load_config("critters", [override]))
 
 
+@pytest.mark.parametrize(
+    ("first", "whole"),
+    [("rewards.identity.against=other_view", "rewards.identity=dino"), ("optimizer.lr=1e-4", "optimizer={warmup: 3}")],
+)
+def test_a_setting_that_a_later_section_would_drop_is_refused(first: str, whole: str):
+    key, section = first.partition("=")[0], whole.partition("=")[0]
+    with pytest.raises(
+        ConfigError, match=f"^{key}: {section}, which comes later, would replace it; write"
+    ):
+        load_config("critters", [first, whole])
+    assert load_config("critters", [whole, first]) != load_config("critters", [whole])
+
+
 def test_the_last_override_wins():
     assert load_config("critters", ["seed=1", "seed=2"]).seed == 2
 

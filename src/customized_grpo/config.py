@@ -283,7 +283,7 @@ def load_config(recipe: str, overrides: Sequence[Override] = ()) -> RunConfig:
 
 
 def _configured(values: dict[str, Any], overrides: Sequence[Override]) -> RunConfig:
-    problems = []
+    problems = list(_dropped(overrides))
     for override in overrides:
         try:
             _apply(override, values)
@@ -297,6 +297,14 @@ def _configured(values: dict[str, Any], overrides: Sequence[Override]) -> RunCon
     if problems or config is None:
         raise ConfigError("\n".join(problems))
     return config
+
+
+def _dropped(overrides: Sequence[Override]) -> Iterator[str]:
+    """A line for each override that a later one of its whole section would silently drop."""
+    keys = [key_of(override) for override in overrides]
+    for number, key in enumerate(keys):
+        if whole := next((later for later in keys[number + 1 :] if key.startswith(f"{later}.")), None):
+            yield f"{key}: {whole}, which comes later, would replace it; write {whole} first"
 
 
 def _read_recipe(recipe: str) -> dict[str, Any]:
