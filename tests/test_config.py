@@ -128,9 +128,7 @@ def test_overrides_are_typed(override: str, read: Callable[[RunConfig], bool]):
 )
 def test_a_setting_that_a_later_section_would_drop_is_refused(first: str, whole: str):
     key, section = first.partition("=")[0], whole.partition("=")[0]
-    with pytest.raises(
-        ConfigError, match=f"^{key}: {section}, which comes later, would replace it; write"
-    ):
+    with pytest.raises(ConfigError, match=f"^{key}: {section}, which comes later, would replace it; write"):
         load_config("critters", [first, whole])
     assert load_config("critters", [whole, first]) != load_config("critters", [whole])
 

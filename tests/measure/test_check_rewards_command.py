@@ -74,7 +74,11 @@ def test_critters_with_the_shipped_encoders_and_every_reward_by_name(run: Callab
     assert known["identity"].good.mean == pytest.approx(mean("dino", "other_view"), abs=1e-5)
     assert known["prompt"].good.mean == pytest.approx(mean("clip_t", "right_prompt"), abs=1e-5)
     assert check_calibration(known, load_config(TINY), calibration) == known
-    assert re.search(r"\n  rewards.identity  .* 0\.\d{3}   other subjects / other views\n", answer.out)
+    table = answer.out.partition("Calibration: ")[2].partition("\n\n")[0]
+    assert re.search(
+        r"\n  rewards.identity  bad   .*\]  +other subjects\n +good  .*\]  +other views\n +gap   0\.\d{3}\n", table
+    )
+    assert max(map(len, table.splitlines())) < 80
     assert told["notes"] == []
     for line in (*told["findings"], *rewards):
         assert line[:40] in answer.out
@@ -116,8 +120,8 @@ def test_photographs_with_the_required_fields_only(
     settings = (f"data.source={tmp_path / 'list.json'}", "data.train_samples=null")
     answer = run(TINY, *settings, "--metric", "copy_paste", "--output", tmp_path)
     assert answer.code == 0, answer.error
-    assert "\n  rewards.prompt    -                        -                              -   - / -\n" in answer.out
-    assert "rewards.identity, rewards.prompt: the data does not tell; `train` measures it on pictures" in answer.out
+    assert "\n  rewards.prompt    bad   -\n                    good  -\n" in answer.out
+    assert "rewards.identity, rewards.prompt: the data does not tell;\n  `train` measures it on pictures" in answer.out
     assert answer.out.endswith(f"\nfigures: {tmp_path / 'check_rewards.json'}\n")
     assert not (tmp_path / "calibration.yaml").exists()
     assert answer.out.count("no such picture") == 2 * 3  # three rows each of dino and clip_t

@@ -39,26 +39,25 @@ class CalibrationTable:
                 )
 
     def lines(self) -> Iterator[str]:
-        """A row for each reward, and what the data does not tell."""
+        """Two rows and the gap for each reward, and what the data does not tell. Fits into 80 columns."""
         if not self.rewards:
             return
         yield "\nCalibration: what bad and good pictures get, with 95 % intervals"
         width = max(len(key) for key in self.rewards) + len("rewards.")
-        yield f"  {'':<{width}}  {'bad':<25}{'good':<25}{'gap':>7}   from"
         for key, levels in self.levels.items():
-            measured = self.measured.get(key)
-            gap = f"{measured.good.mean - measured.bad.mean:z.3f}" if measured else "-"
-            origins = " / ".join(each.what or "" if each else "-" for each in (levels.bad, levels.good))
-            cells = "".join(f"{_cell(each):<25}" for each in (levels.bad, levels.good))
-            yield f"  {f'rewards.{key}':<{width}}  {cells}{gap:>7}   {origins}"
+            yield f"  {f'rewards.{key}':<{width}}  bad   {_cell(levels.bad)}"
+            yield f"  {'':<{width}}  good  {_cell(levels.good)}"
+            if measured := self.measured.get(key):
+                yield f"  {'':<{width}}  gap   {measured.good.mean - measured.bad.mean:z.3f}"
         if unknown := [f"rewards.{key}" for key in self.rewards if key not in self.measured]:
             yield (
-                f"  {', '.join(unknown)}: the data does not tell; `train` measures it on pictures of the base, if the "
-                "run needs it"
+                f"  {', '.join(unknown)}: the data does not tell;\n"
+                "  `train` measures it on pictures of the base, if the run needs it"
             )
 
 
 def _cell(level: Level | None) -> str:
     if level is None or level.interval is None:
         return "-"
-    return f"{level.mean:z.3f} [{level.interval[0]:z.3f}, {level.interval[1]:z.3f}]"
+    numbers = f"{level.mean:z.3f} [{level.interval[0]:z.3f}, {level.interval[1]:z.3f}]"
+    return f"{numbers:<24}{level.what or ''}".rstrip()
