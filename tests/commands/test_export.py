@@ -61,6 +61,11 @@ def test_a_run_is_exported_in_each_format(
         written = tmp_path / answer.out.removeprefix("exported: ").rstrip("\n")
         assert written.parent == tmp_path / "exported"
         assert {file.name for file in (written.iterdir() if written.is_dir() else [written])} == files
+    (tmp_path / "usual").touch()
+    weights = [*tmp_path.rglob("*.safetensors")]
+    assert len(weights) >= 5  # exported, the run's adapter, and its checkpoint with the optimiser
+    for file in weights:  # others may read them as they may read any file: safetensors makes them private
+        assert file.stat().st_mode == (tmp_path / "usual").stat().st_mode, file
 
 
 def test_comfyui_finds_the_scale_in_the_weights(run: Callable[..., Answer], save: Save, tmp_path: Path):

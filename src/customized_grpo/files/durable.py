@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,9 @@ from pathlib import Path
 from customized_grpo.errors import RunError, UsageError
 
 SAVING, REMOVING = ".saving", ".removing"
+_UMASK = os.umask(0)  # read by setting it, while nothing else runs yet
+os.umask(_UMASK)
+_PRIVATE, _USUAL = 0o600, 0o666 & ~_UMASK
 
 
 class SavingError(RunError, OSError):
@@ -90,10 +94,15 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Force everything in a folder to disk, the folder itself last."""
-    for path in sorted(folder.rglob("*"), reverse=True):
+    """Force everything in a folder to disk, the folder itself last; or one file.
+
+    safetensors makes files that nobody else may read, and an adapter is for other programs and people too. Such files
+    get the permissions of any other new file.
+    """
+    for path in [*sorted(folder.rglob("*"), reverse=True), folder]:
+        if path.is_file() and stat.S_IMODE(path.stat().st_mode) == _PRIVATE:
+            path.chmod(_USUAL)
         sync(path)
-    sync(folder)
 
 
 def digest(file: Path) -> str:
