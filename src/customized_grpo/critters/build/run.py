@@ -18,7 +18,7 @@ from customized_grpo.critters.build import gates, models, stages
 from customized_grpo.critters.build.pictures import Mixture
 from customized_grpo.critters.world import HATTED, WORLDS
 from customized_grpo.errors import RunError
-from customized_grpo.files.durable import SavingError, check_folder, make_folder, saving, write_text
+from customized_grpo.files.durable import SavingError, check_folder, make_folder, saving, sync_tree, write_text
 from customized_grpo.runtime.device import usable_device
 
 # The range of each figure; the provenance file records the figures that were reached.
@@ -182,6 +182,7 @@ class Build:
                 self.clip_tokenizer.save_pretrained(target / "clip")
                 BitImageProcessorPil(size=size, **picture).save_pretrained(target / "dino")
                 CLIPImageProcessorPil(size=size, **picture).save_pretrained(target / "clip")
+                sync_tree(target)
         except SafetensorError as error:  # how safetensors reports a full or broken disk
             raise SavingError(f"could not write {target}: {error}", str(error)) from error
         provenance = {
