@@ -41,6 +41,11 @@ def test_the_table_by_hand(benchmark: Callable[[str], Any]):
     assert critters == "| critters | 20 | 20 | 40 | 60 | 60 | 40, 60, not in 60 | 15 thousand | 2.00 |"
 
 
+def test_the_table_of_the_page_is_that_of_its_figures(benchmark: Callable[[str], Any]):
+    runs = json.loads((ROOT / "docs" / "same_result.json").read_text())["runs"]
+    assert benchmark("same_result").table(runs) in (ROOT / "docs" / "performance.md").read_text()
+
+
 @pytest.mark.slow
 def test_runs_are_written_and_not_repeated(
     tmp_path: Path,

@@ -1,6 +1,6 @@
 """The published models at their real width, one block of each kind: a whole update, and the memory that was planned.
 
-So nothing at real size runs for the first time at a user's. A few minutes, and 5 GB of memory.
+So nothing at real size runs for the first time at a user's. A few minutes, and 5 GB of memory, or 10 in float32.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ from runs import CALIBRATED
 
 # Qwen's last block computes a text stream that nothing reads.
 UNUSED = {"add_q_proj", "to_add_out", "txt_mlp"}
+# Without AVX-512 some of torch's bfloat16 products take a hundred times as long as float32's: minutes become hours.
+SLOW_BFLOAT16 = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+PRECISION = ("model.dtype=float32", "model.quantise=null") if SLOW_BFLOAT16 else ()
 RECIPES = {"kontext": "kontext", "klein": "klein-24gb", "qwen": "qwen-edit", "uno": "uno-paper"}
 SMALL = (
     *("device=cpu", "updates=1", "save_every=1", "keep_best=null", "model.height=256", "model.width=256"),
@@ -57,7 +60,7 @@ def configured(family: str, path: Path) -> RunConfig:
         own += ["evaluation.height=null", "evaluation.width=null"]
     if family == "uno":
         own.append(f"model.base_adapter={true_width.uno_adapter(path.parent)}")
-    return load_config(RECIPES[family], [*SMALL, *own])
+    return load_config(RECIPES[family], [*SMALL, *own, *PRECISION])
 
 
 def write_list(folder: Path) -> None:
