@@ -98,6 +98,7 @@ def test_a_whole_update_of_each_recipe(checkpoint: tuple[str, Path], tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(SLOW_BFLOAT16, reason="bfloat16 is emulated here: a pass backward takes half an hour")
 def test_the_memory_of_a_pass_is_the_planned_one(checkpoint: tuple[str, Path], tmp_path: Path):
     family, path = checkpoint
     write_list(tmp_path)
