@@ -195,7 +195,8 @@ def test_a_resumed_run_with_minibatches_equals_an_uninterrupted_one(
     trust: str, make_trainer: MakeTrainer, tmp_path: Path
 ):
     settings = (
-        *(*SMALL, "sampling.num_steps=5", "window={strategy: scattered, size: 2}", "noise.steps=all"),
+        "window={strategy: scattered, size: 2}",
+        *(*SMALL, "sampling.num_steps=5", "noise.steps=all"),
         *(f"objective.trust={trust}", "objective.step_scale=none", "objective.minibatches=2", "save_every=1"),
         *("optimizer.lr=1e-2", "optimizer.warmup=3"),
     )
