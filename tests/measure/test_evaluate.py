@@ -140,6 +140,13 @@ def test_the_command_writes_summary_rows_and_images(trained: Path, tmp_path: Pat
     assert "worse on all" in second.output
     summary = json.loads((tuned / "summary.json").read_text())
     assert summary["dominance"]["compared"] == 4
+    means = [json.loads((folder / "summary.json").read_text())["metrics"] for folder in (base, tuned)]
+    for name, figure in summary["metrics"].items():
+        assert figure["change"]["mean"] == pytest.approx(means[1][name]["mean"] - means[0][name]["mean"], abs=1e-9)
+        (line,) = (line for line in second.output.splitlines() if line.startswith(name))
+        assert f"{figure['change']['mean']:+.3f} [" in line
+        assert len(line) < 80
+    assert all("change" not in figure for figure in means[0].values())
     assert summary["dominance"]["rewards"] == ["dino", "clip_t"]
     assert len(summary["per_prompt"]) == len({row.prompt for row in read_rows(tuned / "rows.jsonl")})
     assert len(list((tuned / "images").iterdir())) == 4

@@ -10,6 +10,7 @@ from customized_grpo.measure.rows import (
     EvaluationRow,
     count_unscored,
     joint_dominance,
+    mean_change,
     mean_scores,
     means_by,
     read_rows,
@@ -128,6 +129,18 @@ def test_joint_dominance_by_hand():
     assert joint_dominance(tuned, base, ["i"]).better.mean == 3 / 5
     swapped = joint_dominance(base, tuned, ["i", "p"])
     assert (swapped.better.mean, swapped.worse.mean) == (found.worse.mean, found.better.mean)
+
+
+def test_the_mean_change_by_hand():
+    """Over the images that both have and could score; another subject's mean does not enter."""
+    base = [row("a", m=0.1), row("a", 1, m=0.3), row("b", subject="cat", m=NAN), row("c", m=9.0)]
+    tuned = [row("a", m=0.4), row("a", 1, m=0.2), row("b", subject="cat", m=0.5), row("d", m=-9.0)]
+    change = mean_change(tuned, base, "m")
+    assert change is not None
+    assert change.mean == pytest.approx((0.3 - 0.1) / 2)
+    assert -0.101 < change.low < change.mean < change.high < 0.301
+    assert mean_change(tuned, base, "another") is None
+    assert mean_change(tuned[2:], base, "m") is None
 
 
 def test_dominance_needs_images_in_common():

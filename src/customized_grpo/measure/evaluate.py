@@ -26,6 +26,7 @@ from customized_grpo.measure.rows import (
     EvaluationRow,
     count_unscored,
     joint_dominance,
+    mean_change,
     mean_scores,
     means_by,
     read_rows,
@@ -46,7 +47,9 @@ PICTURES, REFERENCES = "images", "references"
 
 def write_evaluation(request: EvaluationRequest, output: Path, against: Path | None) -> str:
     """The whole command: evaluate, write config.yaml and summary.json, return the table."""
-    base = None if against is None else _comparable_rows(request, against)  # before any image is generated
+    base = None  # or the rows to compare with, read before any image is generated
+    if against is not None:
+        base = with_joint_quality(request, _comparable_rows(request, against))
     rows = with_joint_quality(request, evaluate(request, output))
     summary = summarise(request, rows, base)
     texts = [table(summary)]
@@ -238,7 +241,7 @@ def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
 def summarise(
     request: EvaluationRequest, rows: Sequence[EvaluationRow], base: Sequence[EvaluationRow] | None = None
 ) -> dict[str, Any]:
-    """All statistics as JSON: overall, per subject, per prompt, and joint dominance over the rows of the base."""
+    """All statistics as JSON: overall, per subject, per prompt; with a base, change and joint dominance."""
     unscored, trained_on = count_unscored(rows), request.trained_on()
     trained_on += [JOINT_CALIBRATED] if trained_on else []  # made of them
     summary: dict[str, Any] = {
@@ -256,6 +259,9 @@ def summarise(
         "per_prompt": means_by(rows, lambda row: row.prompt),
     }
     if base is not None:
+        for name, metric in summary["metrics"].items():
+            change = mean_change(rows, base, name)
+            metric["change"] = None if change is None else change.as_dict()
         rewards = request.rewards()
         summary["dominance"] = {"rewards": rewards, **joint_dominance(rows, base, rewards).as_dict()}
     return summary
@@ -266,10 +272,15 @@ def table(summary: Mapping[str, Any]) -> str:
     width = max(len(name) for name in summary["metrics"]) + 2
     subjects = f"{summary['subjects']} subject{'' if summary['subjects'] == 1 else 's'}"
     over = "subjects" if summary["subjects"] > 1 else "images"
-    lines = [f"{summary['images']} images of {subjects}; 95 % intervals over {over}", ""]
+    lines = [f"{summary['images']} images of {subjects}; 95 % intervals over {over}"]
+    if "dominance" in summary:
+        lines.append("last column: change since the base, image by image")
+    lines.append("")
     for name, metric in summary["metrics"].items():
         label = f"{name} *" if metric["trained_on"] else name
         value = "could not be scored" if metric["mean"] is None else _with_interval(metric)
+        if metric.get("change"):
+            value = f"{value:<22} {_signed(metric['change'])}"
         unscored = f"   {metric['unscored']} unscored" if metric["unscored"] else ""
         lines.append(f"{label:<{width}} {value}{unscored}")
     if any(metric["trained_on"] for metric in summary["metrics"].values()):
@@ -279,11 +290,16 @@ def table(summary: Mapping[str, Any]) -> str:
         rewards = " and ".join(dominance["rewards"])
         lines += [
             "",
-            f"against the base, on {rewards} at once ({dominance['compared']} images):",
+            f"against the base, on {rewards} at once ({dominance['compared']} images),",
+            "counting every change, however small:",
             f"  better on all  {_with_interval(dominance['better'])}",
             f"  worse on all   {_with_interval(dominance['worse'])}",
         ]
     return "\n".join(lines)
+
+
+def _signed(change: Mapping[str, float]) -> str:
+    return f"{change['mean']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]"
 
 
 def _with_interval(estimate: Mapping[str, Any]) -> str:

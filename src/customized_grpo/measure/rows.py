@@ -110,6 +110,17 @@ def _mean(values: Tensor) -> float | None:
     return None if values.isnan().all() else values.nanmean().item()
 
 
+def mean_change(rows: Sequence[EvaluationRow], base: Sequence[EvaluationRow], metric: str) -> Estimate | None:
+    """Change since `base` over the images that both have, by sample and index, and scored; interval over subjects.
+
+    None if there is no such image.
+    """
+    known = {row.key: row.scores[metric] for row in base if metric in row.scores}
+    pairs = [(row, known[row.key]) for row in rows if row.key in known and metric in row.scores]
+    changes = torch.tensor([row.scores[metric] - before for row, before in pairs], dtype=torch.float64)
+    return None if changes.isnan().all() else estimate(changes, [row.subject for row, _ in pairs])
+
+
 @dataclass(frozen=True)
 class Dominance:
     """Share of images that are better than the base's on every reward, and share that are worse on every reward."""

@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-from customized_grpo.calibration.intervals import Estimate, estimate
+from customized_grpo.calibration.intervals import Estimate
 from customized_grpo.config import CONFIG
-from customized_grpo.measure.rows import EvaluationRow, read_rows
+from customized_grpo.measure.rows import EvaluationRow, mean_change, read_rows
 from customized_grpo.report import formats
 from customized_grpo.report.cases import (
     BASE,
@@ -234,7 +233,7 @@ def _evaluation_table(named: Sequence[tuple[str, _Evaluation]]) -> Table:
     lines = []
     for metric in metrics:
         figures = [summary["metrics"].get(metric) for summary in summaries]
-        change = _paired_change(rows[0], rows[1], metric) if len(rows) == 2 else None
+        change = mean_change(rows[1], rows[0], metric) if len(rows) == 2 else None
         trained = any(figure and figure["trained_on"] for figure in figures)
         lines.append(MetricRow(metric, trained, [read_estimate(figure) for figure in figures], change))
     images, subjects = summaries[0]["images"], summaries[0]["subjects"]
@@ -265,14 +264,6 @@ def _note_on_sampling(named: Sequence[tuple[str, _Evaluation]]) -> list[str]:
     if not different:
         return []
     return [f"{', '.join(different)}: steps, schedule, guidance or size of the sampling differ from {first}."]
-
-
-def _paired_change(base: Sequence[EvaluationRow], tuned: Sequence[EvaluationRow], metric: str) -> Estimate | None:
-    """Change over the cases that both evaluations scored, with its interval over subjects."""
-    known = {row.key: row.scores[metric] for row in base if metric in row.scores}
-    pairs = [(row, known[row.key]) for row in tuned if row.key in known and metric in row.scores]
-    changes = torch.tensor([row.scores[metric] - before for row, before in pairs], dtype=torch.float64)
-    return None if changes.isnan().all() else estimate(changes, [row.subject for row, _ in pairs])
 
 
 # --- the content of a run --------------------------------------------------------------------------------------------
