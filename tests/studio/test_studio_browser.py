@@ -132,6 +132,8 @@ def test_a_run_is_followed_while_it_trains(browser: Any, address: str, folder: P
     run = folder / "runs" / "second"
     with Studio(browser, address) as studio:
         page = studio.page
+        chooser = page.locator(".form:has(> .chooser)").bounding_box()
+        assert chooser["width"] < 400  # no empty row beside it
         page.get_by_label("Run", exact=True).first.click()
         page.get_by_role("option", name="second").click()
         page.get_by_role("tab", name="Run").click()
