@@ -63,20 +63,23 @@ def program(
 @guarded()
 def demo(
     output: Annotated[Path | None, PathOption(help="A new folder.  [default: runs/demo, runs/demo-2, ...]")] = None,
+    recipe: Annotated[
+        Literal["critters", "critters-paper"], typer.Option(help="critters-paper: the paper's method, SARS + TDW.")
+    ] = "critters",
     seed: Seed = 0,
-    updates: Annotated[int | None, typer.Option(help="Number of updates.  [default: the recipe's]", min=1)] = None,
+    updates: Annotated[int, typer.Option(help="Number of updates.", min=1)] = 80,
     cases: Annotated[int, typer.Option(help="Number of held-out cases to measure on.", min=12)] = 512,
     device: Device = None,
 ) -> None:
     """Train the built-in model and compare it with its base.
 
-    Trains with SARS + TDW, measures both on cases that neither has seen, and writes a table, pictures and a report.
+    Measures both on cases that neither has seen, and writes a table, pictures and a report.
     """
     from customized_grpo.commands.demo import new_folder, run_demo
 
     folder = new_folder(output)
     with ending(lambda: kept_demo(folder)):
-        run_demo(folder, seed=seed, updates=updates, cases=cases, device=chosen_device(device))
+        run_demo(folder, recipe=recipe, seed=seed, updates=updates, cases=cases, device=chosen_device(device))
 
 
 @app.command()

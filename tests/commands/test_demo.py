@@ -17,13 +17,17 @@ CASES = 12
 SMALL = ("data.train_samples=16", "data.held_out_samples=4", "groups.prompts=2", "groups.size=4")
 
 
+def run_demo(folder: Path, *options: str) -> Result:
+    arguments = ["demo", "--output", str(folder), "--updates", "2", "--cases", str(CASES), "--device", "cpu", *options]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(commands, "load_config", lambda recipe, overrides: load_config(recipe, [*overrides, *SMALL]))
+        return CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     folder = tmp_path_factory.mktemp("demo") / "out"
-    arguments = ["demo", "--output", str(folder), "--updates", "2", "--cases", str(CASES), "--device", "cpu"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commands, "load_config", lambda recipe, overrides: load_config(recipe, [*overrides, *SMALL]))
-        return folder, CliRunner().invoke(app, arguments, catch_exceptions=False)
+    return folder, run_demo(folder)
 
 
 def test_the_summary_has_every_metric_with_its_interval(demo: tuple[Path, Result]):
@@ -84,6 +88,13 @@ def test_the_report_shows_the_measured_cases(demo: tuple[Path, Result]):
     assert len(cases) == CASES  # without those of unseen combinations
     summary = json.loads((folder / "summary.json").read_text())
     assert sum(case["scores"]["joint_success"] for case in cases) / CASES == summary["tuned"]["joint_success"]["mean"]
+
+
+def test_the_recipe_is_that_of_training_or_the_papers(demo: tuple[Path, Result], tmp_path: Path):
+    assert load_config(str(demo[0] / "run")).shaping == load_config("critters").shaping
+    assert "by the recipe critters-paper" in run_demo(tmp_path / "paper", "--recipe", "critters-paper").output
+    paper = load_config(str(tmp_path / "paper" / "run"))
+    assert (paper.shaping.rule, paper.weighting.kind) == ("sars", "tdw")
 
 
 def test_the_adapter_is_kept(demo: tuple[Path, Result]):
