@@ -33,7 +33,7 @@ METRICS = tuple(parse_metric(name) for name in ("oracle_identity", "oracle_promp
 SHOWN = 12  # cases in cases.png: the first ones, not the best ones
 KEPT = 48  # cases in the report: also the first ones
 SUMMARY = "summary.json"
-FINISH_STEPS = 4  # in place of up to seven: training goes the same way in less time (docs/performance.md)
+FINISH_STEPS = 4  # in place of up to eight: training goes the same way in less time (docs/performance.md)
 
 Estimates = dict[str, Estimate]
 
