@@ -91,7 +91,8 @@ def test_the_report_shows_the_measured_cases(demo: tuple[Path, Result]):
 
 
 def test_the_recipe_is_that_of_training_or_the_papers(demo: tuple[Path, Result], tmp_path: Path):
-    assert load_config(str(demo[0] / "run")).shaping == load_config("critters").shaping
+    trained = load_config(str(demo[0] / "run"))
+    assert (trained.shaping, trained.sampling.finish_steps) == (load_config("critters").shaping, commands.FINISH_STEPS)
     assert "by the recipe critters-paper" in run_demo(tmp_path / "paper", "--recipe", "critters-paper").output
     paper = load_config(str(tmp_path / "paper" / "run"))
     assert (paper.shaping.rule, paper.weighting.kind) == ("sars", "tdw")
