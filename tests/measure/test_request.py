@@ -65,15 +65,17 @@ def test_a_recipe_is_evaluated_with_its_steps_of_evaluation(trained: Path):
     assert (changed.config.evaluation_steps, changed.config.evaluation.num_steps) == (6, None)
 
 
-def test_what_was_trained_on_is_marked(trained: Path):
+def test_what_was_trained_on_is_marked(trained: Path, tmp_path: Path):
     tuned, base = make_request(str(trained), [], metrics=["copy_paste"]), make_request(str(trained), [], base=True)
     assert tuned.trained_on() == ["dino", "clip_t"]
     assert base.trained_on() == []
     names = ["dino", "clip_t", "oracle_identity", "oracle_prompt", "joint_success", "copy_paste"]
     assert list(tuned.all_metrics()) == names
     other_view = make_request(str(trained), ["rewards.identity.against=other_view"], metrics=["dino"])
-    assert other_view.trained_on() == ["dino against=other_view", "clip_t"]
-    assert list(other_view.all_metrics())[-1] == "dino"
+    assert list(other_view.all_metrics()) == ["dino against=other_view", "clip_t", *names[2:5], "dino"]
+    assert other_view.trained_on() == ["clip_t", "dino"]  # what the adapter's run was rewarded for, not the override
+    elsewhere = shutil.copytree(trained / "adapter", tmp_path / "adapter")  # nothing tells what it was trained on
+    assert make_request(TINY, [], adapter=elsewhere).trained_on() == ["dino", "clip_t"]
 
 
 def test_a_reward_in_two_roles_is_one_metric_that_was_trained_on(trained: Path):

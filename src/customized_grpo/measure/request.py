@@ -104,8 +104,16 @@ class EvaluationRequest:
         return list(dict.fromkeys(trained_names(self.config).values()))
 
     def trained_on(self) -> list[str]:
-        """Names of the metrics that the adapter was rewarded for."""
-        return [] if self.adapter is None else self.rewards()
+        """Names of the metrics that the adapter was rewarded for.
+
+        Its run tells which; an adapter that came without its run is taken to be trained on the rewards of `config`.
+        """
+        if self.adapter is None:
+            return []
+        folder = folder_of(self.adapter)
+        config = load_config(str(folder)) if (folder / CONFIG).is_file() else self.config
+        rewarded = [config.resolve(reward.as_metric()) for reward in config.trained().values()]
+        return [name for name, metric in self.all_metrics().items() if metric in rewarded]
 
     @cached_property
     def settings(self) -> dict[str, Any]:
