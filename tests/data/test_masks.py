@@ -45,7 +45,7 @@ def test_a_mask_without_a_subject(values: tuple[int, int], mode: str, highest: i
         load(tmp_path)
     assert caught.value.problems == (
         f"list.jsonl, line 1: {tmp_path}/mask.png: this mask shows no subject: nothing in it is 128 or more (the "
-        f"highest grey value of 255 is {highest}); 0 and 1 have to be 0 and 255",
+        f"highest grey value of 255 is {highest}); 0 and 1 have to be 0 and 255, with 16 bits 0 and 65535",
     )
 
 

@@ -68,7 +68,7 @@ def _measure(mask: Source) -> tuple[tuple[int, int], int, int]:
 def _empty(brightest: int) -> str:
     return (
         f"this mask shows no subject: nothing in it is {SUBJECT} or more (the highest grey value of 255 is "
-        f"{brightest}); 0 and 1 have to be 0 and 255"
+        f"{brightest}); 0 and 1 have to be 0 and 255, with 16 bits 0 and 65535"
     )
 
 
