@@ -175,6 +175,13 @@ def test_a_mistake_is_one_line_that_names_key_and_value(override: str, line: str
         (["window.first=8"], "window.first: must be at most 7, the last step, not 8"),
         (["window.size=9"], "window.size: must be at most 8 within steps 0 to 7, not 9"),
         (["window.strategy=fixed", "window.start=7"], "window.start: must be 0 to 6 for 2 steps within 0 to 7, not 7"),
+        (
+            ["window.strategy=sliding", "window.stride=7"],
+            "window.stride: a stride of 7 over 7 places never trains steps 2, 3, 4, 5, 6, 7; use 1, or another "
+            "number that has no divisor in common with 7",
+        ),
+        (["window.stride=2"], 'window: stride is only for the strategy "sliding", not "random"; set window.stride=1'),
+        (["window.every=2"], 'window: every is only for the strategy "sliding", not "random"; set window.every=1'),
         (["window.strategy=all"], 'window: strategy "all" has no window, and size is 2; set window.size=null'),
         (["window.size=null"], 'window: strategy "random" needs a size; set for instance window.size=2'),
         (["window.strategy=fixed"], 'window: strategy "fixed" needs a start; set for instance window.start=0'),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import gcd
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import model_validator
@@ -191,6 +192,11 @@ class Window(Section):
                 f'per is only for the strategy "scattered": with "{self.strategy}" all images of an update train the '
                 "same steps; set window.per=image"
             )
+        for name, value in (("every", self.every), ("stride", self.stride)):
+            if value != 1 and self.strategy != "sliding":
+                raise ValueError(
+                    f'{name} is only for the strategy "sliding", not "{self.strategy}"; set window.{name}=1'
+                )
         if self.start is not None and self.strategy != "fixed":
             raise ValueError(f'start is only for the strategy "fixed", not "{self.strategy}"; set window.start=null')
         if self.start is None and self.strategy == "fixed":
@@ -213,6 +219,16 @@ def window_problems(window: Window, num_steps: int) -> Iterator[str]:
     elif window.start is not None and not first <= window.start <= latest:
         steps = f"{size} steps within {first} to {last}"
         yield f"window.start: must be {first} to {latest} for {steps}, not {window.start}"
+    elif window.strategy == "sliding":
+        places = latest - first + 1
+        stop_at = range(first, latest + 1, gcd(window.stride, places))  # all places at which the window ever is
+        never = set(range(first, last + 1)) - {place + step for place in stop_at for step in range(size)}
+        if never:
+            yield (
+                f"window.stride: a stride of {window.stride} over {places} places never trains "
+                f"{'step' if len(never) == 1 else 'steps'} {', '.join(map(str, sorted(never)))}; use 1, or another "
+                f"number that has no divisor in common with {places}"
+            )
 
 
 class Shaping(Section):

@@ -113,6 +113,17 @@ def test_a_missing_file_says_so(tmp_path: Path):
     assert "cannot be read: No such file" in complaint(tmp_path / "none.yaml")
 
 
+def test_a_calibration_fits_a_reward_that_runs_elsewhere(make_config: MakeConfig, written: Callable[[str], Path]):
+    """With other batches, or on a server that has moved; another path on it may be another scorer."""
+    of_server = MEASURED.model_copy(update={"reward": "http url=http://old:1/score batch=4"})
+    file = written(as_text({"identity": MEASURED, "prompt": of_server}))
+    server = "rewards.prompt={name: http, url: http://new:2/PATH, retries: 5}"
+    config = make_config("rewards.identity.batch=32", server.replace("PATH", "score"))
+    assert set(check_calibration(read_calibration(file), config, file)) == {"identity", "prompt"}
+    with pytest.raises(CalibrationError, match=r"was 'http .*old:1/score .* and is 'http .*new:2/other'"):
+        check_calibration(read_calibration(file), make_config(server.replace("PATH", "other")), file)
+
+
 @pytest.mark.parametrize(
     ("key", "reward", "message"),
     [

@@ -32,3 +32,14 @@ def test_every_metric_has_one_name_and_the_keys_that_it_is_trained_under():
     names = {"identity": "dino", "prompt": "clip_t", "taste": "clip_t", "more": "dino model=a/b"}
     assert trained_names(config) == names
     assert list(trained_names(config)) == list(config.rewards)
+    in_full = trained_names(config, ["dino"])
+    assert in_full == names | {"identity": "dino model=critters"}
+
+
+def test_batches_and_patience_are_not_part_of_a_name():
+    """The same scorer twice is one metric; a server of another address is another one."""
+    config = load_config(TINY, ["rewards.identity.batch=8", "evaluation.metrics=[dino, dino device=cpu]"])
+    servers = [parse_metric(f"http url=http://{host}/score retries=0") for host in ("one", "two")]
+    named = named_metrics(config, servers)
+    assert list(named) == ["dino", "clip_t", "http url=http://one/score", "http url=http://two/score"]
+    assert named["dino"].settings.model_dump()["batch"] == 8

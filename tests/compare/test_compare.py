@@ -85,6 +85,29 @@ def test_every_mistake_in_the_file_and_its_arms_is_reported_at_once(tmp_path: Pa
             "arms.other: all arms share their data; move",
         ),
         ({"compare_on": ["pickscore"]}, "compare_on: pickscore is not tested; tested: dino, clip_t"),
+        (
+            {"arms": {**FILE["arms"], "few": {"evaluation.num_steps": 5}}},
+            "arms.few: is tested with num_steps 5, the base with 4; test all arms alike: set the section `evaluation`",
+        ),
+        (
+            {"arms": {**FILE["arms"], "dyed": {"model.path": "critters-dye"}}},
+            "arms.dyed: model.path is critters-dye, and critters in the base; compare one model",
+        ),
+        (
+            {
+                "arms": {**FILE["arms"], "dyed": {"rewards.identity.model": "critters-dye"}},
+                "compare_on": ["identity_reward_over_training"],
+            },
+            "compare_on: identity_reward_over_training is not the same reward in all arms; choose one of",
+        ),
+        (
+            {"time_to": {"joint_sucess": 0.5}},
+            "time_to: joint_sucess is not evaluated while an arm trains; evaluated:",
+        ),
+        (
+            {"primary": {**FILE["primary"], "against": ["naive", "sars_tdw"]}},
+            "primary: sars_tdw cannot be compared with itself",
+        ),
     ],
 )
 def test_a_file_that_does_not_compare_on_equal_terms_is_refused(changes: dict[str, Any], message: str, tmp_path: Path):

@@ -7,8 +7,10 @@ import pytest
 import torch
 from comparison_files import FILE, write
 
+from customized_grpo.compare.comparison import Comparison
 from customized_grpo.compare.runner import compare, slots
 from customized_grpo.config import ConfigError
+from customized_grpo.measure.request import EvaluationRequest
 
 
 def test_slots_share_the_machine_and_do_not_change_results():
@@ -54,7 +56,7 @@ def test_what_an_arm_lacks_is_said_before_anything_runs(tmp_path: Path):
         "joint": {"shaping.rule": "joint", "shaping.calibration": str(tmp_path / "calibration.yaml")},
     }
     with pytest.raises(ConfigError) as error:
-        compare(write(tmp_path, arms=arms), output=None, jobs=1, device="cpu")
+        compare(write(tmp_path, arms=arms, compare_on=["clip_t"]), output=None, jobs=1, device="cpu")
     own = [f"arms.naive: no model in {none}", f"arms.joint: {tmp_path / 'calibration.yaml'}"]
     assert [line[: len(start)] for line, start in zip(str(error.value).splitlines(), own, strict=True)] == own
 
@@ -64,3 +66,21 @@ def test_what_an_arm_lacks_is_said_before_anything_runs(tmp_path: Path):
     assert str(error.value).startswith(f"no model in {none}")
     assert len(str(error.value).splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_name_means_one_model_in_all_arms(tmp_path: Path):
+    """Two arms are rewarded by encoders of their own: each is measured by both, if the file asks for that."""
+    both = ["dino model=critters", "dino model=critters-dye"]
+    changes = {
+        "primary": {**FILE["primary"], "metric": "clip_t"},
+        "overrides": {**FILE["overrides"], "evaluation.metrics": both},
+        "arms": {**FILE["arms"], "dyed": {"rewards.identity.model": "critters-dye"}},
+    }
+    with pytest.raises(ConfigError, match="compare_on: dino has another model in another arm; name one that all"):
+        Comparison.read(write(tmp_path, **changes))
+    comparison = Comparison.read(write(tmp_path, **changes, compare_on=[both[0], "clip_t"]))
+    for arm in ("base", *comparison.arms):
+        tested = EvaluationRequest(comparison.config(arm, 0), in_full=comparison.in_full).all_metrics()
+        assert set(tested) == {*both, "clip_t"}
+    assert comparison.rewarded("dyed") == {"identity": both[1], "prompt": "clip_t"}
+    assert Comparison.read(write(tmp_path)).in_full == frozenset()

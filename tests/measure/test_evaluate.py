@@ -115,7 +115,7 @@ def test_why_a_metric_gave_no_score_is_said_once(write_list: Callable[..., Path]
     reasons = dict(each for each in said if len(each) == 2)
     assert len([each for each in said if each[0] in reasons]) == len(reasons)
     http = "http://localhost:1/score: no answer: [Errno 111] Connection refused"
-    assert reasons["http retries=0 url=http://localhost:1/score"] == http
+    assert reasons["http url=http://localhost:1/score"] == http
     assert reasons["oracle_prompt"] == "it gives no reason; check-rewards shows what it can score"
 
 
@@ -180,6 +180,25 @@ def test_a_base_that_was_sampled_with_other_settings_is_not_compared_with(traine
     base = make_request("critters", settings, adapter=trained / "adapter", base=True, cases=2)
     write_evaluation(base, tmp_path / "again", None)
     assert "better on all" in write_evaluation(tuned, tmp_path / "tuned", tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        (
+            "rewards.identity.model=critters-dye",
+            "base was measured otherwise: metrics.dino dino model=critters instead of dino model=critters-dye. Make",
+        ),
+        ("model.reference_size=16", "base was generated with other settings: reference_size None instead of 16. Make"),
+    ],
+)
+def test_scores_of_another_encoder_or_pictures_of_another_base_are_not_compared(
+    setting: str, problem: str, trained: Path, tmp_path: Path
+):
+    evaluate(make_request(str(trained), [], base=True, cases=1), tmp_path / "base")
+    with pytest.raises(ConfigError, match=problem):
+        write_evaluation(make_request(str(trained), [setting], cases=1), tmp_path / "tuned", tmp_path / "base")
+    assert not (tmp_path / "tuned").exists()
 
 
 def test_a_base_without_the_rewards_or_the_samples_is_refused_before_anything_is_generated(

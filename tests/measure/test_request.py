@@ -78,6 +78,18 @@ def test_what_was_trained_on_is_marked(trained: Path, tmp_path: Path):
     assert make_request(TINY, [], adapter=elsewhere).trained_on() == ["dino", "clip_t"]
 
 
+def test_where_and_how_fast_a_reward_runs_changes_no_score(trained: Path):
+    """Neither what the adapter was trained on, nor whether an evaluation can go on in its folder."""
+    plain = make_request(str(trained), [], cases=2)
+    for override in ("rewards.identity.batch=8", "rewards.prompt.device=cpu"):
+        moved = make_request(str(trained), [override], cases=2)
+        assert moved.trained_on() == plain.trained_on()
+        assert moved.settings == plain.settings
+    other = make_request(str(trained), ["rewards.identity.model=critters-dye"], cases=2)
+    assert other.trained_on() == ["clip_t"]
+    assert other.settings["metrics"]["dino"] == "dino model=critters-dye"
+
+
 def test_a_reward_in_two_roles_is_one_metric_that_was_trained_on(trained: Path):
     """The prompt reward once more as quality: it is listed, and marked, once."""
     twice = make_request(str(trained), ["rewards.taste={name: clip_t, role: quality, weight: 0.2}"])

@@ -103,7 +103,9 @@ def fake_comparison(folder: Path, weights: Sequence[float] = ()) -> Path:
     return folder
 
 
-def fake_evaluation(folder: Path, cases: int, side: int, *, steps: int = 10, subjects: int | None = None) -> Path:
+def fake_evaluation(
+    folder: Path, cases: int, side: int, *, steps: int = 10, subjects: int | None = None, encoder: str = "critters"
+) -> Path:
     """Pictures of noise: nothing compresses worse. Every case has its own subject, or there are `subjects` in all."""
     for part in ("images", "references"):
         (folder / part).mkdir(parents=True)
@@ -125,6 +127,7 @@ def fake_evaluation(folder: Path, cases: int, side: int, *, steps: int = 10, sub
         )
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {"model": "critters", "data": "critters", "adapter": None, "sampling": {"num_steps": steps}}
+    settings["metrics"] = {"dino": f"dino model={encoder}"}
     (folder / "settings.json").write_text(json.dumps(settings))
     figure = {"mean": 0.5, "low": 0.4, "high": 0.6, "unscored": 0, "trained_on": False}
     summary = {"images": cases, "subjects": subjects or cases, "metrics": {"dino": figure}}

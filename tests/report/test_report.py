@@ -250,18 +250,6 @@ def test_the_calibrated_figure_of_a_run_has_a_row_a_chart_and_a_meaning(tmp_path
     assert "identity times prompt, each 0 for what bad and 1 for what good pictures get" in text
 
 
-def test_an_evaluation_explains_its_intervals_and_different_sampling(tmp_path: Path):
-    first = fake_evaluation(tmp_path / "one", 3, 8, subjects=1)
-    second, third = (fake_evaluation(tmp_path / name, 3, 8, steps=28, subjects=1) for name in ("two", "three"))
-    text = page_of(first, second).text
-    assert "3 images of 1 subject. Intervals: 95 %, over its images." in text
-    assert "two: steps, schedule, guidance or size of the sampling differ from one." in text
-    same = page_of(second, third).text
-    assert "of the sampling differ" not in same
-    several = page_of(fake_evaluation(tmp_path / "four", 3, 8)).text
-    assert "3 images of 3 subjects. Intervals: 95 %, over subjects." in several
-
-
 def test_runs_with_different_starts_are_each_compared_with_their_own(tmp_path: Path):
     """With the first run's start as the base of all, a rise of another could look like a fall."""
     one, other = (fake_run(tmp_path / name) for name in ("one", "other"))

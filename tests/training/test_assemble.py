@@ -95,6 +95,13 @@ def test_data_that_a_reward_cannot_use_are_refused_before_a_model_is_loaded(
     assert not Path(config.output).exists()
 
 
+def test_the_best_adapter_cannot_be_chosen_by_what_no_sample_has(make_config: MakeConfig, listed: Path):
+    metric = "dino region=mask"
+    settings = (f"data.source={listed}", f"evaluation.metrics=[{metric}]", f"keep_best={metric}", "evaluation.every=1")
+    with pytest.raises(ConfigError, match=f"keep_best: {metric} can score no held-out sample: they have no mask of"):
+        assemble(make_config(*settings, "data.train_samples=null", "data.held_out_share=.5"))
+
+
 def test_a_few_samples_that_a_reward_cannot_score_are_allowed(
     make_config: MakeConfig, listed: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -52,6 +52,7 @@ def test_a_good_configuration_is_printed_with_the_size_of_its_adapter(
 def test_what_a_check_says_of_rules_is_what_the_rules_say():
     assert {name for name, rule in SHAPING_RULES.items() if rule.uses_calibration} == rules.CALIBRATED
     assert {name for name, rule in SHAPING_RULES.items() if rule.static_weights} == rules.STATIC
+    assert {name for name, rule in SHAPING_RULES.items() if not rule.uses_weights} == rules.UNWEIGHTED
 
 
 def test_a_recipe_for_a_gpu_can_be_checked_on_a_laptop(make_config: MakeConfig):

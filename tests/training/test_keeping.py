@@ -60,6 +60,22 @@ def test_the_average_by_hand(make_policy: Callable[..., Policy], adapter_of: Ada
     torch.testing.assert_close(adapter_of(policy), start + 1)
 
 
+def test_the_average_soon_forgets_the_untrained_adapter(make_policy: Callable[..., Policy], adapter_of: AdapterOf):
+    """With a warm-up it keeps 2/11 of its beginning the first time, 3/12 of what it then is the second time."""
+    policy = make_policy(rank=2)
+    start, shadow = adapter_of(policy), Shadow(policy, decay=0.9, every=8, warm_up=True)
+    with torch.no_grad():
+        for weight in policy.trainable_parameters().values():
+            weight.add_(1)
+    for steps, kept in ((8, 2 / 11), (16, 2 / 11 * 3 / 12)):
+        shadow.follow(steps)
+        with shadow.in_place():
+            torch.testing.assert_close(adapter_of(policy), start + 1 - kept)
+    shadow.follow(8 * 1000)
+    with shadow.in_place():
+        torch.testing.assert_close(adapter_of(policy), start + 1 - kept * 0.9)
+
+
 def test_an_error_inside_puts_the_adapter_back(make_policy: Callable[..., Policy], adapter_of: AdapterOf):
     policy = make_policy(rank=2)
     shadow = Shadow(policy, decay=0.5)
@@ -84,7 +100,8 @@ def test_a_run_evaluates_and_saves_its_average(make_trainer: MakeTrainer):
     trainer.shadows["ema"].follow = recording.__get__(trainer.shadows["ema"])  # pyright: ignore
     trainer.train()
     steps = zip(started, *followed[1::2], strict=True)
-    expected = [0.75 * (0.75 * start + 0.25 * two) + 0.25 * four for start, two, four in steps]
+    once, twice = 2 / 11, 3 / 12  # a decay of .75 comes later
+    expected = [twice * (once * start + (1 - once) * two) + (1 - twice) * four for start, two, four in steps]
     torch.testing.assert_close(trainer.shadows["ema"].weights, expected)
     run = trainer.directory.path
     kept, plain = weights_in(run / "adapter-ema"), weights_in(run / "adapter")

@@ -118,6 +118,17 @@ def test_a_resumed_run_remembers(make_trainer: MakeTrainer, adapter_of: Callable
         (["shaping.threshold=.3"], 'only the rule "gated" reads shaping.threshold'),
         ([CALIBRATED], 'the rule "sars" needs no calibration: shaping.calibration only adds the held-out'),
         (["shaping.rule=min", "weighting.balance=dual"], "the section `weighting` has no effect"),
+        (["weighting.kind=constant", "weighting.high=.9"], "only weighting.kind=tdw reads weighting.high"),
+        (
+            ["shaping.rule=joint", CALIBRATED, "shaping.joint_share=1", "weighting.prompt=.9"],
+            "the section `weighting` has no effect",
+        ),
+        (["on_degradation=balance", "weighting.balance=dual"], "balance=dual acts from the beginning"),
+        (["on_degradation=stop", "evaluation.every=0"], "a trend takes 5 evaluations, and the run has 0"),
+        (["on_degradation=stop", "evaluation.every=5", "updates=19"], "5 evaluations, and the run has 4"),
+        (["adapter.ema.every=2"], "adapter.ema.every has no effect without adapter.ema.decay"),
+        (["adapter.ema.decay=.9", "updates=7"], "untrained adapter: the run has 7 optimiser steps, and the average"),
+        (["sampling.finish_steps=1", "window.strategy=all", "window.size=null"], "every step but the last is trained"),
     ],
 )
 def test_settings_that_nothing_reads_are_named(overrides: list[str], notice: str, shaper_of: Callable[..., Shaper]):
@@ -126,5 +137,9 @@ def test_settings_that_nothing_reads_are_named(overrides: list[str], notice: str
 
 @pytest.mark.parametrize("balance", ["dual", "proportional"])
 def test_nothing_is_named_when_everything_is_read(balance: str, shaper_of: Callable[..., Shaper]):
-    shaper = shaper_of("shaping.rule=joint", CALIBRATED, "shaping.joint_share=.3", f"weighting.balance={balance}")
-    assert not [notice for notice in notices(shaper.plan) if "no effect" in notice]
+    settings = ["shaping.rule=joint", CALIBRATED, "shaping.joint_share=.3", f"weighting.balance={balance}"]
+    settings += ["on_degradation=stop", "evaluation.every=5", "updates=20", "adapter.ema.decay=.9"]
+    shaper = shaper_of(*settings, "sampling.finish_steps=1")
+    assert not [
+        notice for notice in notices(shaper.plan) if "effect" in notice or "never" in notice or "ema" in notice
+    ]

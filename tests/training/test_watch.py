@@ -268,9 +268,21 @@ def test_a_run_may_stop_at_degradation(make_trainer: Callable[..., Trainer], tmp
     with pytest.raises(TrainingError, match="stopped after update 4, as on_degradation=stop says: over the last 5"):
         trainer.train()
     assert (tmp_path / "run/checkpoints/step-00004/interim").exists()
+    again = falling(make_trainer, "on_degradation=stop", resume=True)
+    with pytest.raises(TrainingError, match="stopped after update 4"):
+        again.train()  # as a scheduler does that starts a run again whenever it ends
+    assert (again.update, len(rows_of(again.directory.path))) == (4, 4)
     resumed = falling(make_trainer, "on_degradation=say", updates=6, resume=True)
     resumed.train()
     assert resumed.update == 6
+
+
+def test_weights_that_follow_already_go_on_as_they_are(make_trainer: Callable[..., Trainer]):
+    settings = ("weighting.balance=proportional", "shaping.rule=joint", CALIBRATED)
+    trainer = falling(make_trainer, "on_degradation=balance", *settings)
+    trainer.train()
+    assert any(row.get("warnings") for row in rows_of(trainer.directory.path))
+    assert trainer.shaper.balance == "proportional"
 
 
 def test_weights_may_follow_from_the_first_degradation_on(make_trainer: Callable[..., Trainer], tmp_path: Path):

@@ -14,6 +14,7 @@ from customized_grpo.errors import InputError
 from customized_grpo.fields import Index, Number, Section
 from customized_grpo.files.yaml_text import YamlError, read_yaml
 from customized_grpo.inputs import LARGEST_NUMBER
+from customized_grpo.rewards.by_name import parse_reward
 from customized_grpo.rewards.mistakes import describe_mistakes, nearest, shorten
 from customized_grpo.rewards.settings import RewardSettings
 
@@ -160,8 +161,16 @@ def calibration_problems(calibrations: Mapping[str, RewardCalibration], config: 
             yield f"rewards.{key}: the run has no identity or prompt reward under this key{hint}"
             continue
         known, own = calibration.reward, str(rewards[key].as_metric())
-        if known is not None and known != own:
+        if known is not None and _scoring(known) != rewards[key].scoring:
             yield f"rewards.{key} was {known!r} and is {own!r}; measure again with check-rewards"
+
+
+def _scoring(line: str) -> str:
+    """Of a reward's line what decides its scores; the line itself if it is no reward's."""
+    try:
+        return parse_reward(line).scoring
+    except ValidationError:
+        return line
 
 
 def calibrated_rewards(config: RunConfig) -> dict[str, RewardSettings]:

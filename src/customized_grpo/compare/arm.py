@@ -106,7 +106,13 @@ def _test(
     """Mean of every metric on the test cases of this seed, which all arms share."""
     test = comparison.test
     request = EvaluationRequest(
-        config, adapter, cases=test.cases, held_out=True, case_seed=TEST_SEED_OFFSET + seed, split=test.split
+        config,
+        adapter,
+        cases=test.cases,
+        held_out=True,
+        case_seed=TEST_SEED_OFFSET + seed,
+        in_full=comparison.in_full,
+        split=test.split,
     )
     for other in comparison.arms:
         _check_same_cases(request, comparison.folder(other, seed) / "run")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,12 +12,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from customized_grpo.calibration.named_metrics import trained_names
+from customized_grpo.calibration.named_metrics import named_metrics, trained_names
 from customized_grpo.config import ConfigError, RunConfig, load_config
 from customized_grpo.fields import OF_USER, PathText, Seed
 from customized_grpo.files.kinds import DottedKeysOf
 from customized_grpo.files.yaml_text import YamlError, read_yaml
 from customized_grpo.measure.request import EvaluationRequest
+from customized_grpo.run.sampling_settings import SamplingSettings
 
 BASE = "base"  # the arm that every comparison has: the model without an adapter
 FRONT = "front"  # in place of an arm: the line through the arms of `front`
@@ -156,7 +158,16 @@ class Comparison(_Section):
         """Key of a reward of the arm -> its name among the test metrics; empty for the base."""
         if arm == BASE:
             return {}
-        return trained_names(self.config(arm, self.seeds_of(arm)[0]))
+        return trained_names(self.config(arm, self.seeds_of(arm)[0]), self.in_full)
+
+    @cached_property
+    def in_full(self) -> frozenset[str]:
+        """Short names of metrics that would mean another model in another arm; their names tell the model instead."""
+        meant: dict[str, set[str]] = {}
+        for arm in (BASE, *self.arms):
+            for name, metric in named_metrics(self.config(arm, self.seeds_of(arm)[0])).items():
+                meant.setdefault(name, set()).add(metric.settings.measurement)
+        return frozenset(name for name, measurements in meant.items() if len(measurements) > 1)
 
     def _problems(self) -> list[str]:
         problems, configs = [], {}
@@ -172,8 +183,10 @@ class Comparison(_Section):
         for arm in dict.fromkeys((self.primary.arm, *self.primary.against)):
             if arm not in self.arms:
                 problems.append(f"primary: no arm is named {arm!r}; arms: {', '.join(self.arms)}")
+        if self.primary.arm in self.primary.against:
+            problems.append(f"primary: {self.primary.arm} cannot be compared with itself; remove it from `against`")
         problems += [*self._plot_problems(), *self._family_problems()]
-        return problems + ([] if problems else self._inequalities(configs))
+        return problems or [*self._metric_problems(configs), *self._unequal_arms(configs)]
 
     def _plot_problems(self) -> Iterator[str]:
         """Fronts of one arm; selections that are empty or cannot name a file; arms that do not exist or repeat."""
@@ -209,22 +222,37 @@ class Comparison(_Section):
                 if contrast.against == (FRONT,) and (not self.front or len(contrast.arm) > 1):
                     yield f"families.{name}: against the front goes one arm, and the file names the arms of `front`"
 
-    def _inequalities(self, configs: Mapping[str, RunConfig]) -> list[str]:
-        """Arms on unequal terms or with too few checkpoints, and metrics that no arm is tested on."""
+    def _metric_problems(self, configs: Mapping[str, RunConfig]) -> Iterator[str]:
+        """Metrics that no arm is tested on, or that are not the same measurement in all arms."""
         base = configs[BASE]
-        tested = list(EvaluationRequest(base).all_metrics())
+        tested = list(EvaluationRequest(base, in_full=self.in_full).all_metrics())
         held_out = [f"{key}_reward" for key in base.rewards] + [str(m) for m in base.evaluation.metrics]
-        tested += [f"{name}{OVER_TRAINING}" for name in held_out] if base.evaluation.every else []
-        problems = [
-            f"{where}: {metric} is not tested; tested: {', '.join(tested)} (more with evaluation.metrics)"
-            for where, metrics in (
-                ("primary.metric", (self.primary.metric,)),
-                ("compare_on", self.compare_on),
-                *((f"families.{name}.metric", (family.metric,)) for name, family in self.families.items()),
-            )
-            for metric in metrics
-            if metric not in tested
-        ]
+        held_out = held_out if base.evaluation.every else []
+        tested += [f"{name}{OVER_TRAINING}" for name in held_out]
+        rewards = {key: {config.trained()[key].measurement for config in configs.values()} for key in base.rewards}
+        for where, metrics in (
+            ("primary.metric", (self.primary.metric,)),
+            ("compare_on", self.compare_on),
+            *((f"families.{name}.metric", (family.metric,)) for name, family in self.families.items()),
+        ):
+            for metric in metrics:
+                key = metric.removesuffix(f"_reward{OVER_TRAINING}")
+                if metric in self.in_full:
+                    way_out = "name one that all measure, with its model"
+                    yield f"{where}: {metric} has another model in another arm; {way_out}"
+                elif metric not in tested:
+                    names = ", ".join(tested)
+                    yield f"{where}: {metric} is not tested; tested: {names} (more with evaluation.metrics)"
+                elif len(rewards.get(key, ())) > 1:
+                    yield f"{where}: {metric} is not the same reward in all arms; choose one of evaluation.metrics"
+        for figure in self.time_to:
+            if figure not in held_out:
+                evaluated = f"evaluated: {', '.join(held_out)}" if held_out else "set evaluation.every"
+                yield f"time_to: {figure} is not evaluated while an arm trains; {evaluated}"
+
+    def _unequal_arms(self, configs: Mapping[str, RunConfig]) -> list[str]:
+        """Arms on unequal terms, or with too few checkpoints."""
+        base, problems = configs[BASE], list[str]()
         images = {arm: config.updates * config.groups.prompts * config.groups.size for arm, config in configs.items()}
         if len(set(images.values())) > 1:
             counts = ", ".join(f"{arm} {count}" for arm, count in images.items() if arm != BASE)
@@ -236,8 +264,18 @@ class Comparison(_Section):
                     f"arms.{arm}: {config.updates} updates with save_every={config.save_every} leave {saved} "
                     f"checkpoints, but test.checkpoints asks for {self.test.checkpoints}; lower one of the two"
                 )
-            if config.data != configs[BASE].data:
+            if config.data != base.data:
                 problems.append(f"arms.{arm}: all arms share their data; move the changes to `data` into `overrides`")
+            for key in ("path", "family", "base_adapter"):
+                if (own := getattr(config.model, key)) != (of_base := getattr(base.model, key)):
+                    problems.append(f"arms.{arm}: model.{key} is {own}, and {of_base} in the base; compare one model")
+            sampled, as_base = (asdict(SamplingSettings.of(each)) for each in (config, base))
+            for key, own in sampled.items():
+                if own != as_base[key]:
+                    problems.append(
+                        f"arms.{arm}: is tested with {key} {own}, the base with {as_base[key]}; test all arms alike: "
+                        "set the section `evaluation` (or `model`) in `overrides`"
+                    )
         return problems
 
 

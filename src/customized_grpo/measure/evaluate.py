@@ -6,7 +6,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from customized_grpo.data.images import to_pictures
 from customized_grpo.files.durable import append_text, check_folder, make_folder, write_text
 from customized_grpo.files.pictures import save_png
 from customized_grpo.measure import dreambench
-from customized_grpo.measure.request import CONTENT, EvaluationRequest
+from customized_grpo.measure.request import CONTENT, OF_THE_BASE, EvaluationRequest
 from customized_grpo.measure.rows import (
     EvaluationRow,
     count_unscored,
@@ -156,7 +156,7 @@ def with_joint_quality(request: EvaluationRequest, rows: Sequence[EvaluationRow]
     """The rows with the figure `joint_calibrated`, if the run has calibrations; from the scores of its rewards."""
     if not request.calibrations:
         return list(rows)
-    names = trained_names(request.config)
+    names = trained_names(request.config, request.in_full)
     roles = {key: str(reward.role) for key, reward in request.config.rewards.items()}
     scores = {key: scores_of(rows, names[key]) for key in request.calibrations}
     joint = joint_quality(scores, roles, request.calibrations).tolist()
@@ -198,6 +198,10 @@ def _comparable_rows(request: EvaluationRequest, against: Path) -> list[Evaluati
         raise ConfigError(f"{against} was generated with other settings: {differences}. {again}")
     if missing := [name for name in request.rewards() if name not in rows[0].scores]:
         raise ConfigError(f"{against} has no scores of {', '.join(missing)}. {again}")
+    own = request.settings["metrics"]
+    measured = _scorings(settings, own)
+    if differences := _differences({"metrics": measured}, {"metrics": {name: own[name] for name in measured}}):
+        raise ConfigError(f"{against} was measured otherwise: {differences}. {again}")
     prompts = {sample.id: sample.prompt for sample in request.samples}
     common = [row for row in rows if row.sample in prompts]
     if not common:
@@ -224,15 +228,30 @@ def _read_settings(file: Path, way_out: str) -> dict[str, Any]:
 
 def _generation_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Of an evaluation's settings those that decide how a model draws a case."""
-    return {"model": settings["model"], "dtype": settings["dtype"], **settings["sampling"]}
+    base = {name: settings.get(name) for name in OF_THE_BASE}
+    return {"model": settings["model"], "dtype": settings["dtype"], **base, **settings["sampling"]}
+
+
+def _scorings(settings: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """What measured each of these metrics; those that an evaluation does not have, or does not tell, are left out."""
+    told = settings.get("metrics")
+    return {name: told[name] for name in names if name in told} if isinstance(told, Mapping) else {}
 
 
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    found, wanted = _flat(found), _flat(wanted)
     return "; ".join(
         f"{key} {found.get(key)} instead of {wanted.get(key)}"
         for key in {**found, **wanted}
         if found.get(key) != wanted.get(key)
     )
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """With an entry for each of several metrics and each setting of the sampling."""
+    several = {key: value for key, value in settings.items() if isinstance(value, Mapping)}
+    inside = {f"{key}.{name}": each for key, values in several.items() for name, each in values.items()}
+    return {key: value for key, value in settings.items() if key not in several} | inside
 
 
 # --- summarise -------------------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from customized_grpo.run.checkpoints import FOLDER as CHECKPOINTS
 from customized_grpo.run.checkpoints import checkpoints_of, find_adapter, folder_of
 from customized_grpo.run.own_samples import RESTORE, OwnSamples, read_data
 from customized_grpo.run.sampling_settings import SamplingSettings
+from customized_grpo.sections import Model
 from customized_grpo.sharing.scores import BASE, TUNED
 
 CRITTERS_CASES = 512
@@ -54,6 +55,7 @@ class EvaluationRequest:
     held_out    only the part of the list that the configured run does not train on
     own         the run's own samples, if `config` is that of a run: its held-out part is then as it was divided
     case_seed   which critters are drawn; has no effect on lists
+    in_full     short names of metrics that do not tell which model measures, as arms of a comparison have several
     split       critters: "test" for final evaluations, "development" while settings are still being chosen
     protocol    DreamBench's: identity inside the mask is one more metric if there are masks
     calibrations  of the run's rewards by key, if it has any: the figure `joint_calibrated` is added
@@ -67,6 +69,7 @@ class EvaluationRequest:
     held_out: bool = False
     own: OwnSamples | None = None
     case_seed: int = 0
+    in_full: frozenset[str] = frozenset()
     split: Literal["test", "development"] = "test"
     protocol: bool = False
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)
@@ -96,12 +99,12 @@ class EvaluationRequest:
     def all_metrics(self) -> dict[str, RewardSettings]:
         """Every metric by the name that rows and tables show; the trained rewards come first."""
         masked = dreambench.mask_metrics(self.config, self.samples) if self.protocol else ()
-        named = named_metrics(self.config, (*self.metrics, *masked))
+        named = named_metrics(self.config, (*self.metrics, *masked), self.in_full)
         return {name: metric.settings for name, metric in named.items()}
 
     def rewards(self) -> list[str]:
         """Names of the metrics that the configuration trains on."""
-        return list(dict.fromkeys(trained_names(self.config).values()))
+        return list(dict.fromkeys(trained_names(self.config, self.in_full).values()))
 
     def trained_on(self) -> list[str]:
         """Names of the metrics that the adapter was rewarded for.
@@ -112,26 +115,34 @@ class EvaluationRequest:
             return []
         folder = folder_of(self.adapter)
         config = load_config(str(folder)) if (folder / CONFIG).is_file() else self.config
-        rewarded = [config.resolve(reward.as_metric()) for reward in config.trained().values()]
-        return [name for name, metric in self.all_metrics().items() if metric in rewarded]
+        rewarded = [reward.scoring for reward in config.trained().values()]
+        return [name for name, metric in self.all_metrics().items() if metric.scoring in rewarded]
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Everything that decides the rows, for settings.json; batch sizes and device do not."""
+        """Everything that decides the rows, for settings.json; batch sizes, devices and servers do not."""
         model = self.config.model
         described = [(sample.id, sample.subject, sample.prompt, _reference_paths(sample)) for sample in self.samples]
         return {
             "model": model.path,
             "dtype": model.dtype,
-            **{name: value for name in OF_THE_BASE if (value := getattr(model, name)) is not None},
+            **_of_the_base(model),
             "adapter": None if self.adapter is None else adapter_digest(self.adapter),
             "sampling": asdict(SamplingSettings.of(self.config)),
             "data": self.config.data.source,
             "samples": f"{len(described)} ({hashlib.sha256(repr(described).encode()).hexdigest()[:16]})",
             CONTENT: hashlib.sha256(repr([*map(str, self.digests.values())]).encode()).hexdigest()[:16],
             "images": self.images,
-            "metrics": ", ".join(str(metric) for metric in self.all_metrics().values()),
+            "metrics": {name: metric.scoring for name, metric in self.all_metrics().items()},
         }
+
+
+def _of_the_base(model: Model) -> dict[str, Any]:
+    """The settings that change the base, if they are set. Raises UsageError for an adapter that cannot be read."""
+    found = {name: value for name in OF_THE_BASE if (value := getattr(model, name)) is not None}
+    if model.base_adapter is not None:
+        found["base_adapter"] = adapter_digest(Path(model.base_adapter))
+    return found
 
 
 def _reference_paths(sample: Sample) -> list[str]:

@@ -17,19 +17,23 @@ class Shadow:
 
     It starts as a copy and costs as much memory as the adapter, not as the model.
 
-    decay  in [0, 1); 0 copies
+    decay    in [0, 1); 0 copies
+    warm_up  the n-th time, decay is at most (1 + n) / (10 + n), as in diffusers' EMAModel: the average then soon
+             forgets the untrained adapter that it began with
     """
 
-    def __init__(self, policy: Policy, decay: float, every: int = 1):
-        self.policy, self.decay, self.every = policy, decay, every
+    def __init__(self, policy: Policy, decay: float, every: int = 1, *, warm_up: bool = False):
+        self.policy, self.decay, self.every, self.warm_up = policy, decay, every, warm_up
         self.parameters: list[Tensor] = [*policy.trainable_parameters().values()]
         self.weights = [parameter.detach().clone() for parameter in self.parameters]
 
     @torch.no_grad()
     def follow(self, steps: int) -> None:
         """Take a step towards the adapter; `steps` is the number of optimiser steps so far."""
-        if steps % self.every == 0:
-            torch._foreach_lerp_(self.weights, self.parameters, 1 - self.decay)
+        times, rest = divmod(steps, self.every)
+        if rest == 0:
+            decay = min(self.decay, (1 + times) / (10 + times)) if self.warm_up else self.decay
+            torch._foreach_lerp_(self.weights, self.parameters, 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

@@ -31,6 +31,7 @@ from customized_grpo.report.formats import ReportError
 from customized_grpo.report.labels import is_trained
 from customized_grpo.report.learning import at_end, at_start
 from customized_grpo.report.probes import PROBE, probe_part
+from customized_grpo.training.rules import UNWEIGHTED
 
 # --- the kind of a folder --------------------------------------------------------------------------------------------
 
@@ -230,10 +231,10 @@ def _evaluation_table(named: Sequence[tuple[str, _Evaluation]]) -> Table:
     names, summaries = [name for name, _ in named], [evaluation.summary for _, evaluation in named]
     rows = [evaluation.rows for _, evaluation in named]
     metrics = dict.fromkeys(metric for summary in summaries for metric in summary["metrics"])
-    lines = []
+    lines, otherwise = [], _measured_otherwise(named)
     for metric in metrics:
         figures = [summary["metrics"].get(metric) for summary in summaries]
-        change = mean_change(rows[1], rows[0], metric) if len(rows) == 2 else None
+        change = mean_change(rows[1], rows[0], metric) if len(rows) == 2 and metric not in otherwise else None
         trained = any(figure and figure["trained_on"] for figure in figures)
         lines.append(MetricRow(metric, trained, [read_estimate(figure) for figure in figures], change))
     images, subjects = summaries[0]["images"], summaries[0]["subjects"]
@@ -243,6 +244,7 @@ def _evaluation_table(named: Sequence[tuple[str, _Evaluation]]) -> Table:
         f"{'subjects' if several else 'its images'}."
     ]
     notes += _note_on_sampling(named)
+    notes += [f"{metric} is not the same measurement in all: {of_each}." for metric, of_each in otherwise.items()]
     if len(rows) == 2:
         notes.append("Change: mean paired difference over the cases that both could score.")
     for name, summary in zip(names, summaries, strict=True):
@@ -255,6 +257,17 @@ def _evaluation_table(named: Sequence[tuple[str, _Evaluation]]) -> Table:
                 f"{dominance['compared']} images are better, {worse} worse."
             )
     return Table("All cases, all metrics", names, lines, notes)
+
+
+def _measured_otherwise(named: Sequence[tuple[str, _Evaluation]]) -> dict[str, str]:
+    """Metrics that share a name but not the model or settings that measure: what each evaluation measured with."""
+    told = {name: metrics for name, each in named if isinstance(metrics := each.settings.get("metrics"), Mapping)}
+    found = dict[str, str]()
+    for metric in dict.fromkeys(metric for metrics in told.values() for metric in metrics):
+        scorings = {name: metrics[metric] for name, metrics in told.items() if metric in metrics}
+        if len(set(scorings.values())) > 1:
+            found[metric] = ", ".join(f"{name} has {scoring}" for name, scoring in scorings.items())
+    return found
 
 
 def _note_on_sampling(named: Sequence[tuple[str, _Evaluation]]) -> list[str]:
@@ -292,7 +305,7 @@ def _facts(files: Mapping[str, str]) -> list[str]:
     images = config["updates"] * groups["prompts"] * groups["size"]
     return [
         f"{config['model']['path']} on {config['data']['source']}",
-        f"{rule.upper()} + {'TDW' if kind == 'tdw' else f'{kind} weights'}",
+        rule.upper() if rule in UNWEIGHTED else f"{rule.upper()} + {'TDW' if kind == 'tdw' else f'{kind} weights'}",
         f"{config['updates']} updates, {images:,} images",
         f"LoRA rank {adapter['rank']}",
         f"seed {config['seed']}",

@@ -157,6 +157,7 @@ class SettingsShape(BaseModel):
     data: str
     adapter: str | None
     sampling: dict[str, Any]
+    metrics: dict[str, str] | str | None = None  # what measured each; older files have one text
 
 
 class _Evaluated(FigureShape):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import model_validator
 
@@ -67,6 +68,10 @@ class HttpSettings(RemoteSettings):
         if self.low is not None and self.high is not None and not self.low < self.high:
             raise ValueError(f"low ({self.low:g}) must be less than high ({self.high:g})")
         return self
+
+    @property
+    def scoring(self) -> str:
+        return f"{super().scoring} path={urlsplit(self.url).path}"  # one server may have several scorers
 
     def make(self, device: torch.device) -> Reward:  # noqa: ARG002 (the server has its own)
         from customized_grpo.rewards.http import HttpReward

@@ -27,6 +27,7 @@ Measures = Literal["identity", "prompt", "both", "copying", "quality"]
 Encoder = Literal["dino", "clip"]
 
 OTHER_VIEW, MASK = "other view of the subject", "mask of the subject"  # optional parts of a sample
+SPEED = ("batch", "device", "timeout", "retries", "in_flight", "api_key_env")  # settings that change no score
 INSTEAD = {OTHER_VIEW: "against=reference", MASK: "region=frame"}  # identity settings that do without the part
 
 _NAME = (
@@ -70,8 +71,18 @@ class RewardSettings(Section):
 
     @property
     def label(self) -> str:
-        """The line of `str` without the paths of models."""
-        return self._line("model", "base")
+        """The line of `measurement` without the paths of models."""
+        return self._line("model", "base", *SPEED)
+
+    @property
+    def measurement(self) -> str:
+        """The line of `str` without what changes no score: batches, device, patience with a server."""
+        return self._line(*SPEED)
+
+    @property
+    def scoring(self) -> str:
+        """The line of `measurement` without the server's address: it may move between a run and its evaluation."""
+        return self._line("url", "base_url", *SPEED)
 
     def lacking(self, sample: Sample) -> str | None:  # noqa: ARG002 (most need only prompt and reference)
         """The optional part, `OTHER_VIEW` or `MASK`, that this reward needs and the sample does not have."""

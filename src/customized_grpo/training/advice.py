@@ -7,14 +7,25 @@ from collections.abc import Iterator
 from customized_grpo.algorithm import TimeAwareWeights, step_progress
 from customized_grpo.config import JOINT_CALIBRATED
 from customized_grpo.fields import BUILT_IN
-from customized_grpo.sections import Noise, Objective, Shaping, Weighting
+from customized_grpo.sections import Ema, Noise, Objective, Shaping, Weighting
 from customized_grpo.training.plan import Plan
 from customized_grpo.training.rules import needs_calibration
+from customized_grpo.training.watch import EVALUATIONS
+
+OF_TDW = (
+    "high",
+    "low",
+    "final",
+    "start",
+    "centre",
+    "end",
+    "rate",
+)  # fields of `weighting` that time-aware weights read
 
 
 def notices(plan: Plan) -> list[str]:
     """What a user should know before the run starts, one sentence each."""
-    notices = [*_unused_settings(plan), *_about_weights(plan)]
+    notices = [*_unused_settings(plan), *_about_weights(plan), *_about_warnings(plan)]
     steps, config = plan.config.evaluation_steps, plan.config
     if steps != config.sampling.num_steps:
         notices.append(
@@ -52,8 +63,50 @@ def _about_weights(plan: Plan) -> Iterator[str]:
         )
 
 
+def _about_warnings(plan: Plan) -> Iterator[str]:
+    """What can never happen: warnings without enough evaluations, an average that never takes in the adapter."""
+    config, ema = plan.config, plan.config.adapter.ema
+    count = config.updates // config.evaluation.every + 1 if config.evaluation.every else 0
+    if config.on_degradation != "say" and count < EVALUATIONS:
+        yield (
+            f"on_degradation={config.on_degradation} can never act: a trend takes {EVALUATIONS} evaluations, and the "
+            f"run has {count}; lower evaluation.every, or raise updates"
+        )
+    steps = config.updates * plan.steps_per_rollout
+    if ema.decay is not None and steps < ema.every:
+        yield (
+            f"adapter-ema will be the untrained adapter: the run has {steps} optimiser steps, and the average takes "
+            f"in the adapter after every {ema.every}; lower adapter.ema.every"
+        )
+
+
 def _unused_settings(plan: Plan) -> Iterator[str]:
-    """Settings that this run's rule does not read: not an error, since a sweep over rules may keep them."""
+    """Settings that this run does not read: not an error, since a sweep may keep them."""
+    yield from _unused_by_rule(plan)
+    yield from _unused_of_weights(plan)
+    yield from _unused_of_kind(plan)
+    if plan.config.objective.kind == "grpo":
+        yield from _unused_trust(plan)
+    config = plan.config
+    if config.adapter.ema.decay is None and config.adapter.ema != Ema():
+        yield "adapter.ema.every has no effect without adapter.ema.decay"
+    always = config.window.strategy in ("all", "fixed") and len(plan.reachable) == config.sampling.num_steps - 1
+    if config.sampling.finish_steps is not None and always:
+        yield "sampling.finish_steps has no effect: every step but the last is trained"
+
+
+def _unused_of_weights(plan: Plan) -> Iterator[str]:
+    config, weighting = plan.config, plan.config.weighting
+    if weighting.kind == "constant":
+        for name in (name for name in OF_TDW if getattr(weighting, name) != getattr(Weighting(), name)):
+            yield f"only weighting.kind=tdw reads weighting.{name}: it has no effect"
+    if config.shaping.rule == "joint" and config.shaping.joint_share == 1 and weighting != Weighting(kind="constant"):
+        yield "with shaping.joint_share=1 nothing is weighted: the section `weighting` has no effect"
+    if config.on_degradation == "balance" and weighting.balance != "off":
+        yield f"on_degradation=balance has no effect: weighting.balance={weighting.balance} acts from the beginning"
+
+
+def _unused_by_rule(plan: Plan) -> Iterator[str]:
     shaping, default = plan.config.shaping, Shaping()
     if not plan.weighted and plan.config.weighting != Weighting(kind="constant"):
         yield f'the rule "{shaping.rule}" has no weights: the section `weighting` has no effect'
@@ -70,9 +123,6 @@ def _unused_settings(plan: Plan) -> Iterator[str]:
     if shaping.calibration is not None and not needs_calibration(plan.config):
         effect = f"shaping.calibration only adds the held-out figure {JOINT_CALIBRATED}"
         yield f'the rule "{shaping.rule}" needs no calibration: {effect}'
-    yield from _unused_of_kind(plan)
-    if plan.config.objective.kind == "grpo":
-        yield from _unused_trust(plan)
 
 
 def _unused_of_kind(plan: Plan) -> Iterator[str]:
@@ -106,7 +156,9 @@ def _unused_trust(plan: Plan) -> Iterator[str]:
 def restraint(plan: Plan) -> str:
     """What to set, beside a lower learning rate, so that the policy stays nearer to where it came from."""
     objective = plan.config.objective
-    return f"objective.beta={2 * objective.beta:g}" if objective.kind == "nft" else "objective.kl=0.01"
+    if objective.kind == "nft":
+        return f"objective.beta={2 * objective.beta:g}"
+    return f"objective.kl={2 * objective.kl or 0.01:g}"
 
 
 def advice(plan: Plan, rising: str, falling: str) -> str:

@@ -11,8 +11,9 @@ from customized_grpo.sections import BuiltInRule
 if TYPE_CHECKING:
     from customized_grpo.algorithm import Rule
 
-# The built-in rules with `Rule.uses_calibration`, and with `Rule.static_weights`.
+# The built-in rules with `Rule.uses_calibration`, with `Rule.static_weights`, and without `Rule.uses_weights`.
 CALIBRATED, STATIC = frozenset({"joint", "gated"}), frozenset({"gdpo"})
+UNWEIGHTED = frozenset({"min", "max", "harmonic", "geometric", "gated"})
 
 
 def rule_of(config: RunConfig) -> Rule:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from customized_grpo.config import RunConfig
+from customized_grpo.config import OF_AVERAGE, RunConfig
 from customized_grpo.critters import samples as critters
 from customized_grpo.data import Sample
 from customized_grpo.data.digests import digests
@@ -86,6 +86,11 @@ def sample_problems(config: RunConfig, train: Sequence[Sample], held_out: Sequen
     if config.weighting.kind == "tdw" and needs_static_weights(config):
         yield f'shaping.rule: "{config.shaping.rule}" needs static weights; add weighting.kind=constant'
     yield from _unscorable_rewards(config, train)
+    for metric in config.evaluation.metrics:
+        chosen = str(metric) == (config.keep_best or "").removesuffix(OF_AVERAGE)
+        lacking = [metric.lacking(sample) for sample in held_out] if chosen else []
+        if lacking and all(lacking):
+            yield f"keep_best: {metric} can score no held-out sample: they have no {lacking[0]}; name another"
 
 
 def _unscorable_rewards(config: RunConfig, samples: Sequence[Sample]) -> Iterator[str]:

@@ -89,7 +89,7 @@ class Trainer:
         self.update = self.ratio_checks = 0
         self.batches = MicroBatches(config.groups.rollout_batch, config.groups.update_batch)
         ema = config.adapter.ema
-        self.shadows = {} if ema.decay is None else {EMA: Shadow(self.policy, ema.decay, ema.every)}
+        self.shadows = {} if ema.decay is None else {EMA: Shadow(self.policy, ema.decay, ema.every, warm_up=True)}
         self.learner = Learner(
             config, self.policy, self.sampler, self.plan, self.batches, self.processes, tuple(self.shadows.values())
         )
@@ -111,8 +111,10 @@ class Trainer:
         with closing(directory), self.scorer.abort_remote_on_error(), StopRequest() as stop:
             with self.processes.main_first():
                 position = directory.restore(self.policy, learner.optimizer, self.shadows)
-                self._resume(position, *directory.logs())
+                degraded = self._resume(position, *directory.logs())
             self.processes.check_position(self.update, learner.steps)
+            if degraded:
+                raise degraded
             if every and self.update == 0:
                 self._evaluate()
             stopping = self.processes.any(stop.requested)
@@ -139,19 +141,19 @@ class Trainer:
                 stop.exit(message)
             directory.finish(self.policy, self.shadows)
 
-    def _resume(self, position: Position, rows: Sequence[LogRow], evaluations: Sequence[LogRow]) -> None:
-        """Go on from a position, with the logs up to it."""
+    def _resume(self, position: Position, rows: Sequence[LogRow], held_out: Sequence[LogRow]) -> TrainingError | None:
+        """Go on from a position, with the logs up to it; returns the error if a warning in them ends the run."""
         self.update, self.learner.steps, running, batches = position
         self.batches.resume(batches)
         self.shaper.running = RunningFigures(**running)
-        self.watch.replay(rows, evaluations)
-        self._act_on([warning for row in rows for warning in row.get("warnings", ())])
-        self.best = max((best_value(row, self.config.keep_best) for row in evaluations), default=-math.inf)
+        self.watch.replay(rows, held_out)
+        self.best = max((best_value(row, self.config.keep_best) for row in held_out), default=-math.inf)
+        return self._act_on([warning for row in rows for warning in row.get("warnings", ())])
 
     def _act_on(self, warnings: Sequence[Mapping[str, Any]]) -> TrainingError | None:
         """Do what `on_degradation` says about these warnings; returns the error that ends the run, if it should."""
         degraded = [warning for warning in warnings if warning["kind"] == DEGRADATION]
-        if degraded and self.config.on_degradation == "balance":
+        if degraded and self.config.on_degradation == "balance" and self.shaper.balance == "off":
             self.shaper.balance = "dual"
         if degraded and self.config.on_degradation == "stop":
             return degradation(degraded[0], self.directory.path)
@@ -190,10 +192,9 @@ class Trainer:
                 None if trained is None else trained[own.start * size : own.stop * size],
             )
         with clock(seconds, "reward"):
-            own_scores = self.scorer.finish(rollout.images, samples_by_image)
             scores = {  # [P, G] of all processes: each of them computes the advantages of the whole update
                 key: self.processes.gather(values.unflatten(0, (-1, size)), len(batch))
-                for key, values in own_scores.items()
+                for key, values in self.scorer.finish(rollout.images, samples_by_image).items()
             }
             self.scorer.check(scores, config.max_unscored)
         running = self.shaper.observe(scores, steps)
@@ -223,8 +224,7 @@ class Trainer:
         """Raise TrainingError unless replaying a rollout, as the update does, gives its log-probabilities."""
         steps = [point.step for point in rollout.trajectory]
         changes = self.sampler.worst_changes(self.policy, rollout, torch.arange(self.batches.update)).tolist()
-        limits = self.plan.ratio_limits(steps).tolist()
-        refuse_ratio(changes, limits, steps, self.config.model.dtype, self.update + 1)
+        refuse_ratio(changes, self.plan.ratio_limits(steps).tolist(), steps, self.config.model.dtype, self.update + 1)
         self.ratio_checks += 1
 
     # --- evaluation --------------------------------------------------------------------------------------------------
