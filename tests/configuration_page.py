@@ -29,13 +29,17 @@ INTRODUCTION = """\
 <!-- Generated: python tests/configuration_page.py --write -->
 # Configuration
 
-A configuration is a YAML file, a *recipe*. It needs to name only what differs from the defaults below:
+A configuration is a YAML file, a *recipe*. For a large model begin with one of the [recipes](#recipes): change it on
+the command line, or copy its file from `src/customized_grpo/recipes` and change that. A file of your own needs to name
+only what differs from the defaults below. These are for the built-in model, and their method is SARS + TDW as published,
+without `objective.step_scale=equal`, which the recipes have:
 
 ```yaml
 output: runs/mine
-data: {source: my_list.json}
-optimizer:
-  lr: 1.0e-5
+data: {source: critters}
+shaping: {rule: joint, normalise: pooled, kappa: 0.3}
+weighting: {kind: constant}
+objective: {step_scale: equal}
 ```
 
 `train`, `probe`, `evaluate` and `check-rewards` take a recipe by its name or path, followed by any number of

@@ -94,7 +94,7 @@ def test_the_right_side_of_a_key_in_a_metric_is_text():
     own = parse_metric("'my scores #1.py:f' timeout=3")
     assert own.name == "my scores #1.py:f"
     assert parse_metric(str(own)) == own
-    assert parse_metric("dino model='some where' batch=2").label == "dino batch=2"
+    assert parse_metric("dino model='some where' batch=2").label == "dino"
 
 
 def test_a_key_is_text_in_every_reward_or_in_none():

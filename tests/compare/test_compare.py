@@ -86,14 +86,6 @@ def test_every_mistake_in_the_file_and_its_arms_is_reported_at_once(tmp_path: Pa
         ),
         ({"compare_on": ["pickscore"]}, "compare_on: pickscore is not tested; tested: dino, clip_t"),
         (
-            {"arms": {**FILE["arms"], "few": {"evaluation.num_steps": 5}}},
-            "arms.few: is tested with num_steps 5, the base with 4; test all arms alike: set the section `evaluation`",
-        ),
-        (
-            {"arms": {**FILE["arms"], "dyed": {"model.path": "critters-dye"}}},
-            "arms.dyed: model.path is critters-dye, and critters in the base; compare one model",
-        ),
-        (
             {
                 "arms": {**FILE["arms"], "dyed": {"rewards.identity.model": "critters-dye"}},
                 "compare_on": ["identity_reward_over_training"],

@@ -123,6 +123,17 @@ def test_the_report_names_the_metrics_that_arms_were_trained_on(results: Results
     }
 
 
+def test_the_report_says_which_arms_are_not_tested_alike(results: Results, tmp_path: Path):
+    arms = {**FILE["arms"], "few": {"evaluation.num_steps": 5}, "dyed": {"model.path": "critters-dye"}}
+    assert "Not tested alike" not in tabulate(Comparison.read(write(tmp_path)), results)[1]
+    comparison = Comparison.read(write(tmp_path, arms=arms))
+    assert "Not tested alike: few is tested with num_steps 5, and base with 4; " in tabulate(comparison, results)[1]
+    assert comparison.tested_otherwise() == [
+        "few is tested with num_steps 5, and base with 4",
+        "dyed is tested with model.path critters-dye, and base with critters",
+    ]
+
+
 def test_the_report_counts_degradation_by_arm(results: Results, tmp_path: Path):
     """In seed 1 identity is .5, then .4 and .6, while prompt falls: degraded at update 2, but not at the end.
 

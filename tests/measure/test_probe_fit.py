@@ -222,9 +222,13 @@ def test_the_verdict_names_the_shape(shares: tuple[float, ...], kind: str, words
 @pytest.mark.parametrize(
     ("units", "unit", "words"),
     [
-        (2, "prompts", "Only 2 prompts, too few for a verdict: use --prompts 10 or more. As far as they show: Early"),
-        (9, "subjects", "Only 9 subjects, too few for a verdict: use samples of 10 or more. As far as they show: Ea"),
-        (10, "prompts", "Early steps decide more of the prompt"),
+        (
+            2,
+            "prompts",
+            "Only 2 prompts, too few for a verdict: use --prompts 10 or more. As far as they show: The prompt",
+        ),
+        (9, "subjects", "Only 9 subjects, too few for a verdict: use samples of 10 or more. As far as they show: Th"),
+        (10, "prompts", "The prompt's share of what a step decides falls"),
     ],
 )
 def test_a_verdict_on_few_units_starts_with_a_caution(units: int, unit: str, words: str):

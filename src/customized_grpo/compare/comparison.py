@@ -17,7 +17,7 @@ from customized_grpo.config import ConfigError, RunConfig, load_config
 from customized_grpo.fields import OF_USER, PathText, Seed
 from customized_grpo.files.kinds import DottedKeysOf
 from customized_grpo.files.yaml_text import YamlError, read_yaml
-from customized_grpo.measure.request import EvaluationRequest
+from customized_grpo.measure.request import OF_THE_BASE, EvaluationRequest
 from customized_grpo.run.sampling_settings import SamplingSettings
 
 BASE = "base"  # the arm that every comparison has: the model without an adapter
@@ -266,17 +266,22 @@ class Comparison(_Section):
                 )
             if config.data != base.data:
                 problems.append(f"arms.{arm}: all arms share their data; move the changes to `data` into `overrides`")
-            for key in ("path", "family", "base_adapter"):
-                if (own := getattr(config.model, key)) != (of_base := getattr(base.model, key)):
-                    problems.append(f"arms.{arm}: model.{key} is {own}, and {of_base} in the base; compare one model")
-            sampled, as_base = (asdict(SamplingSettings.of(each)) for each in (config, base))
-            for key, own in sampled.items():
-                if own != as_base[key]:
-                    problems.append(
-                        f"arms.{arm}: is tested with {key} {own}, the base with {as_base[key]}; test all arms alike: "
-                        "set the section `evaluation` (or `model`) in `overrides`"
-                    )
         return problems
+
+    def tested_otherwise(self) -> list[str]:
+        """Arms whose tested pictures are sampled otherwise than the base's, or come from another model."""
+        base, *configs = (self.config(arm, self.seeds_of(arm)[0]) for arm in (BASE, *self.arms))
+        return [
+            f"{arm} is tested with {key} {own}, and {BASE} with {of_base}"
+            for arm, config in zip(self.arms, configs, strict=True)
+            for (key, own), of_base in zip(_tested_with(config).items(), _tested_with(base).values(), strict=True)
+            if own != of_base
+        ]
+
+
+def _tested_with(config: RunConfig) -> dict[str, Any]:
+    of_model = {f"model.{key}": getattr(config.model, key) for key in ("path", "dtype", *OF_THE_BASE)}
+    return {**of_model, **asdict(SamplingSettings.of(config))}
 
 
 def is_folder_name(name: str) -> bool:

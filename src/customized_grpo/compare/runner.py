@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -86,6 +87,8 @@ def compare(file: Path, *, output: Path | None, jobs: int | None, device: str | 
     collect(comparison)  # a damaged result is reported now, not after hours
     pending = deque(job for job in comparison.jobs if not (comparison.folder(*job) / RESULT).exists())
     _check(comparison, pending, device)
+    if unequal := comparison.tested_otherwise():
+        warnings.warn(f"arms are not tested alike: {'; '.join(unequal)}", stacklevel=2)
     make_folder(comparison.output)
     free, running, failed = deque(slots(jobs, device)), list[Running](), list[tuple[str, int]]()
     finished = len(comparison.jobs) - len(pending)

@@ -97,7 +97,7 @@ def tabulate(comparison: Comparison, results: Results) -> tuple[dict[str, Any], 
     tables.append(_difference_table(tested))
     tables += [time_table(reached)] if reached else []
     tables += [_front_table(comparison, beyond)] if beyond else []
-    tables += [_degradation_table(degradation), *_note_on_commits(results)]
+    tables += [_degradation_table(degradation), *_note_on_commits(results), *_note_on_terms(comparison)]
     return _without_nan(content), "\n\n".join(tables)
 
 
@@ -257,6 +257,12 @@ def _counts_cell(counts: Counts) -> str:
     if counts.warned:
         warned += f" ({counts.first_warning})"
     return f"{counts.at_end} / {on_the_way} / {warned}"
+
+
+def _note_on_terms(comparison: Comparison) -> list[str]:
+    """A sentence if arms were not tested alike: their differences are not those of training alone."""
+    unequal = comparison.tested_otherwise()
+    return [f"Not tested alike: {'; '.join(unequal)}."] if unequal else []
 
 
 def _note_on_commits(results: Results) -> list[str]:

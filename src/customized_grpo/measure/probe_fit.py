@@ -226,7 +226,7 @@ def kind_of_profile(fit: Fit) -> Kind:
 def verdict(fit: Fit) -> str:
     """A few sentences: whether the profile has TDW's shape, and how well the schedule describes it."""
     words: dict[Kind, str] = {
-        "falls": "Early steps decide more of the prompt, late steps more of the identity, as TDW assumes.",
+        "falls": "The prompt's share of what a step decides falls along the steps, as TDW assumes.",
         "rises": "Reversed: early steps decide more of the identity, late steps more of the prompt. The published "
         "schedule, which falls, would give each reward its weight at the steps that decide it least; the fitted one "
         "follows the shares.",
