@@ -31,8 +31,8 @@ INTRODUCTION = """\
 
 A configuration is a YAML file, a *recipe*. For a large model begin with one of the [recipes](#recipes): change it on
 the command line, or copy its file from `src/customized_grpo/recipes` and change that. A file of your own needs to name
-only what differs from the defaults below. These are for the built-in model, and their method is SARS + TDW as published,
-without `objective.step_scale=equal`, which the recipes have:
+only what differs from the defaults below. These are for the built-in model, and their method is SARS + TDW as
+published, without `objective.step_scale=equal`, which the recipes have:
 
 ```yaml
 output: runs/mine

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from customized_grpo.data import DataError, Sample, load_data, load_image, load_list
+from customized_grpo.data.findings import show
 from customized_grpo.data.images import PictureError
 from customized_grpo.data.sources import NAMES
 from customized_grpo.errors import UsageError
@@ -329,6 +330,9 @@ def test_a_list_with_random_values_loads_or_is_refused(seed: int, tmp_path: Path
 
 # --- prompts ---------------------------------------------------------------------------------------------------------
 
+JSON_PROMPT = '{"prompt": "a dog"}'
+PLAIN = "write one prompt per line, as plain text"
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -343,6 +347,9 @@ def test_a_list_with_random_values_loads_or_is_refused(seed: int, tmp_path: Path
         (("--prompts", "latin.txt"), "--prompts latin.txt: line 2: not UTF-8; name a text file in UTF-8"),
         (("--prompts", "blank.txt"), "no prompt; say what to show with --prompt, or name a file with --prompts"),
         (("--prompts", "."), "--prompts .: is a directory; name a text file in UTF-8"),
+        (("--prompts", "list.jsonl"), f"--prompts list.jsonl: {show(JSON_PROMPT)} is JSON; {PLAIN}"),
+        (("--prompts", "kohya.txt"), f'--prompts kohya.txt: "--w 512" is a setting of another program; {PLAIN}'),
+        (("--prompts", "comment.txt"), f'--prompts comment.txt: "# mine" is a comment of another program; {PLAIN}'),
         (("--prompts", "none.txt"), "--prompts none.txt: no such file or directory; name a text file in UTF-8"),
     ],
 )
@@ -351,6 +358,9 @@ def test_prompts_that_cannot_be_used(arguments: tuple[str, str], message: str, r
     (refused.folder / "latin.txt").write_bytes("a dog\nStraße".encode("latin-1"))
     (refused.folder / "blank.txt").write_text("\n  \n")
     (refused.folder / "nul.txt").write_text("a dog\na\0b\n")
+    (refused.folder / "list.jsonl").write_text(f"{JSON_PROMPT}\n")
+    (refused.folder / "kohya.txt").write_text("a dog --w 512 --h 512\n")
+    (refused.folder / "comment.txt").write_text("# mine\na dog\n")
     assert refused("generate", "--reference", "dog.png", *arguments, "--output", "out", "--device", "cpu") == message
 
 

@@ -80,6 +80,14 @@ def test_values_that_are_no_text_are_still_yaml():
     }
 
 
+def test_numbers_are_decimal():
+    """YAML 1.1 would read 010 as 8 and 1:30 as 90."""
+    config = load_config(TINY, [*BASE, "updates=010", "seed=08", "optimizer.lr=0.5"])
+    assert (config.updates, config.seed, config.optimizer.lr) == (10, 8, 0.5)
+    with pytest.raises(ConfigError, match=r"updates: .*1:30"):
+        load_config(TINY, [*BASE, "updates=1:30"])
+
+
 @pytest.mark.parametrize("null", ["null", "", " ", "~"])
 def test_null_is_null_where_a_field_may_be_null(null: str):
     config = load_config(TINY, [*BASE, "data.class_word=dog", f"data.class_word={null}", "adapter.targets=null"])
@@ -95,6 +103,9 @@ def test_the_right_side_of_a_key_in_a_metric_is_text():
     assert own.name == "my scores #1.py:f"
     assert parse_metric(str(own)) == own
     assert parse_metric("dino model='some where' batch=2").label == "dino"
+    for twice, what in (("against=reference against=other_view", "against"), ("name=clip_t", "name")):
+        with pytest.raises(ConfigError, match=f"has {what} twice"):
+            parse_metric(f"dino {twice}")
 
 
 def test_a_key_is_text_in_every_reward_or_in_none():

@@ -126,6 +126,7 @@ def test_a_resumed_run_remembers(make_trainer: MakeTrainer, adapter_of: Callable
         (["on_degradation=balance", "weighting.balance=dual"], "balance=dual acts from the beginning"),
         (["on_degradation=stop", "evaluation.every=0"], "a trend takes 5 evaluations, and the run has 0"),
         (["on_degradation=stop", "evaluation.every=5", "updates=19"], "5 evaluations, and the run has 4"),
+        (["data.root=photos"], "data.source=critters draws its samples: data.root=photos has no effect"),
         (["adapter.ema.every=2"], "adapter.ema.every has no effect without adapter.ema.decay"),
         (["adapter.ema.decay=.9", "updates=7"], "untrained adapter: the run has 7 optimiser steps, and the average"),
         (["sampling.finish_steps=1", "window.strategy=all", "window.size=null"], "every step but the last is trained"),

@@ -123,6 +123,8 @@ def read_prompts(file: Path) -> list[str]:
         lines = read_lines(file)
     except DataError as error:
         raise UsageError(f"--prompts {file}: {error.problems[0]}; name a text file in UTF-8") from None
+    if looks := next((problem for line in lines if (problem := _other_format(line))), None):
+        raise UsageError(f"--prompts {file}: {looks}; write one prompt per line, as plain text")
     if flawed := [
         f"--prompts {file}: line {number}: {show(line)} {flaw}"
         for number, line in enumerate(lines, start=1)
@@ -130,6 +132,16 @@ def read_prompts(file: Path) -> list[str]:
     ]:
         raise UsageError("\n".join(flawed))
     return [line.strip() for line in lines if line.strip()]
+
+
+def _other_format(line: str) -> str | None:
+    """What tells that a line is not a prompt but belongs to a list or to another program's file of prompts."""
+    line = line.strip()
+    if line.startswith(("{", "[{")) and line.endswith(("}", "},", "}]")) and '":' in line.replace(" ", ""):
+        return f"{show(line)} is JSON"
+    if switch := re.search(r"\s--[a-z]{1,2} \S+", line):
+        return f"{show(switch[0].strip())} is a setting of another program"
+    return f"{show(line)} is a comment of another program" if line.startswith("#") else None
 
 
 def write_pictures(request: GenerationRequest, output: Path, *, compare: bool = False) -> Iterator[Path]:

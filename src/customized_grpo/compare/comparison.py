@@ -183,7 +183,7 @@ class Comparison(_Section):
         for arm in dict.fromkeys((self.primary.arm, *self.primary.against)):
             if arm not in self.arms:
                 problems.append(f"primary: no arm is named {arm!r}; arms: {', '.join(self.arms)}")
-        if self.primary.arm in self.primary.against:
+        if self.primary.arm in self.primary.against and len(self.primary.against) > 1:
             problems.append(f"primary: {self.primary.arm} cannot be compared with itself; remove it from `against`")
         problems += [*self._plot_problems(), *self._family_problems()]
         return problems or [*self._metric_problems(configs), *self._unequal_arms(configs)]

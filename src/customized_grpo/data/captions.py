@@ -135,7 +135,7 @@ def _caption(files: _Files, readable: Container[Source], findings: Findings) -> 
 
 
 def _subject(folder: Path) -> str:
-    name = name_of(folder.resolve())
+    name = name_of(folder)
     repeats = _REPEATS.match(name)
     return name[repeats.end() :] if repeats else name
 

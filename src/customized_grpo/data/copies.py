@@ -1,9 +1,11 @@
 """Pictures that occur where another one is expected: as another view of themselves, or on both sides of a split."""
 
+import hashlib
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from customized_grpo.data.images import Checked, Source, content_of
 from customized_grpo.data.sample import Sample
@@ -74,15 +76,15 @@ def _equal_pictures(checked: Mapping[Source, Checked]) -> dict[Source, object]:
 
 
 def warn_of_shared(train: Iterable[Sample], held_out: Iterable[Sample]) -> None:
-    """Warn of pictures that training and held-out samples of different subjects both use."""
-    trained: dict[Source, str] = {}
-    for sample in train:
-        trained |= dict.fromkeys((*sample.references, *sample.other_views), sample.subject)
+    """Warn of pictures, or files of equal content, that training and held-out samples of different subjects use."""
+    train, held_out = list(train), list(held_out)
+    keys = _equal_files(picture for sample in (*train, *held_out) for picture in _pictures(sample))
+    trained = {keys[picture]: sample.subject for sample in train for picture in _pictures(sample)}
     shared = {
-        picture: (trained[picture], sample.subject)
+        picture: (trained[keys[picture]], sample.subject)
         for sample in held_out
-        for picture in (*sample.references, *sample.other_views)
-        if picture in trained and trained[picture] != sample.subject
+        for picture in _pictures(sample)
+        if trained.get(keys[picture], sample.subject) != sample.subject
     }
     if shared:
         picture, (one, other) = next(iter(shared.items()))
@@ -92,3 +94,20 @@ def warn_of_shared(train: Iterable[Sample], held_out: Iterable[Sample]) -> None:
             f"{other!r}; if they are one, give these samples the same subject",
             stacklevel=2,
         )
+
+
+def _pictures(sample: Sample) -> tuple[Source, ...]:
+    return *sample.references, *sample.other_views
+
+
+def _equal_files(pictures: Iterable[Source]) -> dict[Source, object]:
+    """A key for each picture that is the same for files of equal content. Only files of equal size are read."""
+    keys: dict[Source, object] = {picture: picture for picture in pictures}
+    by_size: defaultdict[int, list[Path]] = defaultdict(list)
+    for picture in keys:
+        if isinstance(picture, Path):
+            by_size[picture.stat().st_size].append(picture)
+    for files in by_size.values():
+        if len(files) > 1:
+            keys |= {file: hashlib.blake2b(file.read_bytes()).digest() for file in files}
+    return keys

@@ -15,6 +15,8 @@ from customized_grpo.files.text import flaw_of, is_utf8
 _DEEPEST = 100  # levels of brackets in an entry
 _TOO_DEEP = "brackets are nested too deeply"
 _TABLE = "metadata.csv"
+ENDINGS = (".json", ".jsonl", ".ndjson")  # of lists; the first holds one array, the others one value per line
+_PATHS = ("image_path", "mask")  # fields whose blanks belong to a name
 _LIST_COLUMNS = ("image_paths", "other_views")  # a cell holds one path, or an array of them in JSON
 
 
@@ -30,8 +32,8 @@ def read_entries(path: Path, findings: Findings) -> Iterator[tuple[Place, Any]]:
     if path.name.lower() == _TABLE:
         yield from _parse_table(read_text(path), path, findings)
         return
-    by_line = path.suffix.lower() in (".jsonl", ".ndjson")
-    if not by_line and path.suffix.lower() != ".json":
+    by_line = path.suffix.lower() in ENDINGS[1:]
+    if not by_line and path.suffix.lower() != ENDINGS[0]:
         remedy = "Name it .json for one array of objects, .jsonl for one object per line, metadata.csv for a table."
         raise DataError(path, [f"unknown ending {path.suffix!r}"], remedy)
     text = read_text(path)
@@ -48,7 +50,7 @@ def _parse_lines(text: str, path: Path, findings: Findings) -> Iterator[tuple[Pl
             continue
         place = Place(path, number, "line")
         try:
-            value = json.loads(line)
+            value = _loads(line)
         except (ValueError, RecursionError) as error:
             findings.add([place], _why_not_parsed(error))
             continue
@@ -58,7 +60,7 @@ def _parse_lines(text: str, path: Path, findings: Findings) -> Iterator[tuple[Pl
 def _parse_array(text: str, path: Path) -> Iterator[tuple[Place, Any]]:
     remedy = "A .json list is one array of objects; name a list with one object per line .jsonl."
     try:
-        values = json.loads(text)
+        values = _loads(text)
     except (ValueError, RecursionError) as error:
         line = f"line {error.lineno}: " if isinstance(error, json.JSONDecodeError) else ""
         raise DataError(path, [f"{line}{_why_not_parsed(error)}"], remedy) from error
@@ -71,7 +73,7 @@ def _parse_array(text: str, path: Path) -> Iterator[tuple[Place, Any]]:
 def _parse_table(text: str, path: Path, findings: Findings) -> Iterator[tuple[Place, dict[str, Any]]]:
     """Rows as RFC 4180 has them: values in quotes may hold commas and line breaks. An empty value is absent."""
     remedy = "A table has the names of its columns in the first line and values separated by commas."
-    rows = csv.reader(StringIO(text, newline=""), strict=True)
+    rows = csv.reader(StringIO(text, newline=""), strict=True, skipinitialspace=True)
     names: list[str] = []
     while True:
         place = Place(path, rows.line_num + 1, "line")
@@ -100,12 +102,30 @@ def _cell(name: str, value: str) -> Any:
     if name not in _LIST_COLUMNS:
         return value
     try:
-        return json.loads(value) if value.lstrip().startswith("[") else [value]
+        return _loads(value) if value.lstrip().startswith("[") else [value]
     except (ValueError, RecursionError):
         return value  # no list: reported as such
 
 
+class _KeyTwiceError(ValueError):
+    """A key that an object has twice: the standard library would keep the last value."""
+
+
+def _loads(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _KeyTwiceError(next(key for key in keys if keys.count(key) > 1))
+    return found
+
+
 def _why_not_parsed(error: ValueError | RecursionError) -> str:
+    if isinstance(error, _KeyTwiceError):
+        return f"{show(str(error))} is written twice; keep one"
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON: {error.msg}, column {error.colno}"
     if isinstance(error, RecursionError):
@@ -164,7 +184,7 @@ class Entry:
             self.report(f"{self.key(name)} {show(value)} {flaw}")
             return None
         if value is None or (isinstance(value, str) and value.strip()):
-            return value
+            return value if value is None or name in _PATHS else value.strip(" \t\r\n")
         self.report(f"{self.key(name)} must be a non-empty text, not {show(value)}")
         return None
 

@@ -1,8 +1,9 @@
 """Lists of samples in JSON and JSONL, and imagefolders, checked as a whole."""
 
 import os
+import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -76,9 +77,24 @@ def load_list(
     findings.raise_if_any(
         f"Each sample needs {needed}. Correct the list, or set another root for its pictures (searched in {searched})."
     )
+    _warn_of_reading(path, searched if dropped else None, {name for draft in drafts for name in draft.extra}, aliases)
     samples = [draft.sample(files, subjects) for draft in drafts]
     warn_of_copies(samples, checked)
     return samples
+
+
+def _warn_of_reading(path: Path, searched: str | None, names: Iterable[str], aliases: Mapping[str, str]) -> None:
+    """Warn of paths without their leading folders, and of fields that are nearly called as those that are read."""
+    if searched is not None:
+        warnings.warn(f"the pictures of {display(path)} were found in {searched}", stacklevel=3)
+    read = {_plain(name): name for name in (*_FIELDS, *aliases.values())}
+    if unread := {name: read[_plain(name)] for name in sorted(names) if _plain(name) in read}:
+        meant = ", ".join(f"{show(name)} (did you mean {known}?)" for name, known in unread.items())
+        warnings.warn(f"fields of {display(path)} that nothing reads: {meant}", stacklevel=3)
+
+
+def _plain(name: str) -> str:
+    return re.sub("[^a-z]", "", name.casefold()).removesuffix("s")
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def load_photographs(root: Path, class_word: str) -> tuple[list[Sample], list[Sa
         findings.add([], "holds no photographs")
     findings.raise_if_any("Keep only photographs of the subject there, or describe the files in a metadata.jsonl.")
     warnings.warn(
-        f"one subject alone ({name_of(root.resolve())}, photographs: {len(contents)}): the model will overfit to it; "
+        f"one subject alone ({name_of(root)}, photographs: {len(contents)}): the model will overfit to it; "
         "held-out cases have new prompts but the same photographs, and tell nothing about other subjects",
         stacklevel=2,
     )
@@ -52,7 +52,7 @@ def _samples(
     return [
         Sample(
             id=f"{photograph.name}/{mark}{number:02d}",
-            subject=name_of(root.resolve()),
+            subject=name_of(root),
             prompt=template.format(class_word),
             references=(photograph,),
             other_views=tuple(view for view in photographs if view != photograph),

@@ -11,11 +11,13 @@ from pathlib import Path
 from customized_grpo.data.captions import has_captions, load_captions
 from customized_grpo.data.copies import warn_of_shared
 from customized_grpo.data.dreambench import dreambench_cases, dreambench_pairs
+from customized_grpo.data.entries import ENDINGS
 from customized_grpo.data.findings import DataError, show
 from customized_grpo.data.lists import METADATA, load_imagefolder, load_list, load_metadata, metadata_of
 from customized_grpo.data.photographs import load_photographs
 from customized_grpo.data.sample import Sample
 from customized_grpo.data.splits import split_by_subject
+from customized_grpo.data.subjects import warn_of_names
 from customized_grpo.data.subjects200k import load_subjects200k
 from customized_grpo.data.syncd import load_syncd
 from customized_grpo.errors import UsageError
@@ -67,6 +69,13 @@ def contradictions(source: str, root: str | Path | None, class_word: str | None)
         yield "data.class_word: photographs need a word for their subject; add for instance data.class_word=dog"
 
 
+def unread_root(source: str, root: str | Path | None) -> str | None:
+    """What to tell of a root that a built-in world would not read; None if there is none."""
+    if root is None or source not in BUILT_IN:
+        return None
+    return f"data.source={source} draws its samples: data.root={root} has no effect; name the data with data.source"
+
+
 def load_data(
     source: str, *, root: Path | None, class_word: str | None, held_out_share: float, seed: int
 ) -> tuple[list[Sample], list[Sample]]:
@@ -104,6 +113,7 @@ def load_data(
         samples = load_captions(path)
     train, held_out = split_by_subject(_with_class_word(samples, source, class_word), held_out_share, seed)
     warn_of_shared(train, held_out)
+    warn_of_names({sample.subject for sample in samples})
     return train, held_out
 
 
@@ -121,7 +131,7 @@ def _of_package(source: str, root: Path) -> list[Sample]:
 def _listed(path: Path, root: Path | None) -> list[Sample]:
     if path.name in METADATA:
         return load_metadata(path, root)
-    if path.suffix or is_file(path):
+    if is_file(path) or path.suffix.lower() in ENDINGS:
         return load_list(path, root)
     known = ", ".join([*NAMES, *plugins.names(plugins.SOURCES)])
     remedy = f"data.source is one of {known}, a .json or .jsonl list, a metadata.csv, or a folder."

@@ -3,12 +3,15 @@
 import os
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from unicodedata import normalize
 
 from customized_grpo.data.findings import DataError, Findings, Place
 from customized_grpo.files.paths import display
 from customized_grpo.files.text import is_utf8
+
+_PARTS = ("train", "training", "test", "testing", "val", "valid", "validation", "eval")
 
 Pictures = tuple[Place, Sequence[Path], Sequence[Path]]  # of a sample: where it is listed, references, other views
 
@@ -19,10 +22,27 @@ def folder_of(picture: Path) -> Path:
 
 
 def name_of(folder: Path) -> str:
-    """The name of a folder, where it has one. Raises DataError if it is not UTF-8."""
+    """The name of a folder, where it has one; of a link its own, not its target's. Raises DataError if not UTF-8."""
+    folder = Path(os.path.abspath(folder))  # noqa: PTH100 - as in folder_of
     if not is_utf8(folder.name):
         raise DataError(folder, ["its name is not UTF-8"], "Give the folder another name.")
-    return folder.name or str(folder)
+    return normalize("NFC", folder.name) or str(folder)
+
+
+def warn_of_names(subjects: Collection[str]) -> None:
+    """Warn of subjects that are called as parts of a data set are, and of those whose names differ in case alone."""
+    parts = sorted(subject for subject in subjects if subject.casefold() in _PARTS)
+    if parts and len(subjects) > 1:
+        warnings.warn(
+            f"subjects are called {', '.join(parts)}, as parts of a data set are: if they are not subjects, name the "
+            "subject of each sample, or read one of these folders alone",
+            stacklevel=2,
+        )
+    alike = defaultdict[str, list[str]](list)
+    for subject in sorted(subjects):
+        alike[subject.casefold()].append(subject)
+    if same := [", ".join(names) for names in alike.values() if len(names) > 1]:
+        warnings.warn(f"subjects whose names differ in case alone count as several: {'; '.join(same)}", stacklevel=2)
 
 
 def subjects_of(samples: Sequence[Pictures], root: Path, findings: Findings) -> dict[Path, str]:

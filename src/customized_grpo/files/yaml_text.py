@@ -6,6 +6,7 @@ functions take the field's type, and `files.kinds` says what it means.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,19 +25,25 @@ class YamlError(InputError, ValueError):
 
 
 _TEXT = "tag:yaml.org,2002:str"
+_LEADING_ZERO, _OF_BASE_60 = re.compile("[-+]?0[0-9]+"), re.compile("[-+]?[0-9]+(:[0-9]+)+(\\.[0-9]*)?")
 _NULLS = ("", "~", "null", "Null", "NULL")
 
 
 @dataclass(frozen=True)
 class _Plain:
-    """A value without quotes that YAML reads as something other than text, such as 2024, on, null or 2026-01-05."""
+    """A value without quotes that YAML reads as something other than text, such as 2024, on, null or 2026-01-05.
+
+    YAML 1.1 takes 010 for the octal number 8, and 1:30 for 90. Here, as in YAML 1.2, they are 10 and a text.
+    """
 
     text: str
 
     def read(self, kind: Any) -> Any:
         """The text where `kind` is text, otherwise what YAML makes of it. In a path `~` is a folder, not null."""
         is_null = self.text in _NULLS and not (self.text == "~" and is_path(kind))
-        return self.text if is_text(kind) and not is_null else yaml.safe_load(self.text)
+        if (is_text(kind) and not is_null) or _OF_BASE_60.fullmatch(self.text):
+            return self.text
+        return int(self.text) if _LEADING_ZERO.fullmatch(self.text) else yaml.safe_load(self.text)
 
 
 class _Loader(yaml.SafeLoader):

@@ -24,6 +24,7 @@ from customized_grpo.config import CONFIG, JOINT_CALIBRATED, Override, RunConfig
 from customized_grpo.critters import samples as critters
 from customized_grpo.data import Sample
 from customized_grpo.data.digests import SampleDigest, digests
+from customized_grpo.data.sources import unread_root
 from customized_grpo.data.subsets import subset
 from customized_grpo.errors import UsageError
 from customized_grpo.fields import BUILT_IN
@@ -188,6 +189,8 @@ def make_request(
             config, [*([Path(target)] if is_folder else []), *([folder_of(adapter)] if adapter else [])]
         ),
     )
+    if unread := unread_root(config.data.source, config.data.root):
+        warnings.warn(unread, stacklevel=2)
     if held_out:
         _refuse_another_split(config, load_config(target))
     elif request.adapter is not None:

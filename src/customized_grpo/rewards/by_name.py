@@ -111,8 +111,12 @@ def from_line(value: Any) -> Any:
         name, *settings = shlex.split(value) or [""]
     except ValueError:
         raise ValueError(f"{value!r} has a quotation mark that is not closed") from None
-    pairs = [setting.partition("=") for setting in settings]
-    return {"name": name} | {key: text or None for key, _, text in pairs}
+    pairs = [("name", "=", name), *(setting.partition("=") for setting in settings)]
+    keys = [key for key, _, _ in pairs]
+    if twice := next((key for key in keys if keys.count(key) > 1), None):
+        first = " (the first word)" if twice == "name" else ""
+        raise ValueError(f"{value!r} has {twice} twice{first}; keep one")
+    return {key: text or (name if key == "name" else None) for key, _, text in pairs}
 
 
 AnyReward = Annotated[RewardSettings, _ByName, WrittenAs((str, *REWARDS.values(), OwnFunctionSettings))]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from customized_grpo.algorithm import TimeAwareWeights, step_progress
 from customized_grpo.config import JOINT_CALIBRATED
+from customized_grpo.data.sources import unread_root
 from customized_grpo.fields import BUILT_IN
 from customized_grpo.sections import Ema, Noise, Objective, Shaping, Weighting
 from customized_grpo.training.plan import Plan
@@ -88,6 +89,8 @@ def _unused_settings(plan: Plan) -> Iterator[str]:
     if plan.config.objective.kind == "grpo":
         yield from _unused_trust(plan)
     config = plan.config
+    if unread := unread_root(config.data.source, config.data.root):
+        yield unread
     if config.adapter.ema.decay is None and config.adapter.ema != Ema():
         yield "adapter.ema.every has no effect without adapter.ema.decay"
     always = config.window.strategy in ("all", "fixed") and len(plan.reachable) == config.sampling.num_steps - 1
