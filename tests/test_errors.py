@@ -33,7 +33,7 @@ CAUGHT_INSIDE = {
     "data/subjects200k.py:_boxes": "the loader makes a problem of the list of it",
     "files/own_modules.py:_importer.import_": "user_code.py makes an OwnCodeError of it",
 }
-NEVER_RAISED_TO_USERS = {"AskError"}  # of rewards/remote.py, which catches it
+NEVER_RAISED_TO_USERS = {"AskError", "_KeyTwiceError"}  # rewards/remote.py and data/entries.py catch them
 
 
 # --- the classes -----------------------------------------------------------------------------------------------------
