@@ -8,6 +8,7 @@ import pytest
 from customized_grpo.data import Sample, load_data
 from customized_grpo.data.captions import load_captions
 from customized_grpo.data.lists import load_imagefolder
+from customized_grpo.errors import UsageError
 
 Problems = Callable[..., list[str]]
 
@@ -67,7 +68,9 @@ def test_a_folder_alone_its_parent_and_the_name_of_the_layout(write: Callable[..
 
 def test_different_repeats_are_one_subject_and_warned_of(write: Callable[..., Path]):
     root = write({**KOHYA, "5_rex dog/d.jpg": "", "5_rex dog/d.txt": "a rex dog"})
-    with pytest.warns(UserWarning, match=r"repeats .* \(10_mug, 10_rex dog, 5_rex dog\) are not used"):
+    with pytest.warns(
+        UserWarning, match=r"repeats .* \(10_mug, 10_rex dog, 5_rex dog\) are not used: .* same name .* one subject"
+    ):
         samples = load_captions(root)
     assert [len(sample.other_views) for sample in samples if sample.subject == "rex dog"] == [2, 2, 2]
 
@@ -102,7 +105,7 @@ def test_all_that_is_wrong_with_captions(write: Callable[..., Path], problems: P
     )
     mug = f"{root}/10_mug"
     assert problems(load_captions, root) == [
-        f"{mug}/deep: is a folder in a folder; set data.root to {mug}",
+        f"{mug}/deep: is a folder in a folder; name {mug} itself",
         f"{mug}/notes.md: not a picture that Pillow can read; save it as PNG or JPEG, or leave it out",
         f"{root}/prompts.txt: a caption without its picture",
         f"{mug}: e.jpg and e.png are pictures with one caption; rename one",
@@ -120,6 +123,33 @@ def test_folders_without_captions(write: Callable[..., Path], problems: Problems
         f"{write({})}/a.jpg: has no caption; write it into a.txt beside it"
     ]
     assert problems(load_captions, write({}) / "none") == ["no such file or directory"]
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
+def test_captions_beside_a_metadata_file_are_read_if_they_are_asked_for(name: str, write: Callable[..., Path]):
+    lines = {
+        "metadata.jsonl": '{"file_name": "a.jpg", "text": "of the file"}',
+        "metadata.csv": "file_name,text\na.jpg,of the file",
+    }
+    root = write({"a.jpg": "", "a.txt": "beside it", name: lines[name]})
+    with pytest.warns(UserWarning, match=f"{name} is not read, because data.source=captions asks"):
+        assert [sample.prompt for sample in load("captions", root)] == ["beside it"]
+    with pytest.warns(UserWarning, match=f"{name} describes the pictures, so the text files beside them are not read"):
+        assert [sample.prompt for sample in load(root)] == ["of the file"]
+    assert [sample.prompt for sample in load("imagefolder", root)] == ["of the file"]
+
+
+def test_a_folder_whose_data_are_one_folder_deeper_names_it(write: Callable[..., Path]):
+    root = write({"set/train/metadata.csv": TABLE, "kohya/img/10_rex/a.jpg": "", "kohya/img/10_rex/a.txt": "a dog"})
+    (root / "tables").mkdir()
+    (root / "tables" / "train-0.parquet").write_bytes(b"PAR1")
+    for folder, told in (
+        ("set", "has neither metadata.jsonl nor captions, but its folder train has; name .*/set/train$"),
+        ("kohya", "its folder img has; name .*/kohya/img$"),
+        ("tables", r"holds Parquet tables \(train-0.parquet\); data.source=subjects200k reads"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            load(root / folder)
 
 
 # --- metadata.csv ----------------------------------------------------------------------------------------------------

@@ -130,7 +130,10 @@ PAIRS = [
 
 def test_masks_next_to_the_subjects_are_found(made: Path, draw: Callable[..., Path]):
     draw("masks/backpack/02.png", colour="white")
-    masked = [case for case in dreambench_cases(made) if case.mask is not None]
+    draw("masks/dog/00.png", colour="white")  # of another photograph
+    told = r"without a mask in .*: no masks/backpack_dog/02\.png, .* and 26 more"
+    with pytest.warns(UserWarning, match=told):
+        masked = [case for case in dreambench_cases(made) if case.mask is not None]
     assert {case.subject for case in masked} == {"backpack"}
     assert masked[0].mask == made / "masks/backpack/02.png"
 

@@ -285,6 +285,23 @@ def test_pixels_without_a_scale_are_refused(tmp_path: Path):
         load_image(Image.new("I", (2, 2), 70000))
 
 
+def test_pictures_of_which_nothing_would_show_are_refused(tmp_path: Path):
+    colours = Image.effect_noise((8, 8), 60).convert("RGB")
+    clear = colours.convert("RGBA")
+    clear.putalpha(0)
+    clear.save(tmp_path / "clear.png")
+    palette = colours.convert("P")
+    palette.save(tmp_path / "palette.png", transparency=bytes(256))
+    dark = Image.fromarray(np.asarray(colours.convert("L")).astype(np.uint16))
+    dark.save(tmp_path / "dark.png")
+    for name, why in (("clear", "transparent"), ("palette", "transparent"), ("dark", "8-bit values, 2.. at most")):
+        told = rf"{name}\.png: cannot be read \(.*{why}.*; save it again as 8-bit"
+        with pytest.raises(PictureError, match=told):
+            check_image(tmp_path / f"{name}.png")
+    clear.putpixel((0, 0), (1, 2, 3, 255))
+    assert check_image(clear).size == (8, 8)
+
+
 def test_mask_is_grey_or_what_a_cut_out_keeps(tmp_path: Path):
     cut_out = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
     cut_out.putpixel((1, 0), (9, 9, 9, 255))

@@ -15,7 +15,7 @@ from customized_grpo.data.checks import check_pictures
 from customized_grpo.data.copies import without_copies
 from customized_grpo.data.findings import DataError, Findings, show
 from customized_grpo.data.images import Source
-from customized_grpo.data.lists import load_imagefolder, metadata_of
+from customized_grpo.data.lists import METADATA, load_imagefolder, metadata_of
 from customized_grpo.data.reading import list_folder, read_lines
 from customized_grpo.data.sample import Sample
 from customized_grpo.data.subjects import name_of
@@ -47,7 +47,7 @@ def has_captions(root: Path) -> bool:
 
 def load_captions(root: Path) -> list[Sample]:
     """One sample per picture of a folder and of the folders in it: the picture is the reference, its caption the
-    prompt. An imagefolder is read as such.
+    prompt. An imagefolder without such captions is read as one.
 
     The subject is the name of the folder without its number of repeats, which is not used; the other pictures of the
     subject are the other views. A caption of several lines is one text. Ids: "10_rex dog/a.jpg".
@@ -57,12 +57,18 @@ def load_captions(root: Path) -> list[Sample]:
             are problems too.
     """
     contents = list_folder(root)  # raises if root itself is the problem
-    if metadata_of(root):
-        return load_imagefolder(root)
+    if unread := metadata_of(root):
+        if not has_captions(root):
+            return load_imagefolder(root)
+        warnings.warn(
+            f"{display(unread[0])} is not read, because data.source=captions asks for the text files; "
+            "data.source=imagefolder reads it",
+            stacklevel=2,
+        )
     findings = Findings(root)
     for folder in filter(is_folder, contents):
         for deeper in filter(is_folder, list_folder(folder)):
-            findings.add([], f"{display(deeper)}: is a folder in a folder; set data.root to {display(folder)}")
+            findings.add([], f"{display(deeper)}: is a folder in a folder; name {display(folder)} itself")
     named = [files for folder in _folders(root) for files in _by_name(folder)]
     checked = check_pictures(((None, picture) for files in named for picture in files.pictures), findings)
     captions: dict[Path, str] = {}
@@ -99,7 +105,7 @@ def _by_name(folder: Path) -> list[_Files]:
     by_name: dict[str, _Files] = {}
     for path in list_folder(folder):
         kind = path.suffix.lower()
-        if kind not in _CACHES and not is_folder(path):
+        if kind not in _CACHES and path.name not in METADATA and not is_folder(path):
             files = by_name.setdefault(normalize("NFC", path.stem), _Files(folder))
             (files.captions if kind in _CAPTIONS else files.pictures).append(path)
     return list(by_name.values())
@@ -145,6 +151,7 @@ def _warn_of_repeats(folders: set[Path]) -> None:
     if len(repeats) > 1:
         names = ", ".join(sorted(display(folder.name) for folder in folders)[:3])
         warnings.warn(
-            f"the numbers of repeats that folders begin with ({names}) are not used: each picture is one sample",
+            f"the numbers of repeats that folders begin with ({names}) are not used: each picture is one sample, and "
+            "folders with the same name after the number are one subject",
             stacklevel=2,
         )

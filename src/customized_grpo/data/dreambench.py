@@ -6,6 +6,7 @@ for live subjects (nine dogs and cats, according to its README).
 """
 
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from customized_grpo.data.lists import load_list
 from customized_grpo.data.masks import check_masks
 from customized_grpo.data.reading import list_folder, read_lines
 from customized_grpo.data.sample import Sample
-from customized_grpo.files.paths import is_file
+from customized_grpo.files.paths import display, is_file, is_folder
 
 # The reference photographs of the customary list of 750 cases (datasets/dreambench_singleip.json of UNO), the same as
 # in scripts/remove_dreambench_multiimg.sh of github.com/xichenpan/Kosmos-G.
@@ -55,6 +56,7 @@ REFERENCES = {
 }
 _LIVE = ("cat", "dog")  # classes with the prompts of live subjects
 _PROMPTS = 25  # in each of the two lists
+_NAMED = 3  # masks in a warning
 _TEXT = "prompts_and_classes.txt"
 _PAIRS = "dreambench_multiip.json"
 _CLONE = "data.root is a clone of https://github.com/google/dreambooth, its folder dataset, or a copy of that folder."
@@ -66,7 +68,8 @@ def dreambench_cases(root: Path) -> list[Sample]:
     root  a clone of google/dreambooth, its folder `dataset`, or a copy of that folder
 
     Ids are subject and number of the prompt, "backpack/00" to "wolf_plushie/24". The benchmark has no masks; if
-    masks/<subject>/<its reference>.png exists next to the subjects' folders, it is used.
+    masks/<subject>/<its reference>.png exists next to the subjects' folders, it is used. A warning names the
+    subjects that have none there.
 
     Raises:
         DataError: all problems of text and photographs at once.
@@ -75,7 +78,7 @@ def dreambench_cases(root: Path) -> list[Sample]:
     findings = Findings(folder)
     text = _parse(folder / _TEXT, findings)
     views = {name: _photographs(folder / name, reference, findings) for name, reference in REFERENCES.items()}
-    masks = {name: mask for name in REFERENCES if is_file(mask := _mask(folder, name))}
+    masks = _masks(folder)
     checked = check_pictures(((None, view) for photographs in views.values() for view in photographs), findings)
     check_masks(((None, views[name][0], mask) for name, mask in masks.items() if views[name]), checked, findings)
     findings.raise_if_any(_CLONE)
@@ -129,8 +132,17 @@ def _folder(root: Path) -> Path:
     raise DataError(root, [f"no {_TEXT} here or in dataset/"], _CLONE)
 
 
-def _mask(folder: Path, subject: str) -> Path:
-    return folder / "masks" / subject / Path(REFERENCES[subject]).with_suffix(".png")
+def _masks(folder: Path) -> dict[str, Path]:
+    """The masks of the references, by subject."""
+    names = {subject: f"masks/{subject}/{Path(reference).stem}.png" for subject, reference in REFERENCES.items()}
+    found = {subject: folder / name for subject, name in names.items() if is_file(folder / name)}
+    missing = [name for subject, name in names.items() if subject not in found]
+    if missing and is_folder(folder / "masks"):
+        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+        warnings.warn(
+            f"references without a mask in {display(folder)}: no {', '.join(missing[:_NAMED])}{more}", stacklevel=3
+        )
+    return found
 
 
 def _photographs(folder: Path, reference: str, findings: Findings) -> list[Path]:

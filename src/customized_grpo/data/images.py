@@ -116,7 +116,8 @@ def check_image(source: Source) -> Checked:
     """Check that `load_image` can read a picture, for JPEG files at a fraction of its cost.
 
     Raises:
-        PictureError: as for `load_image`, or the name of the file is not UTF-8.
+        PictureError: as for `load_image`; the name of the file is not UTF-8; or nothing of it would show, because all
+            is transparent, or because 16-bit grey holds 8-bit values.
     """
     if isinstance(source, Path) and not is_utf8(str(source)):
         raise PictureError(f"{display(source)}: this name is not UTF-8; give the file or folder another one")
@@ -129,7 +130,9 @@ def check_image(source: Source) -> Checked:
             return Checked(_exchanged(size, orientation), orientation, _digest(image, f"{orientation}"), reduced=True)
         of_tiff = getattr(image, "tag_v2", {}).get(ExifTags.Base.Orientation)  # gone once Pillow has turned it
         image.load()
-        picture = _rgb(_upright(image))
+        upright = _upright(image)
+        _check_visible(upright)
+        picture = _rgb(upright)
         return Checked(picture.size, of_tiff or _orientation(image), _digest(picture))
 
 
@@ -191,6 +194,14 @@ def _orientation(image: Image.Image) -> Any:
 
 def _exchanged(size: tuple[int, int], orientation: Any) -> tuple[int, int]:
     return (size[1], size[0]) if orientation in _ACROSS else size
+
+
+def _check_visible(image: Image.Image) -> None:
+    """Raises ValueError if nothing of a picture would show, although its file may hold one."""
+    if image.mode in _WIDE_GREY and image.mode != "F" and 0 <= (highest := np.asarray(image).max()) <= 255:
+        raise ValueError(f"16-bit grey with 8-bit values, {highest} at most, which would be black")
+    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() == (0, 0):
+        raise ValueError("all of it is transparent")
 
 
 def _rgb(image: Image.Image) -> Image.Image:

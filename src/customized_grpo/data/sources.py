@@ -3,6 +3,7 @@
 Other packages register theirs by an entry point (`files/plugins.py`): a function from a folder to its samples.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from customized_grpo.data.entries import ENDINGS
 from customized_grpo.data.findings import DataError, show
 from customized_grpo.data.lists import METADATA, load_imagefolder, load_list, load_metadata, metadata_of
 from customized_grpo.data.photographs import load_photographs
+from customized_grpo.data.reading import list_folder
 from customized_grpo.data.sample import Sample
 from customized_grpo.data.splits import split_by_subject
 from customized_grpo.data.subjects import warn_of_names
@@ -108,9 +110,10 @@ def load_data(
         samples = _listed(path, root)
     else:
         _refuse_root(path, root)
-        if not metadata_of(path) and not has_captions(path):
+        captions = has_captions(path)
+        if not metadata_of(path) and not captions:
             return _photographs(path, class_word, held_out_share)
-        samples = load_captions(path)
+        samples = _described(path, captions)
     train, held_out = split_by_subject(_with_class_word(samples, source, class_word), held_out_share, seed)
     warn_of_shared(train, held_out)
     warn_of_names({sample.subject for sample in samples})
@@ -145,14 +148,43 @@ def _refuse_root(folder: Path, root: Path | None) -> None:
         )
 
 
+def _described(folder: Path, captions: bool) -> list[Sample]:
+    """The samples of a folder with a metadata file, with captions in text files, or with both."""
+    files = metadata_of(folder)
+    if files and captions:
+        warnings.warn(
+            f"{display(files[0])} describes the pictures, so the text files beside them are not read; "
+            f"data.source=captions data.root={display(folder)} reads these",
+            stacklevel=3,
+        )
+    return load_imagefolder(folder) if files else load_captions(folder)
+
+
 def _photographs(folder: Path, class_word: str | None, held_out_share: float) -> tuple[list[Sample], list[Sample]]:
     if class_word is None:
+        _refuse_outer(folder)
         raise UsageError(
             f"data.class_word: {folder} is a folder without {METADATA[0]} or captions; name the subject of its "
             "photographs, for instance data.class_word=dog"
         )
     train, validation = load_photographs(folder, class_word)
     return train, validation if held_out_share else []
+
+
+def _refuse_outer(folder: Path) -> None:
+    """Refuse a folder whose data are one folder deeper, or in tables."""
+    contents = list_folder(folder)
+    if tables := [path for path in contents if path.suffix == ".parquet"]:
+        raise UsageError(
+            f"data.source: {folder} holds Parquet tables ({display(tables[0].name)}); data.source=subjects200k reads "
+            f"those of Subjects200K, others have to be saved as pictures and a {METADATA[0]}"
+        )
+    for inner in filter(is_folder, contents):
+        if metadata_of(inner) or has_captions(inner):
+            raise UsageError(
+                f"data.source: {folder} has neither {METADATA[0]} nor captions, but its folder {inner.name} has; "
+                f"name {inner}"
+            )
 
 
 def _with_class_word(samples: list[Sample], source: str, class_word: str | None) -> list[Sample]:
