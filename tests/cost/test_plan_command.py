@@ -132,7 +132,11 @@ def test_the_command_without_any_file_of_the_model(
     answer = start(("plan", "klein-24gb", "--utilisation", "0.5"), monkeypatch, capsys)
     assert answer.code == 0
     assert "3,875,544,576 weights in the transformer (bfloat16, blocks in int8)" in answer.out
-    assert "seconds at 50% of a card's dense bfloat16 rate" in answer.out
+    (seconds,) = re.findall(
+        r"^  seconds at 50% of a card's dense bfloat16 rate:\n.* H100 ([\d,.]+),", answer.out, re.M
+    )
+    ((updates, hours),) = re.findall(r"^  hours for all (\d+) updates:\n.* H100 ([\d,.]+),", answer.out, re.M)
+    assert float(hours) == pytest.approx(float(seconds) * int(updates) / 3600, rel=0.03)  # both are rounded
     assert re.search(r"^Fits a card of: 16 GB \w+, 24 GB yes, 48 GB yes, 80 GB yes, 141 GB yes$", answer.out, re.M)
     assert max(map(len, answer.out.splitlines()[:40])) <= 110
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from customized_grpo.cost.cards import CARDS, MEMORIES, fits
 from customized_grpo.cost.estimate import Estimate
 
-SHORT = 0.01  # seconds: updates on cards that take less are not listed
+SHORT = 0.01  # seconds of an update and hours of a run: cards that take less are not listed
 
 
 def described(estimate: Estimate, utilisation: float) -> Iterator[str]:
@@ -49,7 +49,16 @@ def _work(estimate: Estimate, utilisation: float) -> Iterator[str]:
     seconds = {card.name: estimate.flops / card.rate / utilisation for card in CARDS}
     if max(seconds.values()) >= SHORT:
         yield f"  seconds at {utilisation:.0%} of a card's dense bfloat16 rate:"
-        yield "    " + ", ".join(f"{name} {value:,.{0 if value >= 10 else 2}f}" for name, value in seconds.items())
+        yield "    " + _by_card(seconds)
+    updates = estimate.config.updates
+    hours = {name: value * updates / 3600 for name, value in seconds.items()}
+    if max(hours.values()) >= SHORT:
+        yield f"  hours for all {updates} updates:"
+        yield "    " + _by_card(hours)
+
+
+def _by_card(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:,.{0 if value >= 10 else 2}f}" for name, value in values.items())
 
 
 def _memory(estimate: Estimate) -> Iterator[str]:
