@@ -106,6 +106,7 @@ def test_models_on_the_hub_that_are_not_here_are_notes(make_config: MakeConfig):
         ("device=gpu", "no device is named 'gpu'; use cpu, cuda or cuda:1"),
         ("model.path=/nowhere", "no model in /nowhere; name a folder in the library's format, or a hub id"),
         ("model.path=nowhere", "nowhere is neither a folder here nor a hub id, which is written owner/name"),
+        ("model.path={list}", "{list} is a file, and a model in one file is not read; name its folder"),
         ("model.path={tmp}", "{tmp} is not the kind of model needed here: it has no model_index.json"),
         ("model.path=models/flux", "models/flux is neither .* owner/name; the folder models has no flux"),
         ("model.height=30", "pictures of 32x30 pixels; this model needs multiples of 4"),

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from customized_grpo.errors import InputError
 from customized_grpo.files import PACKAGE
 from customized_grpo.files.durable import reason_of
-from customized_grpo.files.paths import is_folder
+from customized_grpo.files.paths import is_file, is_folder
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")  # a tokenizer needs one of them
@@ -42,9 +42,12 @@ def find(model: str | Path, name: str) -> Path:
     folder = Path(model)
     if is_folder(folder):  # a path that the system refuses (a name too long) may still be a hub id
         if not (folder / name).is_file():
-            raise ModelError(f"{model} is not the kind of model needed here: it has no {name}")
+            single = next((f"; {file.name} alone is not read" for file in sorted(folder.glob("*.safetensors"))), "")
+            raise ModelError(f"{model} is not the kind of model needed here: it has no {name}{single}")
         _refuse_pickles(folder)
         return folder / name
+    if is_file(folder):
+        raise _of_one_file(model)
     try:
         return Path(hf_hub_download(str(model), name))
     except HFValidationError:
@@ -74,6 +77,8 @@ def find_offline(model: str | Path, name: str) -> Path | None:
     """As `find`, without the network: None for a hub id whose file is not in the cache. Raises ModelError."""
     if is_folder(Path(model)):
         return find(model, name)
+    if is_file(Path(model)):
+        raise _of_one_file(model)
     owner, slash, repository = str(model).partition("/")
     try:
         cached = try_to_load_from_cache(str(model), name)
@@ -88,6 +93,10 @@ def find_offline(model: str | Path, name: str) -> Path | None:
     if cached is not None:
         raise ModelError(f"{model} on the hub is not the kind of model needed here: it has no {name}")
     return None
+
+
+def _of_one_file(model: str | Path) -> ModelError:
+    return ModelError(f"{model} is a file, and a model in one file is not read; name its folder in the library's format")
 
 
 def pipeline_class(model: str | Path) -> str:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from customized_grpo.errors import UsageError
 from customized_grpo.fields import BUILT_IN, CRITTERS, CRITTERS_DYE
-from customized_grpo.files.paths import is_folder
+from customized_grpo.files.paths import is_file, is_folder
 
 FOLDER = Path(__file__).parent
 FOLDERS = {CRITTERS: FOLDER, CRITTERS_DYE: FOLDER / "dye"}
@@ -18,9 +18,10 @@ FOLDERS = {CRITTERS: FOLDER, CRITTERS_DYE: FOLDER / "dye"}
 def resolve(model: str | Path, part: Literal["generator", "dino", "clip"]) -> str | Path:
     """The folder of a built-in part if `model` is "critters" or "critters-dye"; any other folder or hub id unchanged.
 
-    Raises UsageError for a path to a folder that does not exist; the libraries would take it for a hub id.
+    Raises UsageError for a path that does not exist; the libraries would take it for a hub id.
     """
-    if str(model).startswith(("/", ".", "~")) and not is_folder(Path(model)):
+    path = Path(model)
+    if str(model).startswith(("/", ".", "~")) and not is_folder(path) and not is_file(path):
         raise UsageError(f"no model in {model}; name a folder in the library's format, or a hub id")
     return FOLDERS[str(model)] / part if model in BUILT_IN else model
 
