@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from customized_grpo.config import dump_config, load_config
 from customized_grpo.critters.weights import FOLDER
+from customized_grpo.files.adapter_places import ADAPTER_FILE
 from customized_grpo.files.pretrained import ModelError, find
 from customized_grpo.measure.rows import EvaluationRow
-from customized_grpo.policies.adapter_file import ADAPTER_FILE
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.sections import Model
 from program import TINY, Refusal

@@ -16,8 +16,8 @@ from customized_grpo.config import RunConfig, load_config
 from customized_grpo.critters.weights import FOLDER
 from customized_grpo.data import DataError, load_list
 from customized_grpo.data.syncd import load_syncd
+from customized_grpo.files.adapter_places import ADAPTER_FILE
 from customized_grpo.files.paths import inside
-from customized_grpo.policies.adapter_file import ADAPTER_FILE
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.report import write_report
 from customized_grpo.run.directory import environment

@@ -57,7 +57,7 @@ class Model(Section):
     """`uno`: FLUX.1-dev with UNO's adapter. `null`: what the checkpoint says. Other text names a family of an
     installed package: docs/api.md."""
     base_adapter: PathText | None = None
-    """Adapter that is fused into the frozen weights, so that training begins from it: a file, or its folder."""
+    """Adapter that is fused into the frozen weights, so that training begins from it: a file, its folder, or a run."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the frozen weights. The adapter is always float32."""
     quantise: Literal["int8", "fp8", "nf4"] | None = None
@@ -71,7 +71,7 @@ class Model(Section):
     guidance: NonNegative | None = 2.5
     """Scale of the guidance, embedded or classifier-free: docs/models.md. `null` means the family's usual one."""
     max_sequence_length: Tokens = 16
-    """Length to which T5 pads or cuts prompts, in tokens."""
+    """Length to which T5 (FLUX.1) or Qwen3 (FLUX.2) pads or cuts prompts, in tokens. Qwen-Image-Edit has its own."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them: less memory, more time."""
     compile: bool = False

@@ -12,9 +12,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import tiny_models
+from customized_grpo.commands.generate import Generator, ModelChoice
+from customized_grpo.commands.push import PushRequest, stage
 from customized_grpo.config import CONFIG, RunConfig, dump_config
-from customized_grpo.policies.adapter_file import ADAPTER_FILE, PEFT_CONFIG
+from customized_grpo.data import Sample
+from customized_grpo.files.adapter_places import ADAPTER_FILE
+from customized_grpo.policies.adapter_file import PEFT_CONFIG
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
+from customized_grpo.run.sampling_settings import SAMPLING
 from customized_grpo.sharing.card import CARD
 from customized_grpo.training.trainer import Trainer
 from program import Answer, Refusal, start
@@ -53,8 +58,8 @@ def test_a_run_is_exported_in_each_format(
     make_trainer("updates=1", "evaluation.every=0").train()
     for name, files in {
         "comfyui": {"run-comfyui.safetensors"},
-        "diffusers": {ADAPTER_FILE, CARD},
-        "peft": {PEFT_CONFIG, "adapter_model.safetensors", CARD},
+        "diffusers": {ADAPTER_FILE, CARD, CONFIG, SAMPLING},
+        "peft": {PEFT_CONFIG, "adapter_model.safetensors", CARD, CONFIG, SAMPLING},
     }.items():
         answer = run("run", "--format", name)
         assert answer.code == 0, answer.error
@@ -154,6 +159,25 @@ def test_without_its_base_a_run_says_what_it_needs(run: Callable[..., Answer], o
     assert alone.keys() == both.keys()
     name = f"transformer.{LAYER}.lora_A.weight"
     assert (alone[name].shape[0], both[name].shape[0]) == (4, 6)
+
+
+def test_generate_draws_the_same_from_what_was_exported(
+    run: Callable[..., Answer], on_base: Path, samples: list[Sample], tmp_path: Path
+):
+    """The base adapter is in the weights or in the model, and never in both."""
+    for name, options in {"alone": (), "both": ("--with-base",)}.items():
+        assert run(on_base, "--format", "diffusers", "--output", name, *options).code == 0
+    assert run(on_base, "--format", "peft", "--output", "peft", "--with-base").code == 0
+    (tmp_path / "staged").mkdir()
+    stage(PushRequest(on_base, "ann/rex", with_base=True), tmp_path / "staged")
+
+    def drawn(adapter: Path) -> Tensor:
+        generator = Generator.load(ModelChoice(model=None, adapter=adapter, device="cpu", steps=3))
+        return generator.image(generator.policy.encode([samples[0]]), 1)
+
+    expected = drawn(on_base)
+    for name in ("alone", "both", "peft", "staged"):
+        torch.testing.assert_close(drawn(tmp_path / name), expected, atol=2e-3, rtol=0)
 
 
 def test_a_base_that_is_not_there(refused: Refusal, on_base: Path, save: Save, make_config: Callable[..., RunConfig]):

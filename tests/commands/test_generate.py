@@ -1,6 +1,7 @@
+import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,24 @@ from diffusers import FluxKontextPipeline
 from PIL import Image
 from torch import Tensor
 
+import tiny_models
 from customized_grpo.commands import generate
-from customized_grpo.commands.generate import GenerationRequest, read_prompts, write_pictures
-from customized_grpo.config import load_config
+from customized_grpo.commands.generate import (
+    GenerationRequest,
+    Generator,
+    ModelChoice,
+    read_prompts,
+    write_pictures,
+)
+from customized_grpo.config import CONFIG, RunConfig, dump_config, load_config
 from customized_grpo.critters.weights import resolve
 from customized_grpo.data import Sample
+from customized_grpo.files.adapter_places import ADAPTER_FILE
 from customized_grpo.files.pretrained import ModelError
-from customized_grpo.policies.adapter_file import ADAPTER_FILE
+from customized_grpo.policies import load_policy
 from customized_grpo.policies.base import Policy
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
-from customized_grpo.run.sampling_settings import SamplingSettings
+from customized_grpo.run.sampling_settings import SAMPLING, SamplingSettings
 from customized_grpo.training.trainer import Trainer
 
 PROMPT = "a critter on the beach, at the left, wearing a red hat"
@@ -300,3 +309,46 @@ def test_a_file_that_is_no_adapter_or_not_the_only_one_is_named(
 def test_compare_needs_an_adapter(request_for: GenerationRequest, tmp_path: Path):
     with pytest.raises(ValueError, match="name the adapter with --adapter"):
         list(write_pictures(request_for, tmp_path / "out", compare=True))
+
+
+@pytest.fixture
+def of_klein(tmp_path: Path, make_config: Callable[..., RunConfig]) -> Callable[..., Path]:
+    """An adapter of the undistilled FLUX.2-klein in `tmp_path / "base"`, with the settings of its run."""
+
+    def make(*overrides: str) -> Path:
+        path = tiny_models.saved(tiny_models.klein(), tmp_path / "base")
+        sizes = ("model.height=64", "model.width=64", "model.max_sequence_length=32")
+        config = make_config(f"model.path={path}", "model.guidance=4", "evaluation.num_steps=25", *sizes, *overrides)
+        policy = load_policy(config.model, "cpu")
+        policy.add_adapter(2, 2.0)
+        policy.save_adapter(tmp_path / "tuned")
+        (tmp_path / "tuned" / CONFIG).write_text(dump_config(config))
+        (tmp_path / "tuned" / SAMPLING).write_text(json.dumps(asdict(SamplingSettings.of(config))))
+        return tmp_path / "tuned"
+
+    return make
+
+
+def test_an_adapter_of_the_base_is_used_on_the_distilled_model_as_that_is(
+    of_klein: Callable[..., Path], tmp_path: Path
+):
+    adapter = of_klein("model.dtype=float32")
+    distilled = tiny_models.saved(tiny_models.klein(distilled=True), tmp_path / "distilled")
+    choice = ModelChoice(model=str(distilled), adapter=adapter, device="cpu")
+    assert (choice.settings().guidance, choice.settings().num_steps) == (None, 4)
+    assert list(choice.notes()) == [f"{distilled} is distilled: no guidance, and 4 steps; --steps sets another number"]
+    assert replace(choice, steps=7).settings().num_steps == 7
+    assert Generator.load(choice).policy.guidance == 1
+    for model in (None, str(tmp_path / "base")):
+        own = replace(choice, model=model)
+        assert (own.settings().guidance, own.settings().num_steps, list(own.notes())) == (4, 25, [])
+    assert replace(choice, adapter=None).settings().num_steps == 4
+
+
+def test_another_precision_than_in_training_is_not_quantised(of_klein: Callable[..., Path]):
+    adapter = of_klein("model.dtype=bfloat16", "model.quantise=int8")
+    choice = ModelChoice(model=None, adapter=adapter, device="cpu", dtype="float32")
+    assert (choice.base().dtype, choice.base().quantise) == ("float32", None)
+    assert list(choice.notes()) == ["the model is in float32, not in int8 as in training"]
+    same = replace(choice, dtype="bfloat16")
+    assert (same.base().quantise, list(same.notes())) == ("int8", [])

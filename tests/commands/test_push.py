@@ -14,7 +14,8 @@ from huggingface_hub import ModelCard, constants
 from safetensors.torch import load_file
 
 from customized_grpo.config import CONFIG, RunConfig, dump_config, load_config
-from customized_grpo.policies.adapter_file import ADAPTER_FILE, PEFT_CONFIG
+from customized_grpo.files.adapter_places import ADAPTER_FILE
+from customized_grpo.policies.adapter_file import PEFT_CONFIG
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.run.sampling_settings import SAMPLING
 from program import Answer, Refusal, start

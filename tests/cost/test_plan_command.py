@@ -57,6 +57,15 @@ def test_only_distilled_klein_refuses_guidance():
         of("klein", f"model.path={path}", "model.guidance=4")
 
 
+@pytest.mark.parametrize("recipe", ["klein", "qwen-edit"])
+def test_classifier_free_guidance_begins_at_1(recipe: str):
+    of(recipe, "model.guidance=1")
+    with pytest.raises(
+        UsageError, match=r"model.guidance=0.5: classifier-free guidance is at least 1, which switches"
+    ):
+        of(recipe, "model.guidance=0.5")
+
+
 def test_memory_of_the_published_recipe_by_hand():
     """956.3 M adapter weights: 3.8 GB each for them and their gradients, 7.7 GB for AdamW; 23.8 GB of weights."""
     plan = of("uno-paper", *SMALL)

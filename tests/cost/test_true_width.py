@@ -19,10 +19,10 @@ from customized_grpo.commands.train import run_training
 from customized_grpo.config import RunConfig, load_config
 from customized_grpo.cost.measured import Settings, measured
 from customized_grpo.data import Sample
+from customized_grpo.files.adapter_places import find_adapter
 from customized_grpo.policies import load_policy
 from customized_grpo.policies.adapter_file import weights_file
 from customized_grpo.policies.diffusers_policy import DiffusersPolicy
-from customized_grpo.run.checkpoints import find_adapter
 from customized_grpo.training.assemble import add_adapter
 from measured_memory import peak_of
 from runs import CALIBRATED

@@ -22,11 +22,11 @@ from customized_grpo.config import CONFIG, dump_config, load_config
 from customized_grpo.critters.weights import resolve
 from customized_grpo.data import Sample
 from customized_grpo.errors import UsageError
+from customized_grpo.files.adapter_places import find_adapter, folder_of
 from customized_grpo.policies.adapter_formats import check_comfyui
 from customized_grpo.policies.adapter_layers import linear_layers
 from customized_grpo.policies.diffusers_policy import DiffusersPolicy
 from customized_grpo.policies.lora_tensors import DOWN, UP, LoraTensors
-from customized_grpo.run.checkpoints import find_adapter, folder_of
 from program import TINY
 
 RANK, ALPHA = 4, 6.0

@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from customized_grpo.files.adapter_places import ADAPTER_FILE
 from customized_grpo.files.pretrained import ModelError
-from customized_grpo.policies.adapter_file import ADAPTER_FILE, PEFT_CONFIG
+from customized_grpo.policies.adapter_file import PEFT_CONFIG
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 
 MakePolicy = Callable[..., FluxKontextPolicy]

@@ -1,5 +1,6 @@
 """`model.base_adapter`: training begins from an adapter that is fused into the frozen weights."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from torch import Tensor
 from customized_grpo.config import RunConfig
 from customized_grpo.critters.weights import resolve
 from customized_grpo.data import Sample
+from customized_grpo.files.adapter_places import ADAPTER_FILE
 from customized_grpo.files.pretrained import ModelError
 from customized_grpo.policies import adapter_size
-from customized_grpo.policies.adapter_file import ADAPTER_FILE
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.training.assemble import assemble
 
@@ -50,6 +51,35 @@ def test_the_base_is_model_and_adapter(
     assert (velocity(fused, samples[0]) - expected).abs().max() > 0.01
     with fused.base_policy():
         torch.testing.assert_close(velocity(fused, samples[0]), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_it_is_found_where_adapter_finds_it(
+    first: tuple[FluxKontextPolicy, Path], make_policy: MakePolicy, samples: list[Sample], tmp_path: Path
+):
+    policy, folder = first
+    for name, file in (
+        ("own", "my_dog.safetensors"),
+        ("run/adapter", ADAPTER_FILE),
+        ("other/best/step-00010", ADAPTER_FILE),
+    ):
+        (tmp_path / name).mkdir(parents=True)
+        shutil.copyfile(folder / ADAPTER_FILE, tmp_path / name / file)
+    for place in ("own", "run", "other/best"):
+        fused = make_policy(base_adapter=str(tmp_path / place))
+        torch.testing.assert_close(velocity(fused, samples[0]), velocity(policy, samples[0]), atol=1e-4, rtol=1e-4)
+
+
+def test_what_a_transformer_saves_itself_is_read(
+    first: tuple[FluxKontextPolicy, Path], make_policy: MakePolicy, samples: list[Sample], tmp_path: Path
+):
+    policy, _ = first
+    policy.module.save_lora_adapter(tmp_path / "transformer")  # its names and metadata have no "transformer."
+    expected = velocity(policy, samples[0])
+    fused = make_policy(base_adapter=str(tmp_path / "transformer"))
+    torch.testing.assert_close(velocity(fused, samples[0]), expected, atol=1e-4, rtol=1e-4)
+    loaded = make_policy()
+    loaded.load_adapter(tmp_path / "transformer")
+    torch.testing.assert_close(velocity(loaded, samples[0]), expected, atol=1e-4, rtol=1e-4)
 
 
 def as_kohya(name: str) -> str:

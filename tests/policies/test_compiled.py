@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from customized_grpo.errors import UsageError
-from customized_grpo.policies.adapter_file import ADAPTER_FILE
+from customized_grpo.files.adapter_places import ADAPTER_FILE
 from customized_grpo.training.trainer import Trainer
 from runs import NEEDS_COMPILER, SMALL
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from customized_grpo.critters.weights import resolve
 from customized_grpo.data import Sample, fit
 from customized_grpo.errors import UsageError
+from customized_grpo.files.adapter_places import ADAPTER_FILE
 from customized_grpo.files.pretrained import ModelError
-from customized_grpo.policies.adapter_file import ADAPTER_FILE
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.training.rollout import Sampler, generate
 

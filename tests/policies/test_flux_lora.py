@@ -18,8 +18,8 @@ from customized_grpo.config import RunConfig
 from customized_grpo.critters.weights import resolve
 from customized_grpo.data import Sample
 from customized_grpo.errors import UsageError
+from customized_grpo.files.adapter_places import ADAPTER_FILE
 from customized_grpo.files.pretrained import ModelError
-from customized_grpo.policies.adapter_file import ADAPTER_FILE
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
 from customized_grpo.policies.lora import ADAPTER
 from customized_grpo.run.access import RunDirectoryError

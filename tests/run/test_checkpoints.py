@@ -14,16 +14,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from customized_grpo.files import durable
+from customized_grpo.files.adapter_places import checkpoints_of, update_of
 from customized_grpo.files.durable import SAVING
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
-from customized_grpo.run.checkpoints import (
-    checkpoints_of,
-    find_damage,
-    mark_damaged,
-    newest_intact,
-    save_checkpoint,
-    update_of,
-)
+from customized_grpo.run.checkpoints import find_damage, mark_damaged, newest_intact, save_checkpoint
 from customized_grpo.run.state import CheckpointError, Position, read_state, write_state
 from customized_grpo.sharing.card import CARD
 from customized_grpo.training.trainer import Trainer

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from customized_grpo.config import RunConfig, load_config
 from customized_grpo.errors import UsageError
+from customized_grpo.files.adapter_places import checkpoints_of
 from customized_grpo.files.durable import SavingError
 from customized_grpo.policies.base import Policy
 from customized_grpo.run.access import RunDirectoryError, check_access
-from customized_grpo.run.checkpoints import checkpoints_of, find_damage
+from customized_grpo.run.checkpoints import find_damage
 from customized_grpo.run.directory import RunDirectory
 from customized_grpo.run.logs import LOGS
 from customized_grpo.training.assemble import assemble

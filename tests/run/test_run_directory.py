@@ -13,12 +13,12 @@ from torch import Tensor
 
 from customized_grpo.config import RunConfig, load_config
 from customized_grpo.errors import UsageError
+from customized_grpo.files.adapter_places import checkpoints_of
 from customized_grpo.files.pictures import Shown
 from customized_grpo.policies.base import Policy
 from customized_grpo.rewards import Reward
 from customized_grpo.run.access import RunDirectoryError
 from customized_grpo.run.cases import keep_cases
-from customized_grpo.run.checkpoints import checkpoints_of
 from customized_grpo.run.directory import RunDirectory
 from customized_grpo.run.logs import read_log
 from customized_grpo.run.sampling_settings import SamplingSettings

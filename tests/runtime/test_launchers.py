@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from accelerate import PartialState
 
-from customized_grpo.run.checkpoints import checkpoints_of
+from customized_grpo.files.adapter_places import checkpoints_of
 from customized_grpo.runtime import launchers
 from customized_grpo.runtime.distributed import Processes
 from customized_grpo.runtime.launchers import LaunchError

@@ -15,7 +15,7 @@ from PIL import Image
 from customized_grpo.calibration.intervals import over_seeds
 from customized_grpo.config import CONFIG, RunConfig, dump_config
 from customized_grpo.errors import UsageError
-from customized_grpo.run.checkpoints import FINAL
+from customized_grpo.files.adapter_places import FINAL
 from customized_grpo.sharing.card import CARD, PICTURES, SHEET, TAG, Trained, write_card
 from customized_grpo.sharing.licences import licence_of
 from customized_grpo.sharing.scores import scores_of_run

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from customized_grpo.config import ConfigError, RunConfig
-from customized_grpo.policies.adapter_file import ADAPTER_FILE
+from customized_grpo.files.adapter_places import ADAPTER_FILE, find_adapter
 from customized_grpo.policies.base import Policy
 from customized_grpo.policies.shadow import Shadow
-from customized_grpo.run.checkpoints import describe_best, find_adapter
+from customized_grpo.run.checkpoints import describe_best
 from customized_grpo.sharing.card import PICTURES
 from customized_grpo.training.trainer import Trainer
 from runs import SMALL, rows_of

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from customized_grpo.policies.adapter_file import ADAPTER_FILE
+from customized_grpo.files.adapter_places import ADAPTER_FILE
 from customized_grpo.policies.base import Policy
 from customized_grpo.training.advice import notices, restraint
 from customized_grpo.training.forward import ForwardSampler, NoisedPoint

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
 
+from customized_grpo.config import CONFIG, RunConfig, dump_config
 from customized_grpo.errors import UsageError
-from customized_grpo.files.durable import SAVING, SavingError, check_folder, make_folder, saving, sync, sync_tree
+from customized_grpo.files.adapter_places import find_adapter
+from customized_grpo.files.durable import (
+    SAVING,
+    SavingError,
+    check_folder,
+    make_folder,
+    saving,
+    sync,
+    sync_tree,
+    write_text,
+)
 from customized_grpo.files.notices import print_line
 from customized_grpo.files.paths import is_file
+from customized_grpo.files.pretrained import ModelError
 from customized_grpo.policies import adapter_tensors
-from customized_grpo.policies.adapter_file import weights_file
 from customized_grpo.policies.adapter_formats import check_comfyui, write_comfyui, write_diffusers, write_peft
 from customized_grpo.policies.lora_tensors import DOWN, UP, LoraTensors, joined
-from customized_grpo.run.checkpoints import find_adapter
-from customized_grpo.run.sampling_settings import model_of
+from customized_grpo.run.sampling_settings import SAMPLING, SamplingSettings, model_of
 from customized_grpo.sections import Model
 from customized_grpo.sharing.card import Trained, write_card
 from customized_grpo.sharing.loading import Format, Place
@@ -66,7 +77,20 @@ def write_export(request: ExportRequest) -> Path:
     trained = Trained.find(adapter)
     if trained is not None and output.is_dir():
         write_card(trained, output, place=Place(format=request.format, with_base=request.with_base))
+        write_settings(trained, trained.config, output, with_base=request.with_base)
     return output
+
+
+def write_settings(trained: Trained, config: RunConfig, folder: Path, *, with_base: bool) -> None:
+    """Write what `generate` reads beside the weights: config.yaml and sampling.json. Raises SavingError.
+
+    with_base  whether the weights hold `model.base_adapter`, which must not be added a second time
+    """
+    if with_base:
+        config = config.model_copy(update={"model": config.model.model_copy(update={"base_adapter": None})})
+    write_text(folder / CONFIG, dump_config(config))
+    settings = SamplingSettings.read(trained.adapter) or SamplingSettings.of(trained.config)
+    write_text(folder / SAMPLING, json.dumps(asdict(settings), indent=2) + "\n")
 
 
 def _output(request: ExportRequest) -> Path:
@@ -97,11 +121,13 @@ def _base(base: str | None, model: Model | None, adapter: Path) -> LoraTensors:
     """The adapter that was fused before training. Raises UsageError if there is none, or its file has gone."""
     if base is None:
         raise UsageError(f"--with-base: {adapter} was trained without model.base_adapter; leave the option out")
-    if not is_file(weights_file(Path(base))):
+    try:
+        found = find_adapter(Path(base))
+    except ModelError:
         raise UsageError(
             f"--with-base: the run's model.base_adapter {base} is not here; put it back, or start where it is"
-        )
-    return _plain(adapter_tensors(Path(base), model), Path(base))
+        ) from None
+    return _plain(adapter_tensors(found, model), found)
 
 
 def _plain(lora: LoraTensors, adapter: Path) -> LoraTensors:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -17,17 +18,20 @@ from customized_grpo.data.images import PictureError, check_image, to_pictures
 from customized_grpo.data.reading import read_lines
 from customized_grpo.errors import UsageError
 from customized_grpo.fields import BUILT_IN, CRITTERS
+from customized_grpo.files.adapter_places import find_adapter, folder_of
 from customized_grpo.files.durable import check_folder, make_folder
+from customized_grpo.files.notices import print_line
 from customized_grpo.files.pictures import draw_card, save_png
 from customized_grpo.files.text import flaw_of
 from customized_grpo.policies import find_family, load_policy
+from customized_grpo.policies.architectures import is_distilled
 from customized_grpo.policies.base import Condition, Policy
-from customized_grpo.run.checkpoints import find_adapter, folder_of
 from customized_grpo.run.sampling_settings import SamplingSettings, model_of
 from customized_grpo.sections import Model
 from customized_grpo.training.rollout import Watch, generate
 
 BUILT_IN_SAMPLING: tuple[int, float] = (10, 3.0)  # steps and shift that the built-in model was trained for
+DISTILLED_STEPS = 4  # that a distilled model is made for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,7 @@ class ModelChoice:
         return None if self.adapter is None else find_adapter(self.adapter)
 
     def base(self) -> Model:
-        """The model without adapter, and the type of its weights.
+        """The model without adapter, and the type of its weights: only the one of training is quantised.
 
         Raises UsageError for an adapter from elsewhere, which has no configuration, if `model` is not given either.
         """
@@ -60,16 +64,40 @@ class ModelChoice:
             if adapter is not None and self.model is None:
                 raise UsageError(f"{adapter} has no {CONFIG}, which would name its model; name it with --model")
             trained = Model.model_validate({"path": self.model or CRITTERS})
-        chosen = {"path": self.model, "dtype": self.dtype}
-        return Model.model_validate(trained.model_dump() | {key: value for key, value in chosen.items() if value})
+        chosen: dict[str, Any] = {"path": self.model, "dtype": self.dtype}
+        chosen = {key: value for key, value in chosen.items() if value}
+        if chosen.get("dtype", trained.dtype) != trained.dtype:
+            chosen["quantise"] = None
+        return Model.model_validate(trained.model_dump() | chosen)
 
     def settings(self) -> SamplingSettings:
         """The schedule, guidance and size to sample with."""
         adapter = self.found_adapter()
         trained = None if adapter is None else SamplingSettings.read(folder_of(adapter))
         chosen = trained or _usual_settings(self.base())
+        if trained is not None and self._distilled_since:
+            chosen = replace(chosen, guidance=None, num_steps=DISTILLED_STEPS)
         size = (chosen.height, chosen.width) if self.size is None else (self.size, self.size)
         return replace(chosen, num_steps=self.steps or chosen.num_steps, height=size[0], width=size[1])
+
+    @property
+    def _distilled_since(self) -> bool:
+        """Whether `model` is the distilled form of the one that the adapter was trained on."""
+        adapter = self.found_adapter()
+        trained = None if adapter is None else model_of(adapter)
+        if trained is None or self.model is None or self.model in (trained.path, *BUILT_IN):
+            return False
+        return is_distilled(self.model) and not (trained.path not in BUILT_IN and is_distilled(trained.path))
+
+    def notes(self) -> Iterator[str]:
+        """A line for each thing that is not as in training without having been asked for."""
+        adapter, base = self.found_adapter(), self.base()
+        trained = None if adapter is None else model_of(adapter)
+        if self._distilled_since:
+            steps = "" if self.steps else f", and {DISTILLED_STEPS} steps; --steps sets another number"
+            yield f"{base.path} is distilled: no guidance{steps}"
+        if trained is not None and base.quantise != trained.quantise:
+            yield f"the model is in {base.dtype}, not in {trained.quantise} as in training"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +130,8 @@ class Generator:
     def load(cls, choice: ModelChoice) -> Generator:
         """Raises UsageError or ModelError for a model, adapter or setting that cannot be used."""
         settings, base = choice.settings(), choice.base()
+        for line in choice.notes():
+            print_line(f"note: {line}")
         policy = load_policy(base.model_copy(update=settings.of_the_model()), choice.device)
         if (adapter := choice.found_adapter()) is not None:
             policy.load_adapter(adapter)
@@ -192,8 +222,10 @@ def _comparison(path: Path) -> Path:
 
 
 def _usual_settings(model: Model) -> SamplingSettings:
-    steps, shift = BUILT_IN_SAMPLING if model.path in BUILT_IN else (find_family(model).usual_steps, "checkpoint")
-    return SamplingSettings.of_model(model, steps, shift)
+    if model.path in BUILT_IN:
+        return SamplingSettings.of_model(model, *BUILT_IN_SAMPLING)
+    usual_steps = find_family(model).usual_steps
+    return SamplingSettings.of_model(model, DISTILLED_STEPS if is_distilled(model.path) else usual_steps, "checkpoint")
 
 
 def _unreadable(pictures: Sequence[Path]) -> Iterator[str]:

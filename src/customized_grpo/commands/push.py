@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,14 +19,12 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from customized_grpo.commands.export import SUFFIX, ExportRequest, write_export
-from customized_grpo.config import CONFIG, dump_config
+from customized_grpo.commands.export import SUFFIX, ExportRequest, write_export, write_settings
+from customized_grpo.config import CONFIG
 from customized_grpo.errors import RunError, UsageError, first_line
-from customized_grpo.files.durable import saving, write_text
+from customized_grpo.files.adapter_places import ADAPTER_FILE, find_adapter
+from customized_grpo.files.durable import saving
 from customized_grpo.files.paths import display
-from customized_grpo.policies.adapter_file import ADAPTER_FILE
-from customized_grpo.run.checkpoints import find_adapter
-from customized_grpo.run.sampling_settings import SAMPLING, SamplingSettings
 from customized_grpo.sharing.card import TAG, Trained, write_card
 from customized_grpo.sharing.loading import Format, Place
 from customized_grpo.sharing.public import public_config
@@ -95,9 +92,7 @@ def stage(request: PushRequest, folder: Path) -> list[Path]:
             shutil.rmtree(output)
     place = Place(request.repository, request.format, name, request.with_base)
     write_card(trained, folder, place=place, pictures=request.pictures, public=True)
-    write_text(folder / CONFIG, dump_config(public_config(trained.config)))
-    settings = SamplingSettings.read(trained.adapter) or SamplingSettings.of(trained.config)
-    write_text(folder / SAMPLING, json.dumps(asdict(settings), indent=2) + "\n")
+    write_settings(trained, public_config(trained.config), folder, with_base=request.with_base)
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from customized_grpo.config import RunConfig
 from customized_grpo.cost.batches import settled
 from customized_grpo.errors import InputError, RunError
-from customized_grpo.run.checkpoints import FINAL, bests_of
+from customized_grpo.files.adapter_places import FINAL, bests_of
 from customized_grpo.run.directory import RunDirectory
 from customized_grpo.run.logs import read_logs
 from customized_grpo.runtime import launchers

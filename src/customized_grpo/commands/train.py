@@ -6,8 +6,9 @@ import typer
 
 from customized_grpo.commands.start import begin, finish
 from customized_grpo.config import RunConfig
+from customized_grpo.files.adapter_places import FINAL
 from customized_grpo.files.paths import as_argument
-from customized_grpo.run.checkpoints import FINAL, describe_best
+from customized_grpo.run.checkpoints import describe_best
 from customized_grpo.training.record import held_out_summary
 
 

@@ -22,11 +22,11 @@ from customized_grpo.compare.results import RESULT, SECONDS, read_result, read_r
 from customized_grpo.config import RunConfig, dump_config
 from customized_grpo.cost.batches import settled
 from customized_grpo.errors import InputError, RunError, UsageError
+from customized_grpo.files.adapter_places import FINAL, checkpoints_of
 from customized_grpo.files.durable import make_folder, write_text
 from customized_grpo.measure.evaluate import evaluate
 from customized_grpo.measure.request import EvaluationRequest
 from customized_grpo.measure.rows import mean_scores
-from customized_grpo.run.checkpoints import FINAL, checkpoints_of
 from customized_grpo.run.environment import commit
 from customized_grpo.run.own_samples import RESTORE, OwnSamples
 from customized_grpo.runtime.memory import raise_if_exhausted

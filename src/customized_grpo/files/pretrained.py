@@ -96,7 +96,9 @@ def find_offline(model: str | Path, name: str) -> Path | None:
 
 
 def _of_one_file(model: str | Path) -> ModelError:
-    return ModelError(f"{model} is a file, and a model in one file is not read; name its folder in the library's format")
+    return ModelError(
+        f"{model} is a file, and a model in one file is not read; name its folder in the library's format"
+    )
 
 
 def pipeline_class(model: str | Path) -> str:

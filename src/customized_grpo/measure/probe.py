@@ -13,6 +13,7 @@ from customized_grpo.data import Sample
 from customized_grpo.data.subsets import subset
 from customized_grpo.errors import UsageError
 from customized_grpo.fields import BUILT_IN
+from customized_grpo.files.adapter_places import find_adapter, folder_of
 from customized_grpo.files.durable import check_folder, make_folder, write_text
 from customized_grpo.measure.probe_findings import ORACLES, Findings
 from customized_grpo.measure.probe_plot import draw_probe
@@ -20,7 +21,6 @@ from customized_grpo.measure.probe_steps import Probe
 from customized_grpo.policies import load_policy
 from customized_grpo.policies.base import Policy
 from customized_grpo.rewards.mistakes import parse_metric
-from customized_grpo.run.checkpoints import find_adapter, folder_of
 from customized_grpo.run.sampling_settings import SamplingSettings
 from customized_grpo.training.assemble import add_adapter, load_metrics, load_rewards
 from customized_grpo.training.rollout import Sampler

@@ -28,12 +28,12 @@ from customized_grpo.data.sources import unread_root
 from customized_grpo.data.subsets import subset
 from customized_grpo.errors import UsageError
 from customized_grpo.fields import BUILT_IN
+from customized_grpo.files.adapter_places import FOLDER as CHECKPOINTS
+from customized_grpo.files.adapter_places import checkpoints_of, find_adapter, folder_of
 from customized_grpo.measure import dreambench
 from customized_grpo.policies.adapter_file import adapter_digest
 from customized_grpo.rewards.mistakes import parse_metric
 from customized_grpo.rewards.settings import RewardSettings
-from customized_grpo.run.checkpoints import FOLDER as CHECKPOINTS
-from customized_grpo.run.checkpoints import checkpoints_of, find_adapter, folder_of
 from customized_grpo.run.own_samples import RESTORE, OwnSamples, read_data
 from customized_grpo.run.sampling_settings import SamplingSettings
 from customized_grpo.sections import Model
@@ -139,10 +139,10 @@ class EvaluationRequest:
 
 
 def _of_the_base(model: Model) -> dict[str, Any]:
-    """The settings that change the base, if they are set. Raises UsageError for an adapter that cannot be read."""
+    """The settings that change the base, if they are set. Raises ModelError or UsageError without its adapter."""
     found = {name: value for name in OF_THE_BASE if (value := getattr(model, name)) is not None}
     if model.base_adapter is not None:
-        found["base_adapter"] = adapter_digest(Path(model.base_adapter))
+        found["base_adapter"] = adapter_digest(find_adapter(Path(model.base_adapter)))
     return found
 
 

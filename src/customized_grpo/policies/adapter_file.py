@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from customized_grpo.errors import UsageError
+from customized_grpo.files.adapter_places import ADAPTER_FILE, find_adapter
 from customized_grpo.files.durable import reason_of
 from customized_grpo.files.paths import is_file
 from customized_grpo.files.pretrained import ModelError
@@ -18,11 +19,11 @@ from customized_grpo.files.pretrained import ModelError
 if TYPE_CHECKING:
     from torch import Tensor
 
-ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 PEFT_CONFIG = "adapter_config.json"  # beside the adapters that peft writes: their alpha, among other things
 DIFFUSERS_CONFIG = "lora_adapter_metadata"  # the same, in the head of the files that diffusers writes
 IN_HEAD = "its metadata"  # where a message says that they stand
 TRANSFORMER = "transformer."  # prefix of its layers' names in a pipeline's adapter
+PARTS = (TRANSFORMER, "unet.", "text_encoder.", "text_encoder_2.", "text_encoder_3.")  # of pipelines with adapters
 OTHER_MODEL = "name the model that it was trained on"
 
 
@@ -39,8 +40,8 @@ class Adapter:
 
     @property
     def by_diffusers(self) -> bool:
-        """Whether diffusers has written the file, as `save_adapter` does: with diffusers' names and its metadata."""
-        return IN_HEAD in self.configs
+        """Whether a pipeline has written the file, as `save_adapter` does: with diffusers' names and its metadata."""
+        return IN_HEAD in self.configs and any(name.startswith(TRANSFORMER) for name in self.tensors)
 
     @property
     def place(self) -> Path:
@@ -54,22 +55,16 @@ class Adapter:
         return ModelError(f"the adapter in {self.place} does not fit this model: {problem}; {remedy}")
 
 
-def weights_file(adapter: Path) -> Path:
-    """The file of an adapter: the path itself, or `ADAPTER_FILE` in the folder."""
-    return Path(adapter) if is_file(Path(adapter)) else Path(adapter) / ADAPTER_FILE
-
-
 def read_adapter(path: Path) -> Adapter:
-    """The adapter in a file, or in a folder's `ADAPTER_FILE`.
+    """The adapter in a file, or where `find_adapter` finds one.
 
     Raises ModelError if the file is missing, unreadable or incomplete, or holds numbers that are not finite.
     """
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
-    file = weights_file(path)
-    if not is_file(file):
-        raise ModelError(f"no adapter in {path}: {ADAPTER_FILE} is missing; name the folder that holds it")
+    place = find_adapter(path)
+    file = place / ADAPTER_FILE if place.is_dir() else place
     try:
         tensors = load_file(file)
         with safe_open(file, "pt") as opened:
@@ -101,10 +96,11 @@ def adapter_digest(adapter: Path) -> str:
 def _configs(file: Path, head: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
     if DIFFUSERS_CONFIG in head:
         stored = _read_config(f"{file}: {DIFFUSERS_CONFIG}", head[DIFFUSERS_CONFIG])
-        yield (
-            IN_HEAD,
-            {name.removeprefix(TRANSFORMER): value for name, value in stored.items() if name.startswith(TRANSFORMER)},
-        )
+        # A pipeline writes the settings of each part under its name; a transformer alone writes its own as they are.
+        of_pipeline = any(name.startswith(PARTS) for name in stored)
+        own = {name.removeprefix(TRANSFORMER): value for name, value in stored.items() if name.startswith(TRANSFORMER)}
+        if own or not of_pipeline:
+            yield IN_HEAD, own or stored
     beside = file.parent / PEFT_CONFIG
     if is_file(beside):
         try:

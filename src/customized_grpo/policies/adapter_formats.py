@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from customized_grpo.errors import UsageError
-from customized_grpo.policies.adapter_file import ADAPTER_FILE, TRANSFORMER, sort_metadata
+from customized_grpo.files.adapter_places import ADAPTER_FILE
+from customized_grpo.policies.adapter_file import TRANSFORMER, sort_metadata
 from customized_grpo.policies.lora_tensors import DOWN, UP, LoraTensors
 
 PEFT_PREFIX = "base_model.model."

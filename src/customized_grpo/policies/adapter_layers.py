@@ -15,6 +15,7 @@ from typing import Any
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
+from customized_grpo.files.pretrained import ModelError
 from customized_grpo.policies.adapter_file import TRANSFORMER, Adapter
 from customized_grpo.policies.lora_tensors import (
     BIAS,
@@ -97,7 +98,7 @@ def layers_of(adapter: Adapter, layers: Mapping[str, nn.Linear], translate: Tran
         raise adapter.misfit(f"it holds {first}, and none for the transformer")
     for stem in unknown:
         if not _changes_nothing(adapter, stem):
-            raise adapter.misfit(_no_layer(stem))
+            raise _no_layer(adapter, stem)
     for problem in _misfits(state, layers):
         raise adapter.misfit(problem)
     return LoraTensors(state, alphas)
@@ -200,10 +201,11 @@ def _named(adapter: Adapter, stem: _Stem, layers: Mapping[str, nn.Module], trans
     return named if all(split(key)[0] in layers for key in named) else {}
 
 
-def _no_layer(stem: _Stem) -> str:
+def _no_layer(adapter: Adapter, stem: _Stem) -> ModelError:
     if _TEXT_ENCODER.match(stem.name):
-        return f"{stem.name} is a text encoder's, and only the transformer is adapted here"
-    return f"{stem.name} is not a linear layer of it"
+        problem = f"{stem.name} is a text encoder's, and only the transformer is adapted here"
+        return adapter.misfit(problem, "save the transformer's part alone, or train it without the text encoder")
+    return adapter.misfit(f"{stem.name} is not a linear layer of it")
 
 
 def _misfits(state: Mapping[str, Tensor], layers: Mapping[str, nn.Linear]) -> Iterator[str]:

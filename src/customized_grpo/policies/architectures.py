@@ -25,6 +25,11 @@ def configuration(model: str | Path, part: str = "") -> dict[str, Any] | None:
     return _published().get(str(model), {}).get(part or "model_index")
 
 
+def is_distilled(model: str | Path) -> bool:
+    """Whether a checkpoint's configuration says that it is distilled: few steps, no guidance. Raises ModelError."""
+    return bool((configuration(model) or {}).get("is_distilled", False))
+
+
 def published_license(model: str) -> dict[str, str] | None:
     """The licence of a published checkpoint in the fields of a model card on the Hub; None if we do not know it."""
     return _published().get(model, {}).get("license")

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from customized_grpo.algorithm import sigma_schedule
 from customized_grpo.data import Sample
 from customized_grpo.errors import UsageError
+from customized_grpo.files.adapter_places import ADAPTER_FILE
 from customized_grpo.files.pretrained import load_part, loading
 from customized_grpo.policies.adapter_file import (
-    ADAPTER_FILE,
     TRANSFORMER,
     Adapter,
     check_same,
@@ -50,7 +50,7 @@ from customized_grpo.policies.networks import Architecture, check_size
 from customized_grpo.policies.quantise import is_large, quantise
 from customized_grpo.policies.sketch import sketched
 from customized_grpo.runtime.device import usable_device
-from customized_grpo.runtime.distributed import shard
+from customized_grpo.runtime.distributed import highest, shard
 from customized_grpo.sections import Adapter as AdapterSettings
 from customized_grpo.sections import Model
 
@@ -91,6 +91,7 @@ class DiffusersPolicy(ABC):
         check_size(self.height, self.width, self.scale)
         self.encoder = self.encoder_class(self.pipe, model, self.device, self.dtype)
         self.module = self.pipe.transformer
+        self.sharded = False
         for name in self.parts:
             getattr(self.pipe, name).eval().requires_grad_(False)
         if model.base_adapter is not None:
@@ -163,6 +164,7 @@ class DiffusersPolicy(ABC):
         blocks = [block for name in self.layers.blocks for block in getattr(self.module, name)]
         shard(blocks, list(self.trainable_parameters().values()), self.device)
         self.module.to(self.device)  # the adapter, and the weights outside of the blocks
+        self.sharded = True
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         return {name: weight for name, weight in self.module.named_parameters() if weight.requires_grad}
@@ -321,18 +323,31 @@ class DiffusersPolicy(ABC):
     # --- the generator -----------------------------------------------------------------------------------------------
 
     def velocity(self, latents: Tensor, sigma: float | Tensor, condition: EncodedSamples) -> Tensor:
-        """One forward pass for each combination of the references' sizes in the batch."""
+        """One forward pass for each combination of the references' sizes in the batch; sharded, as many as in the
+        process that needs most."""
         # Times 1000 and back, as in the pipelines, so that the time embedding gets the same bits.
         time = torch.as_tensor(sigma, dtype=torch.float32, device=self.device).expand(len(latents)) * 1000 / 1000
         buckets = condition.buckets
+        further = highest(len(buckets), self.device) - len(buckets) if self.sharded else 0
         if len(buckets) == 1:
-            return self.forward(latents, time, buckets[0])
-        velocities = torch.cat([self.forward(latents[b.rows], time[b.rows], b) for b in buckets])
-        return velocities[torch.cat([b.rows for b in buckets]).argsort()]
+            velocities = self.forward(latents, time, buckets[0])
+        else:
+            unordered = torch.cat([self.forward(latents[b.rows], time[b.rows], b) for b in buckets])
+            velocities = unordered[torch.cat([b.rows for b in buckets]).argsort()]
+        for _ in range(further):  # part of the graph, since backward passes gather the weights too
+            velocities = velocities + 0 * self.forward(latents[:1], time[:1], condition[:1].buckets[0]).sum()
+        return velocities
 
     @abstractmethod
     def forward(self, latents: Tensor, time: Tensor, bucket: Bucket) -> Tensor:
         """The velocity of entries that fit into one batch, in the shape of `latents` [b, R, D]; time [b] is sigma."""
+
+    def together(self, latents: Tensor) -> bool:
+        """Whether classifier-free guidance takes one call of the transformer, or two as the pipelines make them.
+
+        For a single picture two, since the batch would change the last bits; sharded processes need equally many.
+        """
+        return len(latents) > 1 or self.sharded
 
     def call_transformer(
         self, time: Tensor, embedding: nn.Module, guidance: Tensor | None = None, **inputs: Any
@@ -368,14 +383,14 @@ def _with_inputs(embedding: nn.Module, exact: Sequence[Tensor]) -> Iterator[None
 
 
 def guided(
-    call: Callable[..., Tensor], scale: float, prompt: Sequence[Tensor], empty: Sequence[Tensor]
+    call: Callable[..., Tensor], scale: float, prompt: Sequence[Tensor], empty: Sequence[Tensor], *, together: bool
 ) -> tuple[Tensor, Tensor]:
     """Classifier-free guidance: v_empty + scale (v_prompt - v_empty), and v_prompt.
 
-    prompt, empty  what `call` gets, [b, ...] each. One call gets both, but those of a single picture are made as the
-                   pipelines make them, in two calls: the batch would change the last bits
+    prompt, empty  what `call` gets, [b, ...] each
+    together       whether one call gets both
     """
-    if len(prompt[0]) == 1:
+    if not together:
         with_prompt, without = call(*prompt), call(*empty)
     else:
         with_prompt, without = call(*(torch.cat(pair) for pair in zip(prompt, empty, strict=True))).chunk(2)

@@ -23,7 +23,7 @@ from customized_grpo.policies.condition_cache import Tensors
 from customized_grpo.policies.conditions import Bucket, EncodedSamples, Grid
 from customized_grpo.policies.diffusers_policy import DiffusersPolicy, guided
 from customized_grpo.policies.encoder import Encoder, Reading
-from customized_grpo.policies.networks import FLUX2
+from customized_grpo.policies.networks import FLUX2, check_guidance
 from customized_grpo.sections import Model
 
 SIDE = 1024  # references of a larger area are shrunk to that of a square with this side, in pixels
@@ -108,6 +108,7 @@ class Flux2KleinPolicy(DiffusersPolicy):
 
     def __init__(self, pipe: Any, model: Model, *args: Any, **settings: Any):
         super().__init__(pipe, model, *args, **settings)
+        check_guidance(self.guidance)
         self._positions = lru_cache(maxsize=64)(self.positions)
         if self.pipe.config.is_distilled:
             if model.guidance not in (None, 1.0):
@@ -145,6 +146,7 @@ class Flux2KleinPolicy(DiffusersPolicy):
                 self.guidance,
                 (time, tokens, text),
                 (time, tokens, bucket.tensors["negative"]),
+                together=self.together(latents),
             )[0]
         return velocity[:, : latents.shape[1]]
 

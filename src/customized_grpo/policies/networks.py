@@ -45,6 +45,12 @@ class Architecture:
         return adapter_size(adapter, self.layers, linear)
 
 
+def check_guidance(guidance: float) -> None:
+    """Raises UsageError for a scale of classifier-free guidance below 1: at 0 the prompt would decide nothing."""
+    if guidance < 1:
+        raise UsageError(f"model.guidance={guidance:g}: classifier-free guidance is at least 1, which switches it off")
+
+
 def check_size(height: int, width: int, scale: int) -> None:
     """Raises UsageError unless the sides, in pixels, are multiples of the patches of latents `scale` times smaller."""
     multiple = 2 * scale

@@ -29,7 +29,7 @@ from customized_grpo.policies.condition_cache import Tensors
 from customized_grpo.policies.conditions import Bucket, EncodedSamples
 from customized_grpo.policies.diffusers_policy import DiffusersPolicy, guided
 from customized_grpo.policies.encoder import Encoder
-from customized_grpo.policies.networks import QWEN_IMAGE
+from customized_grpo.policies.networks import QWEN_IMAGE, check_guidance
 
 SIDE = 1024  # references are resized to the area of a square with this side, in pixels
 SEEN_TOKEN = 28  # side of a token of the text encoder, in pixels
@@ -119,6 +119,7 @@ class QwenImageEditPolicy(DiffusersPolicy):
 
     def __init__(self, *args: Any, **settings: Any):
         super().__init__(*args, **settings)
+        check_guidance(self.guidance)
         self.encoder.with_negative = self.guidance != 1
 
     @classmethod
@@ -157,10 +158,11 @@ class QwenImageEditPolicy(DiffusersPolicy):
         if self.guidance == 1:
             return call(time, tokens, bucket.tensors["text"], bucket.mask("text"))
         texts = {name: (bucket.tensors[name], bucket.mask(name)) for name in ("text", "negative")}
-        if len(latents) > 1:
+        together = self.together(latents)
+        if together:
             texts = _equally_long(texts)
         inputs = [(time, tokens, *(part for part in texts[name] if part is not None)) for name in ("text", "negative")]
-        combined, with_prompt = guided(call, self.guidance, *inputs)
+        combined, with_prompt = guided(call, self.guidance, *inputs, together=together)
         norm = torch.norm(with_prompt, dim=-1, keepdim=True) / torch.norm(combined, dim=-1, keepdim=True)
         return combined * norm
 

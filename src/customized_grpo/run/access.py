@@ -10,9 +10,9 @@ from filelock import FileLock, Timeout
 
 from customized_grpo.config import CONFIG, ConfigError, RunConfig, load_config
 from customized_grpo.errors import InputError
+from customized_grpo.files.adapter_places import FOLDER, checkpoints_of, update_of
 from customized_grpo.files.durable import SAVING, folder_problem, reason_of
 from customized_grpo.run.changes import changes, refusal
-from customized_grpo.run.checkpoints import FOLDER, checkpoints_of, update_of
 
 LOCK = "run.lock"
 ELSEWHERE = "choose another folder with output=..."

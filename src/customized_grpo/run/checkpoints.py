@@ -13,7 +13,6 @@ No file is a pickle: a checkpoint from elsewhere can hold wrong numbers, but can
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from itertools import chain
@@ -22,24 +21,15 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
+from customized_grpo.files.adapter_places import BEST, FOLDER, TENSORS, bests_of, checkpoints_of, update_of
 from customized_grpo.files.durable import SAVING, digest, reason_of, remove_folder, sync, sync_tree, write_text
 from customized_grpo.files.json_text import read_json
-from customized_grpo.files.pretrained import PICKLES, ModelError
-from customized_grpo.policies.adapter_file import ADAPTER_FILE
 
-FOLDER, FINAL = "checkpoints", "adapter"  # in a run's folder: what it resumes from, and its result
-BEST = "best"  # in a run's folder: the adapter of its best evaluation
 EMA = "ema"  # in a checkpoint: the moving average of the adapter; after its last update in adapter-ema/
 OLD = "old"  # in a checkpoint: the copy of the adapter that samples with `objective.kind: nft`
-MANIFEST, TENSORS, STATE = "manifest.json", "optimizer.safetensors", "state.json"
+MANIFEST, STATE = "manifest.json", "state.json"
 INTERIM = "interim"  # an empty file in a checkpoint that was saved only because the run was stopped, or ended
 DAMAGED = ".damaged"  # ending of checkpoints that were found damaged
-
-
-def checkpoints_of(run: Path) -> list[Path]:
-    """A run's checkpoints, oldest first. Each was complete when it was written; it may be damaged since."""
-    folders = (path for path in (run / FOLDER).glob("step-*") if re.fullmatch(r"step-\d+", path.name))
-    return sorted(folders, key=update_of)
 
 
 class Best(NamedTuple):
@@ -50,22 +40,12 @@ class Best(NamedTuple):
     value: float
 
 
-def bests_of(run: Path) -> list[Path]:
-    """The folders of a run's best adapters, oldest first. Usually one; before the next checkpoint also older ones."""
-    folders = (path for path in (run / BEST).glob("step-*") if re.fullmatch(r"step-\d+", path.name))
-    return sorted(folders, key=update_of)
-
-
 def describe_best(run: Path) -> str | None:
     """A line about the best adapter of a run; None if it keeps none. Raises JsonError for a damaged file."""
     if not (folders := bests_of(run)):
         return None
     about = read_json(folders[-1] / f"{BEST}.json", TypeAdapter(Best), "remove the folder")
     return f"best adapter: {folders[-1]} ({about['figure']} {about['value']:.3f}, update {about['update']})"
-
-
-def update_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
 
 
 def save_checkpoint(run: Path, update: int, write: Callable[[Path], None], keep_last: int | None) -> None:
@@ -142,42 +122,3 @@ def mark_damaged(checkpoint: Path) -> Path:
     renamed = checkpoint.with_suffix(DAMAGED)
     shutil.rmtree(renamed, ignore_errors=True)
     return checkpoint.replace(renamed)
-
-
-def find_adapter(path: Path) -> Path:
-    """Where an adapter is: the folder that holds `ADAPTER_FILE`, or a safetensors file of another name.
-
-    path  the folder of a run, of a checkpoint or of an adapter, or a file; in a folder without `ADAPTER_FILE` the only
-          safetensors file is taken
-
-    Raises ModelError if there is none, or several. For an unfinished run the message names a checkpoint to use.
-    """
-    path = Path(path)
-    try:
-        bests = bests_of(path.parent)[-1:] if path.name == BEST else []
-        for candidate in (path / FINAL, path, *bests):
-            if (candidate / ADAPTER_FILE).is_file():
-                return candidate
-        files = [path] if path.is_file() else [each for each in sorted(path.glob("*")) if each.is_file()]
-        saved = checkpoints_of(path)
-    except OSError as error:
-        raise ModelError(f"no adapter in {path}: {reason_of(error)}; name the folder that holds it") from None
-    others = [each for each in files if each.suffix == ".safetensors" and each.name != TENSORS]
-    if len(others) == 1:
-        return others[0]
-    if others:
-        names = ", ".join(each.name for each in others[:5]) + (", ..." if len(others) > 5 else "")
-        raise ModelError(f"{path} holds {len(others)} safetensors files ({names}); name the file of the adapter")
-    pickles = [each.name for each in files if each.suffix in PICKLES]
-    pickle = f"; {pickles[0]} is a pickle, which is never read: it could run any program" if pickles else ""
-    remedy = "name the folder that holds it"
-    if pickles or path.is_file():
-        remedy = "save the adapter as .safetensors"
-    if saved:
-        remedy = f"the run is not finished; name a checkpoint, {saved[-1]}"
-    raise ModelError(f"no adapter in {path}: {ADAPTER_FILE} is missing{pickle}; {remedy}")
-
-
-def folder_of(adapter: Path) -> Path:
-    """The folder in which an adapter from `find_adapter` lies, perhaps with its configuration and sampling.json."""
-    return adapter if adapter.is_dir() else adapter.parent

@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 
 from customized_grpo.config import CONFIG, RunConfig, dump_config
+from customized_grpo.files.adapter_places import BEST, FINAL, FOLDER, bests_of, checkpoints_of, update_of
 from customized_grpo.files.durable import (
     SAVING,
     SavingError,
@@ -40,20 +41,14 @@ from customized_grpo.policies.shadow import Shadow
 from customized_grpo.run.access import RunDirectoryError, check_access, take_lock, writable
 from customized_grpo.run.cases import keep_cases
 from customized_grpo.run.checkpoints import (
-    BEST,
     DAMAGED,
     EMA,
-    FINAL,
-    FOLDER,
     INTERIM,
     Best,
-    bests_of,
-    checkpoints_of,
     mark_damaged,
     newest_intact,
     remove_older,
     save_checkpoint,
-    update_of,
 )
 from customized_grpo.run.environment import ENVIRONMENT, changed_plugins, environment
 from customized_grpo.run.logs import LOGS, LogRow, as_json, read_logs, rewind_log

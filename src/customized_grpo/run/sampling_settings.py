@@ -11,8 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 from customized_grpo.config import CONFIG, RunConfig, load_config
 from customized_grpo.errors import UsageError
 from customized_grpo.fields import NonNegative, Pixels, Shift, Steps, Tokens
+from customized_grpo.files.adapter_places import folder_of
 from customized_grpo.files.durable import reason_of
-from customized_grpo.run.checkpoints import folder_of
 from customized_grpo.sections import Model
 
 SAMPLING = "sampling.json"

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from customized_grpo.errors import InputError
-from customized_grpo.run.checkpoints import STATE, TENSORS
+from customized_grpo.files.adapter_places import TENSORS
+from customized_grpo.run.checkpoints import STATE
 
 RANDOM = "random"  # name of torch's random state among the tensors
 STEP_KERNELS = ("foreach", "fused")  # how a step is computed: depends on the device, which may change on resuming

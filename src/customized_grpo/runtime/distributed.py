@@ -184,6 +184,14 @@ def _collective() -> Iterator[None]:
         ) from error
 
 
+def highest(number: int, device: torch.device) -> int:
+    """The largest of all processes' numbers, which all of them have to ask for at the same time."""
+    largest = torch.tensor(number, device=device)
+    with _collective():
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
+
+
 def shard(blocks: Iterable[nn.Module], whole: Sequence[nn.Parameter], device: torch.device) -> None:
     """Divide the weights of `blocks` among the processes (FSDP2); each block is gathered when it computes.
 

@@ -20,12 +20,13 @@ from customized_grpo.calibration.intervals import Estimate
 from customized_grpo.config import CONFIG, RunConfig, load_config
 from customized_grpo.errors import UsageError
 from customized_grpo.fields import BUILT_IN
+from customized_grpo.files.adapter_places import FINAL, folder_of
 from customized_grpo.files.durable import make_folder, saving, write_text
 from customized_grpo.files.json_text import read_json
 from customized_grpo.files.paths import as_argument, inside, why
 from customized_grpo.files.pictures import draw_card, draw_sheet, save_png
 from customized_grpo.run.cases import CASES
-from customized_grpo.run.checkpoints import EMA, FINAL, folder_of
+from customized_grpo.run.checkpoints import EMA
 from customized_grpo.run.own_samples import OwnSamples
 from customized_grpo.run.sampling_settings import SamplingSettings
 from customized_grpo.sharing.licences import licence_of

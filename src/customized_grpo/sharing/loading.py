@@ -9,7 +9,7 @@ from typing import Literal
 
 from customized_grpo.fields import BUILT_IN
 from customized_grpo.policies import planned_family
-from customized_grpo.policies.architectures import configuration
+from customized_grpo.policies.architectures import is_distilled
 from customized_grpo.policies.base import Policy
 from customized_grpo.policies.diffusers_policy import DiffusersPolicy
 from customized_grpo.run.sampling_settings import SamplingSettings
@@ -116,5 +116,4 @@ def _arguments(family: type[Policy], model: Model, settings: SamplingSettings, p
     if name == "FluxKontextPipeline":
         exact = {"max_area": f"{height} * {width}", "_auto_resize": "False"}  # or it would choose another size
         return {**arguments, **exact, "guidance_scale": f"{guidance}"}
-    distilled = (configuration(model.path) or {}).get("is_distilled", False)
-    return arguments if distilled else {**arguments, "guidance_scale": f"{guidance}"}
+    return arguments if is_distilled(model.path) else {**arguments, "guidance_scale": f"{guidance}"}

@@ -11,11 +11,11 @@ from customized_grpo.config import CONFIG, RunConfig, load_config
 from customized_grpo.errors import UsageError
 from customized_grpo.fields import BUILT_IN as BUILT_IN_MODELS
 from customized_grpo.fields import CRITTERS
+from customized_grpo.files.adapter_places import FINAL, bests_of, checkpoints_of, update_of
 from customized_grpo.report.album import Album
 from customized_grpo.report.content import Part
 from customized_grpo.report.folders import KINDS, distinct_names, kind_of, read_parts
 from customized_grpo.report.page import pictures_of
-from customized_grpo.run.checkpoints import FINAL, bests_of, checkpoints_of, update_of
 
 RUNS = Path("runs")  # where recipes put their runs
 BUILT_IN = "built-in model"

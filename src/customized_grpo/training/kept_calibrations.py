@@ -12,7 +12,7 @@ from customized_grpo.calibration.file import (
     read_calibration,
 )
 from customized_grpo.config import RunConfig
-from customized_grpo.run.checkpoints import checkpoints_of
+from customized_grpo.files.adapter_places import checkpoints_of
 from customized_grpo.training.rules import needs_calibration
 
 

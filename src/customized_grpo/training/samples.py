@@ -13,8 +13,8 @@ from customized_grpo.data import Sample
 from customized_grpo.data.digests import digests
 from customized_grpo.data.subsets import fair_order, subset
 from customized_grpo.fields import BUILT_IN
+from customized_grpo.files.adapter_places import checkpoints_of
 from customized_grpo.rewards.settings import INSTEAD, IdentitySettings
-from customized_grpo.run.checkpoints import checkpoints_of
 from customized_grpo.run.own_samples import OWN_SAMPLES, RESTORE, OwnSamples, read_data
 from customized_grpo.sections import Data
 from customized_grpo.training.rules import needs_static_weights
