@@ -32,6 +32,7 @@ EDIT: dict[str, Any] = {"reference_size": 96}
         ("guided", {}, "checkpoint"),
         ("guided", {"guidance": 4.0}, 3.0),
         ("klein", {}, "checkpoint"),
+        ("klein", {"reference_size": 80}, "checkpoint"),
         ("klein", {"guidance": 1.0}, 2.0),
         ("distilled", {}, "checkpoint"),
         ("qwen", EDIT, "checkpoint"),
@@ -47,7 +48,7 @@ def test_the_program_runs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(pipeline_qwenimage_edit_plus, "VAE_IMAGE_SIZE", 96 * 96)  # as reference_size; 1024 is slow
+    monkeypatch.setattr(pipeline_qwenimage_edit_plus, "VAE_IMAGE_SIZE", 1024 * 1024)  # put back after the program
     made = {
         "klein": tiny_models.klein,
         "distilled": lambda: tiny_models.klein(distilled=True),
@@ -66,7 +67,7 @@ def test_the_program_runs(
     excite(policy)  # pyright: ignore[reportArgumentType]
     policy.save_adapter(tmp_path / "adapter")
     coarse = np.random.default_rng(0).integers(0, 255, (4, 4, 3), dtype=np.uint8)
-    reference = Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    reference = Image.fromarray(coarse).resize((2 * SIDE, 3 * SIDE // 2), Image.Resampling.BICUBIC)
     reference.save(tmp_path / "adapter" / "reference.png")
     condition = policy.encode([Sample("s", "s", PROMPT, (reference,))])
     expected = to_pictures(generate(policy, condition, policy.sigmas(STEPS, shift), [0]))[0]

@@ -57,11 +57,14 @@ def program(model: Model, settings: SamplingSettings, place: Place, prompt: str)
     moved = isinstance(settings.shift, int | float)  # a schedule of its own, not the checkpoint's
     classes = [*(["FlowMatchEulerDiscreteScheduler"] if moved else []), name]
     built_in = model.path in BUILT_IN
+    resized_by_constant = name == "QwenImageEditPlusPipeline" and model.reference_size is not None
     base = f'resolve({_quoted(model.path)}, "generator")' if built_in else _quoted(_path(model.path))
     lines = [
         "import torch",
         f"from diffusers import {', '.join(classes)}{'  # needs torchvision' if name.startswith('Qwen') else ''}",
+        *(["from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus"] if resized_by_constant else []),
         "from diffusers.utils import load_image",
+        *(["from PIL import Image, ImageOps"] if name == "FluxKontextPipeline" else []),
         *(["from peft import PeftModel"] if place.format == "peft" else []),
         *(["", "from customized_grpo.critters.weights import resolve"] if built_in else []),
         "",
@@ -82,8 +85,34 @@ def program(model: Model, settings: SamplingSettings, place: Place, prompt: str)
     arguments = _arguments(family, model, settings, prompt)
     call = [f"    {key}={value}," for key, value in arguments.items()]
     return "\n".join(
-        [*lines, load, "pipe.to(device)", "picture = pipe(", *call, ").images[0]", 'picture.save("picture.png")']
+        [
+            *lines,
+            load,
+            "pipe.to(device)",
+            'reference = load_image("reference.png")',
+            *_as_in_training(name, model, settings),
+            "picture = pipe(",
+            *call,
+            ").images[0]",
+            'picture.save("picture.png")',
+        ]
     )
+
+
+def _as_in_training(pipeline: str, model: Model, settings: SamplingSettings) -> list[str]:
+    """Lines that give the reference the size that it had in training, where the pipeline would choose another."""
+    side = model.reference_size
+    if pipeline == "FluxKontextPipeline":
+        size = f"({settings.width}, {settings.height})"
+        return [f"reference = ImageOps.fit(reference, {size}, Image.Resampling.LANCZOS)  # as in training"]
+    if side is None:
+        return []
+    if pipeline == "QwenImageEditPlusPipeline":
+        return [f"pipeline_qwenimage_edit_plus.VAE_IMAGE_SIZE = {side} * {side}  # of references, as in training"]
+    return [
+        f"if reference.width * reference.height > {side} * {side}:  # as in training",
+        f"    reference = pipe.image_processor._resize_to_target_area(reference, {side} * {side})",
+    ]
 
 
 def _quoted(text: str) -> str:
@@ -103,7 +132,7 @@ def _arguments(family: type[Policy], model: Model, settings: SamplingSettings, p
     name, height, width = family.pipeline.__name__, settings.height, settings.width
     guidance = family.usual_guidance if settings.guidance is None else settings.guidance
     arguments = {
-        "image": 'load_image("reference.png")',
+        "image": "reference",
         "prompt": _quoted(prompt),
         "height": f"{height}",
         "width": f"{width}",
