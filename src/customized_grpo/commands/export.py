@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from customized_grpo.config import CONFIG, RunConfig, dump_config
 from customized_grpo.errors import UsageError
-from customized_grpo.files.adapter_places import find_adapter
+from customized_grpo.files.adapter_places import find_adapter, folder_of
 from customized_grpo.files.durable import (
     SAVING,
     SavingError,
@@ -28,6 +28,7 @@ from customized_grpo.files.pretrained import ModelError
 from customized_grpo.policies import adapter_tensors
 from customized_grpo.policies.adapter_formats import check_comfyui, write_comfyui, write_diffusers, write_peft
 from customized_grpo.policies.lora_tensors import DOWN, UP, LoraTensors, joined
+from customized_grpo.run.base_adapter import check_base_adapter
 from customized_grpo.run.sampling_settings import SAMPLING, SamplingSettings, model_of
 from customized_grpo.sections import Model
 from customized_grpo.sharing.card import Trained, write_card
@@ -66,6 +67,8 @@ def write_export(request: ExportRequest) -> Path:
     lora = adapter_tensors(adapter, model)
     base = None if model is None else model.base_adapter
     if request.with_base:
+        if model is not None:
+            check_base_adapter(model, folder_of(adapter))
         lora = joined(_plain(lora, adapter), _base(base, model, adapter))
     elif base is not None:
         print_line(

@@ -26,6 +26,7 @@ from customized_grpo.files.text import flaw_of
 from customized_grpo.policies import find_family, load_policy
 from customized_grpo.policies.architectures import is_distilled
 from customized_grpo.policies.base import Condition, Policy
+from customized_grpo.run.base_adapter import check_base_adapter
 from customized_grpo.run.sampling_settings import SamplingSettings, model_of
 from customized_grpo.sections import Model
 from customized_grpo.training.rollout import Watch, generate
@@ -132,8 +133,11 @@ class Generator:
         settings, base = choice.settings(), choice.base()
         for line in choice.notes():
             print_line(f"note: {line}")
+        adapter = choice.found_adapter()
+        if adapter is not None:
+            check_base_adapter(base, folder_of(adapter))
         policy = load_policy(base.model_copy(update=settings.of_the_model()), choice.device)
-        if (adapter := choice.found_adapter()) is not None:
+        if adapter is not None:
             policy.load_adapter(adapter)
         return cls(policy, policy.sigmas(settings.num_steps, settings.shift))
 

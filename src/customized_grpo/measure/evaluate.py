@@ -18,6 +18,7 @@ from customized_grpo.calibration.joint import joint_quality
 from customized_grpo.calibration.named_metrics import trained_names
 from customized_grpo.config import CONFIG, JOINT_CALIBRATED, ConfigError, RunConfig, dump_config
 from customized_grpo.data.images import to_pictures
+from customized_grpo.files.adapter_places import folder_of
 from customized_grpo.files.durable import append_text, check_folder, make_folder, write_text
 from customized_grpo.files.pictures import save_png
 from customized_grpo.measure import dreambench
@@ -36,6 +37,7 @@ from customized_grpo.policies import load_policy
 from customized_grpo.policies.base import Policy
 from customized_grpo.rewards import Reward
 from customized_grpo.rewards.scoring import Reasons, score
+from customized_grpo.run.base_adapter import check_base_adapter
 from customized_grpo.run.cases import keep_reference
 from customized_grpo.runtime.device import usable_device
 from customized_grpo.sharing.scores import SETTINGS, SUMMARY
@@ -110,6 +112,8 @@ def _warn_of_unscorable(request: EvaluationRequest) -> None:
 
 def _load(request: EvaluationRequest) -> tuple[Policy, dict[str, Reward]]:
     device = usable_device(request.config.device)
+    if request.adapter is not None:
+        check_base_adapter(request.config.model, folder_of(request.adapter))
     policy = load_policy(request.config.evaluation_model, request.config.device)
     if request.adapter is not None:
         policy.load_adapter(request.adapter)

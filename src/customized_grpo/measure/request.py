@@ -34,6 +34,7 @@ from customized_grpo.measure import dreambench
 from customized_grpo.policies.adapter_file import adapter_digest
 from customized_grpo.rewards.mistakes import parse_metric
 from customized_grpo.rewards.settings import RewardSettings
+from customized_grpo.run.base_adapter import base_digest
 from customized_grpo.run.own_samples import RESTORE, OwnSamples, read_data
 from customized_grpo.run.sampling_settings import SamplingSettings
 from customized_grpo.sections import Model
@@ -142,7 +143,7 @@ def _of_the_base(model: Model) -> dict[str, Any]:
     """The settings that change the base, if they are set. Raises ModelError or UsageError without its adapter."""
     found = {name: value for name in OF_THE_BASE if (value := getattr(model, name)) is not None}
     if model.base_adapter is not None:
-        found["base_adapter"] = adapter_digest(find_adapter(Path(model.base_adapter)))
+        found["base_adapter"] = base_digest(model)
     return found
 
 

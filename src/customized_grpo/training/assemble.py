@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 
@@ -13,6 +14,7 @@ from customized_grpo.policies import load_policy
 from customized_grpo.policies.base import Policy
 from customized_grpo.rewards import Reward
 from customized_grpo.run.access import check_access
+from customized_grpo.run.base_adapter import base_adapter_file, check_own_base_adapter
 from customized_grpo.run.directory import RunDirectory
 from customized_grpo.run.follower import FollowedDirectory, RunFiles
 from customized_grpo.run.trackers import Trackers
@@ -90,6 +92,8 @@ def assemble(config: RunConfig, *, resume: bool = False) -> Trainer:
     processes = Processes(config.device)
     if processes.main:
         check_access(config, resume=resume)
+        if resume:
+            check_own_base_adapter(config.model, Path(config.output))
     Trackers.check(config.tracking)
     train, held_out, known = own_samples(config, resume=resume, check=processes.main)
     problems = [
@@ -111,9 +115,9 @@ def assemble(config: RunConfig, *, resume: bool = False) -> Trainer:
     calibrations = {}
     if kept is not None:
         calibrations = measure_missing(config, kept, [*train, *held_out], rewards, policy, processes)
-    files = {CALIBRATION: as_text(calibrations)} if calibrations else {}
     directory: RunFiles = FollowedDirectory(config)
     if processes.main:
+        files = base_adapter_file(config.model) | ({CALIBRATION: as_text(calibrations)} if calibrations else {})
         directory = RunDirectory(config, resume=resume, own_samples=known, files=files, describe=write_own_card)
     scales = {key: calibration.scale() for key, calibration in calibrations.items()}
     roles = {key: str(reward.role) for key, reward in config.rewards.items()}

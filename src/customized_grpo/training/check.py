@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from customized_grpo.calibration.file import calibrated_rewards
 from customized_grpo.config import ConfigError, RunConfig
@@ -18,6 +19,7 @@ from customized_grpo.fields import BUILT_IN
 from customized_grpo.policies import adapter_size
 from customized_grpo.policies.libraries import missing_library
 from customized_grpo.run.access import check_access
+from customized_grpo.run.base_adapter import check_own_base_adapter
 from customized_grpo.run.trackers import Trackers
 from customized_grpo.runtime.device import problem_here
 from customized_grpo.training.kept_calibrations import kept_calibrations
@@ -53,6 +55,9 @@ def check_run(config: RunConfig, *, resume: bool) -> Check:
             check.notes.append(f"{problem}, if you train on this machine")
     with check.part():
         check_access(config, resume=resume)
+    with check.part():
+        if resume:
+            check_own_base_adapter(config.model, Path(config.output))
     with check.part():
         Trackers.check(config.tracking)
     with check.part():
