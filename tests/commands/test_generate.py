@@ -338,7 +338,8 @@ def test_an_adapter_of_the_base_is_used_on_the_distilled_model_as_that_is(
     assert (choice.settings().guidance, choice.settings().num_steps) == (None, 4)
     assert list(choice.notes()) == [f"{distilled} is distilled: no guidance, and 4 steps; --steps sets another number"]
     assert replace(choice, steps=7).settings().num_steps == 7
-    assert Generator.load(choice).policy.guidance == 1
+    policy: Any = Generator.load(choice).policy
+    assert policy.guidance == 1
     for model in (None, str(tmp_path / "base")):
         own = replace(choice, model=model)
         assert (own.settings().guidance, own.settings().num_steps, list(own.notes())) == (4, 25, [])

@@ -19,9 +19,8 @@ from customized_grpo.commands.train import run_training
 from customized_grpo.config import RunConfig, load_config
 from customized_grpo.cost.measured import Settings, measured
 from customized_grpo.data import Sample
-from customized_grpo.files.adapter_places import find_adapter
 from customized_grpo.policies import load_policy
-from customized_grpo.policies.adapter_file import weights_file
+from customized_grpo.policies.adapter_file import read_adapter
 from customized_grpo.policies.diffusers_policy import DiffusersPolicy
 from customized_grpo.training.assemble import add_adapter
 from measured_memory import peak_of
@@ -91,7 +90,7 @@ def test_a_whole_update_of_each_recipe(checkpoint: tuple[str, Path], tmp_path: P
     (row,) = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
     assert row["ratio_mean"] == pytest.approx(1, abs=1e-5)
     assert row["gradient_norm"] > 0
-    adapter = load_file(weights_file(find_adapter(run)))
+    adapter = read_adapter(run).tensors
     still = {name for name, tensor in adapter.items() if not tensor.any()}  # lora_B is zero before the update
     assert all("lora_B" in name and any(part in name for part in UNUSED) for name in still)
     assert sum(tensor.numel() for tensor in adapter.values()) >= measured(Settings.of(config)).adapter

@@ -124,10 +124,8 @@ def _phases(config: RunConfig, costs: Measured, images: Passes) -> dict[str, dic
     """What comes on top of the resident parts. Activations are those of one batch."""
     trained = config.window.size or config.sampling.num_steps - 1
     kept = 3 if config.objective.kind == "nft" or config.objective.trust != "clip" else 2  # tensors of a transition
-    rollout = {
-        "latents of the rollout": round(images.images * trained * kept) * costs.latents,
-        "encoded samples": REMEMBERED * costs.condition,
-    }
+    remembered = {"encoded samples": REMEMBERED * costs.condition}
+    rollout = {"latents of the rollout": round(images.images * trained * kept) * costs.latents, **remembered}
     gathered = {}
     if config.model.shard:
         gathered = {"gathered blocks": GATHERED * costs.largest_block}
@@ -142,9 +140,9 @@ def _phases(config: RunConfig, costs: Measured, images: Passes) -> dict[str, dic
         },
     }
     if config.evaluation.every:
-        phases["evaluation"] = {**gathered, "activations": _peak(costs.evaluation, costs.showing)}
+        phases["evaluation"] = {**remembered, **gathered, "activations": _peak(costs.evaluation, costs.showing)}
     if config.model.offload_text_encoders:
-        phases["encoding of prompts"] = {"text encoders": readers}
+        phases["encoding of prompts"] = {**remembered, "text encoders": readers}
     return phases
 
 

@@ -75,7 +75,8 @@ def _memory(estimate: Estimate) -> Iterator[str]:
             yield _row(f"  + {part}", size / unit)
     batches = f"{groups.rollout_batch} images in rollout and evaluation, {groups.update_batch} in the update"
     yield f"  activations of {batches}"
-    yield "  not counted: what rewards need while they score; CUDA itself, for which 7 % stay free"
+    yield "  not counted: what rewards need while they score, and the VAE while it encodes a"
+    yield "  reference; CUDA itself, for which 7 % stay free"
     if estimate.unknown:
         yield f"  not counted, because their size is not known: {', '.join(estimate.unknown)}"
 
