@@ -29,6 +29,7 @@ CALLERS_MISTAKES = {
 CAUGHT_INSIDE = {
     "__init__.py:__getattr__": "Python and hasattr expect an AttributeError",
     "data/images.py:_eight_bit_grey": "load_image makes a PictureError of it",
+    "data/images.py:_check_visible": "check_image makes a PictureError of it",
     "rewards/by_name.py:from_line": "pydantic makes a line of it, config.py a ConfigError",
     "data/subjects200k.py:_boxes": "the loader makes a problem of the list of it",
     "files/own_modules.py:_importer.import_": "user_code.py makes an OwnCodeError of it",

@@ -141,7 +141,8 @@ def generate(
         int | None, typer.Option(help="Pixels per side.  [default: the adapter's, or 512]", min=8, max=8192)
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Denoising steps.  [default: the adapter's, or 28]", min=1, max=1000)
+        int | None,
+        typer.Option(help="Denoising steps.  [default: the adapter's, or the model's usual]", min=1, max=1000),
     ] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16"] | None,
