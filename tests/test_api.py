@@ -170,6 +170,14 @@ def test_what_cannot_be_scored_is_refused(samples: list[Sample], tmp_path: Path)
         rewards.score(score, [Image.new("RGB", (8, 8))], samples[:2])
     with pytest.raises(InputError, match="check the path"):
         rewards.score(score, [tmp_path / "none.png"], samples[0])
+    for wrong, problem in (
+        (torch.zeros(1, 1), r"returned shape \(1, 1\) for 1 images"),
+        (torch.full((1,), torch.inf), "returned an infinity"),
+        (0.5, "returned float; return a tensor"),
+    ):
+        returning: Any = lambda *_, wrong=wrong: wrong  # noqa: E731
+        with pytest.raises(RunError, match=problem):
+            rewards.score(returning, [Image.new("RGB", (8, 8))], samples[0])
     for line, message in (
         ("clipt", "no reward is named 'clipt'; did you mean 'clip_t'"),
         ("dino against=x", "'reference' or 'other_view'"),

@@ -124,6 +124,17 @@ def test_a_calibration_fits_a_reward_that_runs_elsewhere(make_config: MakeConfig
         check_calibration(read_calibration(file), make_config(server.replace("PATH", "other")), file)
 
 
+def test_a_calibration_of_an_own_reward_with_options_fits_it(make_config: MakeConfig, written: Callable[[str], Path]):
+    own = "rewards.identity={name: 'scores.py:Own', options: {weights: [1, 2.5], mode: \"a 'b' c\"}, timeout: 1200}"
+    config = make_config(own)
+    measured = MEASURED.model_copy(update={"reward": str(config.rewards["identity"].as_metric())})
+    file = written(as_text({"identity": measured}))
+    assert set(check_calibration(read_calibration(file), config, file)) == {"identity"}
+    other = make_config(own.replace("2.5", "3"))
+    with pytest.raises(CalibrationError, match=r"was .*2\.5.* and is .*3.*; measure again"):
+        check_calibration(read_calibration(file), other, file)
+
+
 @pytest.mark.parametrize(
     ("key", "reward", "message"),
     [

@@ -123,6 +123,21 @@ def test_a_key_of_the_environment_is_sent_only_if_it_is_named(
     assert "sk-secret" in second
 
 
+def test_headers_of_the_environment_are_no_key(serve: Serve, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer sk-secret")
+    monkeypatch.setenv("MY_KEY", "sk-named")
+    server = serve(grade(3))
+    JUDGE.make(server)(GREY[:1], SAMPLES[:1])
+    JUDGE.make(server, api_key_env="MY_KEY")(GREY[:1], SAMPLES[:1])
+    assert [headers["authorization"] for _, headers, _ in server.requests] == ["Bearer none", "Bearer sk-named"]
+
+
+@pytest.mark.parametrize("timeout", [4.0, 5.0, 6.0])
+def test_the_client_waits_as_long_as_it_was_told(serve: Serve, timeout: float):
+    judge: Any = JUDGE.make(serve(grade(3)), timeout=timeout)
+    assert judge._client.timeout == timeout
+
+
 # --- the answer ------------------------------------------------------------------------------------------------------
 
 VERDICT = '{"reason": "the same {dog}", "grade": 3}'

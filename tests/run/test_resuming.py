@@ -16,8 +16,9 @@ from torch import Tensor
 
 from customized_grpo.config import RunConfig, load_config
 from customized_grpo.errors import UsageError
-from customized_grpo.files.adapter_places import checkpoints_of
+from customized_grpo.files.adapter_places import checkpoints_of, find_adapter
 from customized_grpo.files.durable import SavingError
+from customized_grpo.files.pretrained import ModelError
 from customized_grpo.policies.base import Policy
 from customized_grpo.run.access import RunDirectoryError, check_access
 from customized_grpo.run.checkpoints import find_damage
@@ -101,7 +102,11 @@ def test_a_run_with_more_updates_equals_the_longer_run(
         "resuming with tracking: [] -> [tensorboard]",
         "resuming with updates: 1 -> 3",
         "resuming with keep_last: 3 -> 9",
+        "the adapter of update 1 is now in adapter-step-00001",
     ]
+    with pytest.raises(ModelError, match=r"the run is not finished; name a checkpoint, .*step-00001"):
+        find_adapter(tmp_path / "run")
+    assert load_config(str(find_adapter(tmp_path / "run" / "adapter-step-00001"))).updates == 1
     longer.train()
     assert_same(longer, uninterrupted, adapter_of)
     assert [path.name for path in checkpoints_of(tmp_path / "run")] == ["step-00002", "step-00003"]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,10 @@ import yaml
 
 from customized_grpo.calibration.intervals import Estimate
 from customized_grpo.config import CONFIG
+from customized_grpo.files.adapter_places import find_adapter
+from customized_grpo.files.pretrained import ModelError
 from customized_grpo.measure.rows import EvaluationRow, mean_change, read_rows
+from customized_grpo.policies.adapter_file import adapter_digest
 from customized_grpo.report import formats
 from customized_grpo.report.cases import (
     BASE,
@@ -31,6 +36,8 @@ from customized_grpo.report.formats import ReportError
 from customized_grpo.report.labels import is_trained
 from customized_grpo.report.learning import at_end, at_start
 from customized_grpo.report.probes import PROBE, probe_part
+from customized_grpo.sharing.public import public
+from customized_grpo.sharing.scores import TUNED as EVALUATION_TUNED
 from customized_grpo.training.rules import UNWEIGHTED
 
 # --- the kind of a folder --------------------------------------------------------------------------------------------
@@ -46,8 +53,7 @@ def read_parts(folders: Sequence[Path]) -> list[Part]:
         by_kind[kind_of(folder)].append(folder)
     runs, evaluations = by_kind["run"], by_kind["evaluation"]
     for run in runs:
-        own = sorted(path for path in run.glob("evaluation-*") if KINDS["evaluation"](path))
-        evaluations += [path for path in own if path not in evaluations]
+        evaluations += [path for path in _own_evaluations(run) if path not in evaluations]
     parts = [_demo(folder) for folder in by_kind["demo"]]
     parts += [comparison_part(folder) for folder in by_kind["comparison"]]
     parts += [probe_part(folder) for folder in by_kind["probe"]]
@@ -56,6 +62,36 @@ def read_parts(folders: Sequence[Path]) -> list[Part]:
     parts += [_evaluations(evaluations)] if evaluations else []
     parts += [_runs(runs)] if runs else []
     return parts
+
+
+def _own_evaluations(run: Path) -> list[Path]:
+    """The evaluations in a run's folder that are finished and of the adapter that it has now."""
+    found = []
+    for path in sorted(path for path in run.glob("evaluation-*") if KINDS["evaluation"](path)):
+        if not (path / "summary.json").is_file():
+            warnings.warn(f"{path} is not finished, and left out; `evaluate` goes on with it", stacklevel=3)
+        elif path.name == EVALUATION_TUNED and not _is_of_adapter(path, run):
+            warnings.warn(f"{path} is of an earlier adapter of the run, and left out; evaluate again", stacklevel=3)
+        else:
+            found.append(path)
+    return found
+
+
+def _is_of_adapter(evaluation: Path, run: Path) -> bool:
+    """Whether an evaluation measured the adapter that the run has now."""
+    try:
+        adapter = find_adapter(run)
+    except ModelError:  # the run goes on and has no final adapter
+        return False
+    files = adapter.glob("*") if adapter.is_dir() else [adapter]
+    state = tuple(sorted((file.name, file.stat().st_mtime_ns) for file in files if file.is_file()))
+    measured = formats.read_json(evaluation / "settings.json", formats.SettingsShape)["adapter"]
+    return measured == _digest(adapter, state)
+
+
+@lru_cache(maxsize=64)
+def _digest(adapter: Path, state: object) -> str:  # noqa: ARG001 - what the studio asks for again and again
+    return adapter_digest(adapter)
 
 
 def _joined(run: Part, tested: Part) -> Part:
@@ -113,7 +149,7 @@ def _demo(folder: Path) -> Part:
         _before_and_after(title, summary[f"{BASE}{part}"], summary[f"{TUNED}{part}"]) for part, title in titles.items()
     ]
     columns = [(name, kept_cases(folder / "cases", name)) for name in (BASE, TUNED)]
-    facts = [*_facts(files), f"{summary['seconds']['install_excluded_total']:.0f} s in all"]
+    facts = [*_facts(files, history.updates), f"{summary['seconds']['install_excluded_total']:.0f} s in all"]
     film, wall = film_of(arms), wall_of(columns, seen)
     return Part("Demo", "Base and tuned", facts, tables, arms=arms, film=film, wall=wall, files=files)
 
@@ -143,7 +179,7 @@ def _runs(folders: Sequence[Path]) -> Part:
     return Part(
         "Run" if single else "Runs",
         arms[0].name if single else f"{len(arms)} runs",
-        _facts(read[0][1]) if single else (),
+        _facts(read[0][1], read[0][0].updates) if single else (),
         [table for table in [_run_table(arms)] if table],
         arms=arms,
         film=film,
@@ -195,15 +231,15 @@ def _evaluations(folders: Sequence[Path]) -> Part:
     kinds = [BASE if evaluation.is_base else TUNED for evaluation in evaluations]
     names = kinds if len(set(kinds)) == len(kinds) else distinct_names([e.folder for e in evaluations])
     named = list(zip(names, evaluations, strict=True))
-    first = evaluations[0]
+    first, about = evaluations[0], public(evaluations[0].settings)
     columns = [(name, evaluated_cases(evaluation.folder, evaluation.rows)) for name, evaluation in named]
     return Part(
         "Evaluation",
         " and ".join(names),
-        [f"{first.settings['model']} on {first.settings['data']}", f"{first.summary['images']} images"],
+        [f"{about['model']} on {about['data']}", f"{first.summary['images']} images"],
         [_evaluation_table(named)],
         wall=wall_of(columns, max(len(evaluation.rows) for evaluation in evaluations)),
-        files={f"{name}: settings": json.dumps(evaluation.settings, indent=2) for name, evaluation in named},
+        files={f"{name}: settings": json.dumps(public(e.settings), indent=2) for name, e in named},
     )
 
 
@@ -284,7 +320,7 @@ def _note_on_sampling(named: Sequence[tuple[str, _Evaluation]]) -> list[str]:
 
 def _history(folder: Path, name: str) -> tuple[History, dict[str, str]]:
     """A run's rows and its settings as text, without paths and command line: reports are passed around."""
-    config = formats.read_yaml(folder / CONFIG, formats.ConfigShape)
+    config = public(formats.read_yaml(folder / CONFIG, formats.ConfigShape))
     environment = formats.read_json(folder / "environment.json", formats.ENVIRONMENT)
     config.pop("output", None)
     environment.pop("command", None)
@@ -298,15 +334,16 @@ def _history(folder: Path, name: str) -> tuple[History, dict[str, str]]:
     return History(name, updates, held_out, warnings, folder / "images"), files
 
 
-def _facts(files: Mapping[str, str]) -> list[str]:
+def _facts(files: Mapping[str, str], updates: Rows) -> list[str]:
     config = yaml.safe_load(files["settings"])
     rule, kind = config["shaping"]["rule"], config["weighting"]["kind"]
     groups, adapter = config["groups"], config["adapter"]
-    images = config["updates"] * groups["prompts"] * groups["size"]
+    done, planned = int(updates[-1]["update"]) if updates else 0, config["updates"]
+    images = done * groups["prompts"] * groups["size"]
     return [
         f"{config['model']['path']} on {config['data']['source']}",
         rule.upper() if rule in UNWEIGHTED else f"{rule.upper()} + {'TDW' if kind == 'tdw' else f'{kind} weights'}",
-        f"{config['updates']} updates, {images:,} images",
+        f"{done if done == planned else f'{done} of {planned}'} updates, {images:,} images",
         f"LoRA rank {adapter['rank']}",
         f"seed {config['seed']}",
     ]

@@ -53,18 +53,21 @@ def score(
     pictures  PIL pictures or files, of any sizes, or a tensor [N, 3, H, W] in [0, 1]
     samples   what each picture should show: one sample for all, or one for each
 
-    Raises UsageError unless there is one sample for each picture, InputError or RunError if the reward cannot score.
+    Raises UsageError unless there is one sample for each picture, InputError or RunError if the reward cannot score or
+    returns something else than a number for each picture, as in training.
     """
     import numpy as np
     import torch
 
     from customized_grpo.data.images import load_image
+    from customized_grpo.rewards import scoring
 
+    name = getattr(reward, "__name__", type(reward).__name__)
     of_each = list(samples) if isinstance(samples, Sequence) else [samples] * len(pictures)
     if len(of_each) != len(pictures):
         raise UsageError(f"{len(pictures)} pictures and {len(of_each)} samples; give one sample, or one per picture")
     if isinstance(pictures, torch.Tensor):
-        return reward(pictures, of_each)
+        return scoring.score(name, reward, pictures, of_each)
     images = [torch.tensor(np.asarray(load_image(picture)) / 255).float().permute(2, 0, 1) for picture in pictures]
-    scores = [reward(image[None], [sample]) for image, sample in zip(images, of_each, strict=True)]
+    scores = [scoring.score(name, reward, image[None], [own]) for image, own in zip(images, of_each, strict=True)]
     return torch.cat(scores) if scores else torch.empty(0)

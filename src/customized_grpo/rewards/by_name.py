@@ -6,6 +6,7 @@ by an entry point: `files/plugins.py`.
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -116,7 +117,15 @@ def from_line(value: Any) -> Any:
     if twice := next((key for key in keys if keys.count(key) > 1), None):
         first = " (the first word)" if twice == "name" else ""
         raise ValueError(f"{value!r} has {twice} twice{first}; keep one")
-    return {key: text or (name if key == "name" else None) for key, _, text in pairs}
+    return {key: _value(text) if text else (name if key == "name" else None) for key, _, text in pairs}
+
+
+def _value(text: str) -> Any:
+    """A setting's text; a mapping or list that is written as JSON."""
+    try:
+        return json.loads(text) if text.startswith(("{", "[")) else text
+    except ValueError:
+        return text  # the field's type tells what is wrong
 
 
 AnyReward = Annotated[RewardSettings, _ByName, WrittenAs((str, *REWARDS.values(), OwnFunctionSettings))]

@@ -5,6 +5,7 @@ Settings of rewards behind a server are in `remote_settings`; `by_name` lists al
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
@@ -105,8 +106,15 @@ class RewardSettings(Section):
 
     def _line(self, *without: str) -> str:
         changed = self.model_dump(exclude_defaults=True, exclude={"name", "role", "weight", *without})
-        texts = {key: "" if value is None else shlex.quote(str(value)) for key, value in changed.items()}
+        texts = {key: "" if value is None else shlex.quote(_as_text(value)) for key, value in changed.items()}
         return " ".join([shlex.quote(self.name), *(f"{key}={text}" for key, text in texts.items())])
+
+
+def _as_text(value: object) -> str:
+    """A setting as a line holds it: mappings and lists as JSON, which `from_line` reads."""
+    if isinstance(value, Mapping | list | tuple):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
 
 
 class EncoderSettings(RewardSettings):

@@ -125,7 +125,9 @@ class Judge(RemoteReward):
         self._client = OpenAI(
             base_url=connection.url,
             api_key=connection.key or NO_KEY,
+            timeout=connection.timeout,  # of httpx2's usual 5 seconds the client would make 600
             max_retries=0,  # `RemoteReward` retries: it also covers answers without a grade
+            default_headers={"Authorization": f"Bearer {connection.key or NO_KEY}"},  # none from OPENAI_CUSTOM_HEADERS
             http_client=self._http,
         )
 

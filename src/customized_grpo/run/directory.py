@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from customized_grpo.config import CONFIG, RunConfig, dump_config
+from customized_grpo.config import CONFIG, RunConfig, dump_config, load_config
 from customized_grpo.files.adapter_places import BEST, FINAL, FOLDER, bests_of, checkpoints_of, update_of
 from customized_grpo.files.durable import (
     SAVING,
@@ -89,6 +89,7 @@ class RunDirectory:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = take_lock(path)
             try:
+                self._set_aside_shorter()
                 write_text(path / CONFIG, dump_config(config))  # first: with it, the run can be resumed
                 self._keep_beside(path)
                 write_text(path / ENVIRONMENT, json.dumps(environment(), indent=2) + "\n")
@@ -98,6 +99,21 @@ class RunDirectory:
             except BaseException:
                 self._lock.release()
                 raise
+
+    def _set_aside_shorter(self) -> None:
+        """Rename the final adapters of a run that is made longer: until it ends, it has none."""
+        for name in (FINAL, f"{FINAL}-{EMA}"):
+            finished = self.path / name
+            if not (finished / CONFIG).is_file():
+                continue
+            update = load_config(str(finished)).updates
+            if update < self.config.updates:
+                target = self.path / f"{name}-step-{update:05d}"
+                if target.exists():
+                    remove_folder(target)
+                finished.replace(target)
+                sync(self.path)
+                self.notices.append(f"the adapter of update {update} is now in {target.name}")
 
     @property
     def resume_command(self) -> str:

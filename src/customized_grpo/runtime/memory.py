@@ -63,7 +63,7 @@ class MicroBatches:
         if not can_repeat:
             raise MemoryExhaustedError(
                 f"out of memory ({first_line(error)}), and several processes cannot repeat an update; resume with "
-                f"--resume and groups.rollout_batch={max(self.rollout // 2, 1)} "
+                f"--resume and groups.batch=null groups.rollout_batch={max(self.rollout // 2, 1)} "
                 f"groups.update_batch={max(self.update // 2, 1)}"
             ) from None
         if self.rollout == self.update == 1:

@@ -74,7 +74,7 @@ class Trained:
             return None
         config = load_config(str(folder))
         run = next((each for each in list(folder.parents)[:3] if (each / "environment.json").is_file()), None)
-        average = folder.name in (EMA, f"{FINAL}-{EMA}")
+        average = folder.name == EMA or folder.name.startswith(f"{FINAL}-{EMA}")
         saved = folder.parent if folder.name == EMA else folder
         number = saved.name.removeprefix("step-")
         update = int(number) if saved.name.startswith("step-") and number.isdecimal() else config.updates

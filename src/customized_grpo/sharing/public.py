@@ -20,7 +20,7 @@ _IN_TEXT = re.compile(r"(?<![\w.:/])(?:[A-Za-z]:\\|/|~/)[^\s,;'\"]*[^\s,;'\".]")
 
 def public_config(config: RunConfig) -> RunConfig:
     """The configuration in which paths outside the working folder are their last names, and servers unnamed."""
-    return RunConfig.model_validate(_public(config.model_dump(mode="json")))
+    return RunConfig.model_validate(public(config.model_dump(mode="json")))
 
 
 def public_name(path: str) -> str:
@@ -28,11 +28,12 @@ def public_name(path: str) -> str:
     return PureWindowsPath(path).name or "data" if _FOLDERS.match(path) else path
 
 
-def _public(value: Any) -> Any:
+def public(value: Any) -> Any:
+    """A setting, or a mapping or list of settings, as others may see it."""
     if isinstance(value, dict):
-        return {key: entry if key in WORDS else _public(entry) for key, entry in value.items()}
+        return {key: entry if key in WORDS else public(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_public(entry) for entry in value]
+        return [public(entry) for entry in value]
     if not isinstance(value, str):
         return value
     if value.startswith(("http://", "https://")):

@@ -115,7 +115,8 @@ class HeldOut:
             if len(cases) == 1 or self.processes.count > 1:
                 raise MemoryExhaustedError(
                     f"out of memory while evaluating {len(cases)} images at a time ({first_line(error)}); continue "
-                    "with --resume and a smaller groups.rollout_batch, or with a smaller evaluation.height and width"
+                    "with --resume, groups.batch=null and a smaller groups.rollout_batch, or with a smaller "
+                    "evaluation.height and width"
                 ) from None
         middle = len(cases) // 2  # outside of `except`, which would keep the failed attempt's tensors alive
         return torch.cat([self._generate(policy, sigmas, half) for half in (cases[:middle], cases[middle:])])
