@@ -160,6 +160,9 @@ def test_a_reward_scores_pictures_of_any_size(samples: list[Sample]):
     double = pictures[0].resize((64, 64), Image.Resampling.NEAREST)
     torch.testing.assert_close(rewards.score(reward, [pictures[0], double], samples[0])[:1], scores[:1])
     assert rewards.score(reward, [], samples[0]).shape == (0,)
+    pixels[1, 0, 3, 3] = torch.nan
+    with pytest.warns(UserWarning, match="1 images hold NaN or infinities, and are not scored"):
+        assert rewards.score(reward, pixels, samples[:3]).isnan().tolist() == [False, True, False]
 
 
 def test_what_cannot_be_scored_is_refused(samples: list[Sample], tmp_path: Path):

@@ -182,6 +182,9 @@ def test_a_grade_is_read_from_what_judges_write_around_it(serve: Serve, content:
         (completion("I would say 3 of 4"), "from 0 to 4 in 'I would say 3 of 4'"),
         (completion('{"reason": "same"}'), "no grade from 0 to 4"),
         (completion(f"[{VERDICT}, {VERDICT}]"), "no grade from 0 to 4"),  # of two references, perhaps
+        (completion(json.dumps({"shape": {"grade": 4}, "colour": {"grade": 0}})), "no grade from 0 to 4"),
+        (completion('{"reason": "the sign says "{"grade": 4}" clearly", "grade": 0}'), "no grade from 0 to 4"),
+        (completion('{"reason": "same", "grade": 0, } For a 4: {"reason": "", "grade": 4}'), "no grade from 0 to 4"),
         (completion(f'{VERDICT} Or rather {{"grade": 7}}'), "no grade from 0 to 4"),
         (completion(f"<think>{VERDICT}</think>I cannot say."), "no grade from 0 to 4 in 'I cannot say.'"),
         (completion(f"<think>{VERDICT}</think>"), "no grade from 0 to 4 in '<think>{"),

@@ -137,7 +137,7 @@ def test_moved_data_is_the_same_data(folder: Path):
         (folder / "moved").mkdir(exist_ok=True)
         (folder / f"{subject}.png").rename(folder / "moved" / f"{subject}.png")
     assert start("data.root=moved", "updates=3", resume=True).samples
-    assert len(make_request("run", ["data.root=moved"]).samples) == 6
+    assert len(make_request("run/adapter-step-00002", ["data.root=moved"]).samples) == 6
 
 
 # --- what evaluate takes for held out --------------------------------------------------------------------------------
@@ -244,3 +244,13 @@ def test_a_digest_tells_text_from_pictures_and_ignores_ids_and_paths(tmp_path: P
     with Image.open(tmp_path / "a.png") as picture:
         in_memory = Sample(id="x", subject="s", prompt="p", references=(picture,))
         assert digests([in_memory])["x"].text == of().text
+
+
+def test_until_something_is_trained_the_data_may_be_divided_anew(folder: Path):
+    shutil.rmtree("run/checkpoints")
+    Path("run/checkpoints/step-00001.saving").mkdir(parents=True)  # left by a crash while it was saved
+    settings = ("seed=1", "data.train_samples=4", "data.held_out_share=0.25")
+    fresh, again = start(*settings, "output=fresh"), start(*settings, resume=True)
+    assert [sample.id for sample in again.plan.samples] == [sample.id for sample in fresh.plan.samples]
+    assert len(again.plan.samples) == 4
+    assert OwnSamples.read(folder / "run") == OwnSamples.read(folder / "fresh")

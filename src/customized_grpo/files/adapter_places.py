@@ -18,6 +18,11 @@ def checkpoints_of(run: Path) -> list[Path]:
     return sorted(folders, key=update_of)
 
 
+def has_trained(run: Path) -> bool:
+    """Whether a run has a checkpoint, perhaps a damaged one. Until then it starts over, with any settings."""
+    return any(re.fullmatch(r"step-\d+(\.damaged)?", path.name) for path in (run / FOLDER).glob("step-*"))
+
+
 def bests_of(run: Path) -> list[Path]:
     """The folders of a run's best adapters, oldest first. Usually one; before the next checkpoint also older ones."""
     folders = (path for path in (run / BEST).glob("step-*") if re.fullmatch(r"step-\d+", path.name))

@@ -159,4 +159,9 @@ def score(name: str, reward: Reward, images: Tensor, samples: Sequence[Sample]) 
         scores = scores.to(torch.float32)
     if scores.isinf().any():
         raise RewardError(f"reward {name!r} returned an infinity; return NaN for an image that could not be scored")
-    return scores.detach().cpu().clone()  # a reward may write its next scores into the same tensor
+    scores = scores.detach().cpu().clone()  # a reward may write its next scores into the same tensor
+    broken = ~images.isfinite().flatten(1).all(dim=1).cpu()
+    if broken.any():  # as PNG they would be black
+        warnings.warn(f"{int(broken.sum())} images hold NaN or infinities, and are not scored", stacklevel=2)
+        scores[broken] = torch.nan
+    return scores

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -67,6 +67,7 @@ _BEGIN = re.compile(rf"<{_THOUGHTS}>|\[THINK\]|◁think▷", re.IGNORECASE)
 _END = re.compile(rf"</{_THOUGHTS}>|\[/THINK\]|◁/think▷", re.IGNORECASE)
 _GRADE = re.compile(r"([0-4])(\.0*)?(\s*(/|of|out of)\s*4)?")  # as text: "3", "3.0", "3/4", "3 out of 4"
 _JSON_BEGINS = re.compile(r"[\[{]")
+_UNREAD = re.compile(r'"grade"\s*:')
 _JSON = json.JSONDecoder(strict=False)  # allows line ends in the reason
 
 
@@ -211,21 +212,32 @@ def _last_grade(answer: str) -> int | None:
 
     Models put a code fence, a few words or their first thoughts around the JSON.
     """
-    last, end, start = None, 0, 0
+    last, end, start, rest = None, 0, 0, answer
     while found := _JSON_BEGINS.search(answer, start):
         start = found.start()
         try:
             value, after = _JSON.raw_decode(answer, start)
+            grades = list(_grades(value))
         except (ValueError, RecursionError):
-            value, after = None, start
-        objects = value if isinstance(value, list) else [value]
-        grades = [each["grade"] for each in objects if isinstance(each, dict) and "grade" in each]
+            grades, after = [], start
         if grades:
             last, end = (_as_grade(grades[0]) if len(grades) == 1 else None), after
+            rest = rest[:start] + " " * (after - start) + rest[after:]
         start = after if grades else start + 1
+    if _UNREAD.search(rest):  # JSON that is broken, perhaps around one that is not
+        return None
     if _BEGIN.search(answer) and answer[end:].strip("` \n"):  # thoughts that never end, not yet the answer
         return None
     return last
+
+
+def _grades(value: Any) -> Iterator[Any]:
+    """What the objects in a JSON value call their grade."""
+    if isinstance(value, dict) and "grade" in value:
+        yield value["grade"]
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _grades(each)
 
 
 def _as_grade(value: Any) -> int | None:

@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 
 from customized_grpo.config import CONFIG, ConfigError, RunConfig, load_config
 from customized_grpo.errors import InputError
-from customized_grpo.files.adapter_places import FOLDER, checkpoints_of, update_of
+from customized_grpo.files.adapter_places import checkpoints_of, has_trained, update_of
 from customized_grpo.files.durable import SAVING, folder_problem, reason_of
 from customized_grpo.run.changes import changes, refusal
 
@@ -71,7 +71,7 @@ def _changed_settings(path: Path, new: RunConfig) -> list[str]:
     except ConfigError as error:
         raise RunDirectoryError(f"{path / CONFIG} is not a configuration of this version:\n{error}") from error
     changed = changes(old, new)
-    if not any((path / FOLDER).glob("*")):  # nothing is trained yet: the run starts again from the first update
+    if not has_trained(path):  # nothing is trained yet: the run starts again from the first update
         return [f"resuming with {change}" for change in changed]
     refused = [refusal(change) for change in changed if not change.allowed]
     finished = max(map(update_of, checkpoints_of(path)), default=0)

@@ -150,6 +150,12 @@ class Processes:
         if self.main:
             self._wait()
 
+    def at_once(self, error: Exception) -> Exception:
+        """The error, as soon as all processes have it: a launcher ends the others when one exits, and the first may
+        still be saving."""
+        self._wait()
+        return error
+
     def _wait(self) -> None:
         with _collective():
             PartialState().wait_for_everyone()

@@ -8,24 +8,30 @@ from customized_grpo.calibration.file import (
     CALIBRATION,
     CalibrationError,
     RewardCalibration,
+    calibration_problems,
     check_calibration,
     read_calibration,
 )
 from customized_grpo.config import RunConfig
-from customized_grpo.files.adapter_places import checkpoints_of
+from customized_grpo.files.adapter_places import checkpoints_of, has_trained
 from customized_grpo.training.rules import needs_calibration
 
 
 def kept_calibrations(config: RunConfig, *, resume: bool) -> dict[str, RewardCalibration] | None:
     """What is known before anything is measured: the file of the run that is resumed, or the file of the recipe.
 
-    None if the run uses no calibration. Raises CalibrationError.
+    A run that has not trained yet may have other rewards now: its own file is then used if it is still theirs. None if
+    the run uses no calibration. Raises CalibrationError.
     """
     run, file = Path(config.output), config.shaping.calibration
     if file is None and not needs_calibration(config):
         return None
-    if resume and (checkpoints_of(run) or (run / CALIBRATION).exists()):
+    if resume and has_trained(run):
         return check_calibration(_of_run(run), config, run / CALIBRATION)
+    if resume and file is None and (run / CALIBRATION).exists():
+        own = read_calibration(run / CALIBRATION)
+        if not any(calibration_problems(own, config)):
+            return check_calibration(own, config, run / CALIBRATION)
     return {} if file is None else check_calibration(read_calibration(Path(file)), config, file)
 
 

@@ -13,7 +13,7 @@ from customized_grpo.data import Sample
 from customized_grpo.data.digests import digests
 from customized_grpo.data.subsets import fair_order, subset
 from customized_grpo.fields import BUILT_IN
-from customized_grpo.files.adapter_places import checkpoints_of
+from customized_grpo.files.adapter_places import has_trained
 from customized_grpo.rewards.settings import INSTEAD, IdentitySettings
 from customized_grpo.run.own_samples import OWN_SAMPLES, RESTORE, OwnSamples, read_data
 from customized_grpo.sections import Data
@@ -52,11 +52,12 @@ def own_samples(
     data = config.data
     if data.source in BUILT_IN:
         return *load_samples(config), None
-    known = OwnSamples.read(Path(config.output)) if resume else None
+    run = Path(config.output)
+    known = OwnSamples.read(run) if resume and has_trained(run) else None
     if known is None:
         train, held_out = _divide(data, config.seed)
         known = OwnSamples.of(train, held_out) if check else None
-        if known is not None and resume and checkpoints_of(Path(config.output)):
+        if known is not None and resume and has_trained(run):
             warnings.warn(
                 f"the run has no {OWN_SAMPLES}, as older versions left it: whether its data is what it was cannot be "
                 "checked, and is recorded from now on",

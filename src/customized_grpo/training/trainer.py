@@ -134,7 +134,7 @@ class Trainer:
                         position = Position(self.update, learner.steps, *remembered)
                         directory.checkpoint(position, self.policy, learner.optimizer, self.shadows)
                     if degraded:
-                        raise degraded
+                        raise self.processes.at_once(degraded)
             if self.update < config.updates:
                 with self.processes.main_first():  # an exiting rank makes the launcher kill the rest: 0 saves first
                     message = directory.pause(self.update)
