@@ -36,7 +36,8 @@ from customized_grpo.measure.rows import (
 from customized_grpo.policies import load_policy
 from customized_grpo.policies.base import Policy
 from customized_grpo.rewards import Reward
-from customized_grpo.rewards.scoring import Reasons, score
+from customized_grpo.rewards.remote_settings import RemoteSettings
+from customized_grpo.rewards.scoring import Reasons, RewardError, score
 from customized_grpo.run.base_adapter import check_base_adapter
 from customized_grpo.run.cases import keep_reference
 from customized_grpo.runtime.device import usable_device
@@ -53,6 +54,7 @@ def write_evaluation(request: EvaluationRequest, output: Path, against: Path | N
     if against is not None:
         base = with_joint_quality(request, _comparable_rows(request, against))
     rows = with_joint_quality(request, evaluate(request, output))
+    _check_answered(request, rows)
     summary = summarise(request, rows, base)
     texts = [table(summary)]
     if request.protocol:
@@ -74,7 +76,8 @@ def write_evaluation(request: EvaluationRequest, output: Path, against: Path | N
 def evaluate(request: EvaluationRequest, output: Path, *, keep_pictures: bool = True) -> list[EvaluationRow]:
     """Generate and score what `output` does not hold yet; returns all rows, in the order of the list.
 
-    Writes settings.json, rows.jsonl, images/ and references/. Raises ConfigError if `output` holds something else.
+    Images that a server did not score are among these: they are drawn once more, and it is asked again. Writes
+    settings.json, rows.jsonl, images/ and references/. Raises ConfigError if `output` holds something else.
     """
     if not request.samples:
         raise ConfigError(f"{request.config.data.source} leaves nothing to evaluate on")
@@ -82,6 +85,9 @@ def evaluate(request: EvaluationRequest, output: Path, *, keep_pictures: bool = 
     _warn_of_unscorable(request)
     cases = [(sample, index) for sample in request.samples for index in range(request.images)]
     finished = {row.key: row for row in read_rows(output / ROWS)}
+    for unanswered in _unanswered(request, list(finished.values())).values():
+        for row in unanswered:
+            finished.pop(row.key, None)
     pending = [(number, case) for number, case in enumerate(cases) if (case[0].id, case[1]) not in finished]
     loaded = _load(request) if pending else None  # before anything is written: loading can fail
     make_folder(output)
@@ -98,6 +104,27 @@ def evaluate(request: EvaluationRequest, output: Path, *, keep_pictures: bool = 
                 if math.isnan(row.scores[name]) and not settings[name].lacking(sample):  # those are known already
                     reasons.tell(name, metric, "it gives no reason; check-rewards shows what it can score")
     return [finished[sample.id, index] for sample, index in cases]
+
+
+def _unanswered(request: EvaluationRequest, rows: Sequence[EvaluationRow]) -> dict[str, list[EvaluationRow]]:
+    """The rows that a reward behind a server should have scored and did not, by metric."""
+    samples = {sample.id: sample for sample in request.samples}
+    remote = {name: each for name, each in request.all_metrics().items() if isinstance(each, RemoteSettings)}
+    return {
+        name: [row for row in rows if math.isnan(row.scores[name]) and not metric.lacking(samples[row.sample])]
+        for name, metric in remote.items()
+    }
+
+
+def _check_answered(request: EvaluationRequest, rows: Sequence[EvaluationRow]) -> None:
+    """Raises RewardError if a server left more images without a score than `max_unscored` allows."""
+    limit = request.config.max_unscored
+    for name, unanswered in _unanswered(request, rows).items():
+        if len(unanswered) > limit * len(rows):
+            raise RewardError(
+                f"{name} scored {len(rows) - len(unanswered)} of {len(rows)} images, and max_unscored is {limit:g}; "
+                "the same command asks for the others again"
+            )
 
 
 def _warn_of_unscorable(request: EvaluationRequest) -> None:
