@@ -334,6 +334,14 @@ def test_processes_with_different_folders_do_not_train_together(make_config: Mak
     in_processes(2, work, tmp_path)
 
 
+def test_processes_with_other_data_do_not_train_together(make_config: MakeConfig, tmp_path: Path):
+    def work() -> None:
+        with pytest.raises(DistributedError, match="process 1 has read other data than process 0"):
+            assemble(make_config(f"seed={Processes('cpu').index}", "groups.prompts=2", f"output={tmp_path / 'run'}"))
+
+    in_processes(2, work, tmp_path)
+
+
 def test_every_process_needs_a_group(make_config: MakeConfig, tmp_path: Path):
     def work() -> None:
         with pytest.raises(ConfigError, match=r"groups\.prompts=1 leaves some of the 2 processes without a group"):

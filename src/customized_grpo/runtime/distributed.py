@@ -8,6 +8,7 @@ update needs.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -130,6 +131,17 @@ class Processes:
                 raise DistributedError(
                     f"process 0 resumes from {main}, process {index} from {other}: they would train different "
                     "models; all processes need the same run folder, on a file system that every node sees: output=..."
+                )
+
+    def check_data(self, texts: object) -> None:
+        """Raises DistributedError unless all processes have the same texts, in the same order."""
+        digest = hashlib.blake2b(repr(texts).encode("utf-8", "surrogatepass"), digest_size=6).digest()
+        digests = self.gather(torch.tensor([int.from_bytes(digest, "big")]), self.count).tolist()
+        for index, other in enumerate(digests):
+            if other != digests[0]:
+                raise DistributedError(
+                    f"process {index} has read other data than process 0: they would train on different samples; "
+                    "data.source and data.root have to hold the same on every node"
                 )
 
     def from_main(self, value: T) -> T:

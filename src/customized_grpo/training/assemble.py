@@ -102,6 +102,7 @@ def assemble(config: RunConfig, *, resume: bool = False) -> Trainer:
     ]
     if problems:
         raise ConfigError("\n".join(problems))
+    processes.check_data([(sample.id, sample.subject, sample.prompt) for sample in (*train, *held_out)])
     kept = kept_calibrations(config, resume=resume)
     local = config.model_copy(update={"device": str(processes.device)})  # this process's own GPU
     rewards = load_rewards(local)  # first, because a generator takes minutes and a reward's path may be wrong
