@@ -71,6 +71,9 @@ def test_real_photographs_are_scored_by_metrics_that_compare_with_the_reference(
         ("dino model=facebook/dinov2-base", None),
         ("dino preprocess=benchmark against=other_view", None),
         ("clip_i model=openai/clip-vit-base-patch32", "CLIP-I"),
+        ("clip_i model=openai/clip-vit-large-patch14", None),
+        ("clip_t model=/models/clip-vit-base-patch32", "CLIP-T"),
+        ("dino model=facebook/dinov2-base preprocess=benchmark", None),
         ("clip_i region=centre", None),
         ("clip_t", "CLIP-T"),
         ("hpsv3", "HPSv3"),
@@ -99,6 +102,16 @@ def test_the_table_lists_what_was_measured_here_before_what_was_published():
     assert len(lines) == 4 + len(PUBLISHED) + 2
     assert "| Customized-GRPO | 0.812 | - | - | 8.32 | arXiv 2510.18263, read off its figure |" in lines
     assert lines[-1] == CAUTION
+
+
+def test_a_customary_metric_of_another_encoder_is_told_and_fills_no_column():
+    metrics = {"clip_i": parse_reward("clip_i model=openai/clip-vit-large-patch14")}
+    lines = customary_table(metrics, {"tuned": {"clip_i": Estimate(0.8, 0.7, 0.9)}}).splitlines()
+    assert lines[2] == "| tuned | - | - | - | - | measured here |"
+    told = (
+        "CLIP-I is not filled: measured with openai/clip-vit-large-patch14, and customarily with openai/clip-vit-base"
+    )
+    assert lines[-2].startswith(told)
 
 
 def test_masks_add_identity_inside_the_mask(cats: list[Sample]):

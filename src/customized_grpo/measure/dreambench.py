@@ -58,6 +58,11 @@ PUBLISHED = (
     Published("FLUX.1-Kontext", (0.839, 0.910, 0.321, None), _DISCO),
     Published("UNO", (0.827, 0.899, 0.311, None), _DISCO),
 )
+ENCODERS = {  # that published rows were measured with
+    "dino": "facebook/dino-vits16",
+    "clip_i": "openai/clip-vit-base-patch32",
+    "clip_t": "openai/clip-vit-base-patch32",
+}
 CAUTION = (
     "Protocols differ between papers: four of them report a DINO of .707, .760, .814 and .827 for the same UNO. "
     "Compare rows measured here with each other; published rows are for orientation. An identity score above that of "
@@ -73,6 +78,17 @@ def mask_metrics(config: RunConfig, samples: Sequence[Sample]) -> tuple[RewardSe
 
 def column_of(metric: RewardSettings) -> str | None:
     """The customary column that a metric fills; None if it is not part of the customary table."""
+    return None if _other_model(metric) else _column_by_name(metric)
+
+
+def _other_model(metric: RewardSettings) -> str | None:
+    """The encoder of a metric, if it is another one than published rows were measured with."""
+    model, customary = getattr(metric, "model", None), ENCODERS.get(metric.name)
+    same = model is None or customary is None or Path(model).name == Path(customary).name  # a folder may hold it
+    return None if same else str(model)
+
+
+def _column_by_name(metric: RewardSettings) -> str | None:
     name, *options = metric.label.split()
     if name == "dino":
         return "DINO" if options == ["preprocess=benchmark"] else None
@@ -134,7 +150,12 @@ def customary_table(
         cells = [estimates.get(names.get(column, "")) for column in COLUMNS]
         lines.append(_row(method, [_cell(None if cell is None else cell.mean) for cell in cells], "measured here"))
     lines += [_row(row.method, [_cell(value) for value in row.scores], row.source) for row in PUBLISHED]
-    return "\n".join([*lines, "", CAUTION])
+    left_out = [
+        f"{column} is not filled: measured with {other}, and customarily with {ENCODERS[metric.name]}."
+        for metric in metrics.values()
+        if (other := _other_model(metric)) and (column := _column_by_name(metric))
+    ]
+    return "\n".join([*lines, "", *left_out, CAUTION])
 
 
 def _row(method: str, cells: Sequence[str], source: str) -> str:
