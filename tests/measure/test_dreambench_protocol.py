@@ -114,6 +114,13 @@ def test_a_customary_metric_of_another_encoder_is_told_and_fills_no_column():
     assert lines[-2].startswith(told)
 
 
+def test_an_encoder_in_a_folder_fills_its_column_and_the_table_names_the_folder(tmp_path: Path):
+    metrics = {"clip_i": parse_reward(f"clip_i model={tmp_path}")}
+    lines = customary_table(metrics, {"tuned": {"clip_i": Estimate(0.8, 0.7, 0.9)}}).splitlines()
+    assert lines[2] == "| tuned | - | 0.800 | - | - | measured here |"
+    assert lines[-2] == f"CLIP-I is measured with {tmp_path}, and customarily with openai/clip-vit-base-patch32."
+
+
 def test_masks_add_identity_inside_the_mask(cats: list[Sample]):
     config = load_config("dreambench")
     assert mask_metrics(config, cats) == ()

@@ -77,14 +77,19 @@ def mask_metrics(config: RunConfig, samples: Sequence[Sample]) -> tuple[RewardSe
 
 
 def column_of(metric: RewardSettings) -> str | None:
-    """The customary column that a metric fills; None if it is not part of the customary table."""
-    return None if _other_model(metric) else _column_by_name(metric)
+    """The customary column that a metric fills; None if it is not part of the customary table.
+
+    A metric of another published encoder fills none. What a local folder holds is for its owner to know, so it fills
+    the column, and the table names the folder.
+    """
+    model = _other_model(metric)
+    return _column_by_name(metric) if model is None or Path(model).is_dir() else None
 
 
 def _other_model(metric: RewardSettings) -> str | None:
-    """The encoder of a metric, if it is another one than published rows were measured with."""
+    """The encoder of a metric, if its name is not that of the encoder that published rows were measured with."""
     model, customary = getattr(metric, "model", None), ENCODERS.get(metric.name)
-    same = model is None or customary is None or Path(model).name == Path(customary).name  # a folder may hold it
+    same = model is None or customary is None or Path(model).name == Path(customary).name
     return None if same else str(model)
 
 
@@ -150,12 +155,13 @@ def customary_table(
         cells = [estimates.get(names.get(column, "")) for column in COLUMNS]
         lines.append(_row(method, [_cell(None if cell is None else cell.mean) for cell in cells], "measured here"))
     lines += [_row(row.method, [_cell(value) for value in row.scores], row.source) for row in PUBLISHED]
-    left_out = [
-        f"{column} is not filled: measured with {other}, and customarily with {ENCODERS[metric.name]}."
+    others = [
+        f"{column} is {'measured' if column_of(metric) else 'not filled: measured'} with {other}, "
+        f"and customarily with {ENCODERS[metric.name]}."
         for metric in metrics.values()
         if (other := _other_model(metric)) and (column := _column_by_name(metric))
     ]
-    return "\n".join([*lines, "", *left_out, CAUTION])
+    return "\n".join([*lines, "", *others, CAUTION])
 
 
 def _row(method: str, cells: Sequence[str], source: str) -> str:
