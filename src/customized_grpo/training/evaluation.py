@@ -18,11 +18,12 @@ from customized_grpo.data.images import to_pictures
 from customized_grpo.errors import first_line
 from customized_grpo.files.pictures import Shown
 from customized_grpo.policies.base import Policy
+from customized_grpo.policies.shadow import Shadow
 from customized_grpo.rewards import Reward
 from customized_grpo.rewards.scoring import Reasons, score
 from customized_grpo.runtime.distributed import Processes
 from customized_grpo.runtime.memory import MemoryExhaustedError
-from customized_grpo.training.record import spread
+from customized_grpo.training.record import spread, with_average
 from customized_grpo.training.rollout import derive_seed, generate
 
 
@@ -121,11 +122,21 @@ class HeldOut:
         middle = len(cases) // 2  # outside of `except`, which would keep the failed attempt's tensors alive
         return torch.cat([self._generate(policy, sigmas, half) for half in (cases[:middle], cases[middle:])])
 
-    def report(self, policy: Policy, sigmas: Tensor, *, grid: int) -> tuple[dict[str, Any], list[Shown]]:
+    def report(
+        self, policy: Policy, sigmas: Tensor, *, grid: int, average: Shadow | None = None
+    ) -> tuple[dict[str, Any], list[Shown]]:
         """Mean, standard deviation and count of every metric's scores, and the first `grid` cases.
 
-        A run that has calibrations also gets the figure `joint_calibrated`, from the scores of its rewards.
+        A run that has calibrations also gets the figure `joint_calibrated`, from the scores of its rewards. A run that
+        keeps an average of its adapter also gets the figures of the average.
         """
+        figures, shown = self._figures(policy, sigmas, grid)
+        if average is None:
+            return figures, shown
+        with average.in_place():
+            return with_average(figures, self._figures(policy, sigmas, 0)[0]), shown
+
+    def _figures(self, policy: Policy, sigmas: Tensor, grid: int) -> tuple[dict[str, Any], list[Shown]]:
         scored = self.evaluate(policy, sigmas, shown=grid)
         scores = dict(scored.scores)
         if self.calibrations:

@@ -49,8 +49,9 @@ from customized_grpo.training.evaluation import HeldOut, evaluation_sigmas
 from customized_grpo.training.forward import ForwardSampler
 from customized_grpo.training.learner import Learner
 from customized_grpo.training.plan import Plan
-from customized_grpo.training.record import best_value, clock, progress_line, reward_figures, spread, with_average
+from customized_grpo.training.record import best_value, clock, progress_line, reward_figures, spread
 from customized_grpo.training.rollout import Rollout, Sampler
+from customized_grpo.training.saving import Saver
 from customized_grpo.training.shaper import Shaper
 from customized_grpo.training.undo import Before
 from customized_grpo.training.watch import DEGRADATION, TrainingError, Watch, degradation, refuse_ratio
@@ -93,6 +94,7 @@ class Trainer:
         self.learner = Learner(
             config, self.policy, self.sampler, self.plan, self.batches, self.processes, tuple(self.shadows.values())
         )
+        self.saver = Saver(self.directory, self.policy, self.learner, self.shadows)
         self.forward = None  # samples in place of the other one with nft
         if config.objective.kind == "nft":
             self.shadows[OLD] = old = Shadow(self.policy, config.objective.old_decay)
@@ -110,8 +112,7 @@ class Trainer:
         config, directory, learner, every = self.config, self.directory, self.learner, self.config.evaluation.every
         with closing(directory), self.scorer.abort_remote_on_error(), StopRequest() as stop:
             with self.processes.main_first():
-                position = directory.restore(self.policy, learner.optimizer, self.shadows)
-                degraded = self._resume(position, *directory.logs())
+                degraded = self._resume(self.saver.restore(), *directory.logs())
             self.processes.check_position(self.update, learner.steps)
             if degraded:
                 raise degraded
@@ -130,9 +131,7 @@ class Trainer:
                     degraded = self._act_on(row.get("warnings", ()))
                     stopping = self.processes.any(stop.requested)  # asked once: every process acts on one answer
                     if stopping or degraded or self.update % config.save_every == 0 or self.update == config.updates:
-                        remembered = self.shaper.running.as_dict(), self.batches.as_dict()
-                        position = Position(self.update, learner.steps, *remembered)
-                        directory.checkpoint(position, self.policy, learner.optimizer, self.shadows)
+                        self.saver.save(self._position)
                     if degraded:
                         raise self.processes.at_once(degraded)
             if self.update < config.updates:
@@ -140,6 +139,10 @@ class Trainer:
                     message = directory.pause(self.update)
                 stop.exit(message)
             directory.finish(self.policy, self.shadows)
+
+    @property
+    def _position(self) -> Position:
+        return Position(self.update, self.learner.steps, self.shaper.running.as_dict(), self.batches.as_dict())
 
     def _resume(self, position: Position, rows: Sequence[LogRow], held_out: Sequence[LogRow]) -> TrainingError | None:
         """Go on from a position, with the logs up to it; returns the error if a warning in them ends the run."""
@@ -191,7 +194,7 @@ class Trainer:
                 lambda images, part: self.scorer.begin(images, samples_by_image[part]),
                 None if trained is None else trained[own.start * size : own.stop * size],
             )
-        with clock(seconds, "reward"):
+        with clock(seconds, "reward"), self.saver.before_error(self._position, main=self.processes.main):
             scores = {  # [P, G] of all processes: each of them computes the advantages of the whole update
                 key: self.processes.gather(values.unflatten(0, (-1, size)), len(batch))
                 for key, values in self.scorer.finish(rollout.images, samples_by_image).items()
@@ -230,11 +233,8 @@ class Trainer:
     # --- evaluation --------------------------------------------------------------------------------------------------
 
     def _evaluate(self) -> None:
-        figures, shown = self.held_out.report(self.policy, self.evaluation_sigmas, grid=self.config.evaluation.grid)
-        if EMA in self.shadows:
-            with self.shadows[EMA].in_place():
-                averaged, _ = self.held_out.report(self.policy, self.evaluation_sigmas, grid=0)
-            figures = with_average(figures, averaged)
+        grid, average = self.config.evaluation.grid, self.shadows.get(EMA)
+        figures, shown = self.held_out.report(self.policy, self.evaluation_sigmas, grid=grid, average=average)
         row = {"update": self.update, **figures}
         self.directory.log_evaluation(row, shown)
         self.watch.observe_evaluation(row)
