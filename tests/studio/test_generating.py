@@ -1,5 +1,6 @@
 """The studio's pictures are those of `generate`, and its scores those of the run's evaluations."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -129,6 +130,30 @@ def test_a_checkpoint_that_the_run_has_removed_is_said_so(opened: Opened):
     trial = (studio := Studio("cpu")).begin(opened, choices(opened)[0], 0)
     with pytest.raises(CheckpointGoneError, match="update 9 has been removed"):
         studio.tune(trial, "update 9")
+
+
+def test_a_checkpoint_that_the_run_removes_meanwhile_still_gives_its_picture(opened: Opened):
+    studio, removed = Studio("cpu"), opened.checkpoints()["update 2"]
+    load = studio._load
+
+    def load_and_remove(opened: Opened, adapter: Path | None):
+        generator = load(opened, adapter)
+        shutil.rmtree(removed)
+        return generator
+
+    studio._load = load_and_remove
+    assert list(studio.begin(opened, choices(opened)[0], 0).tuned) == ["update 2"]
+
+
+def test_an_adapter_that_was_written_anew_is_read_anew(opened: Opened):
+    studio, (first, last) = Studio("cpu"), opened.checkpoints().values()
+    before = studio.begin(opened, choices(opened)[0], 0)
+    shutil.rmtree(last)
+    shutil.copytree(first, last, copy_function=shutil.copyfile)
+    after = studio.begin(opened, choices(opened)[0], 0)
+    studio.tune(after, "update 1")
+    pictures = {name: made.picture.tobytes() for name, made in after.tuned.items()}
+    assert pictures["update 2"] == pictures["update 1"] != before.tuned["update 2"].picture.tobytes()
 
 
 def test_failures_are_one_line_and_bugs_keep_their_traceback(capsys: pytest.CaptureFixture[str]):

@@ -74,6 +74,16 @@ def test_checkpoints_are_listed_by_update_and_the_last_adapter_once(run: Path):
     assert list(opened.checkpoints()) == ["update 0, the best", "update 1", "update 2", "update 3, the last"]
 
 
+def test_a_run_that_was_made_longer_has_its_new_end(run: Path):
+    (opened,), _ = open_folders([run])
+    before = Live().state(opened)
+    shutil.rmtree(run / "checkpoints")
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("updates: 3", "updates: 10"))
+    assert (opened.updates, list(opened.checkpoints())) == (10, ["update 3, the last"])
+    assert Live().state(opened)["rows"] != before["rows"]
+
+
 def test_a_run_is_read_again_when_it_has_something_new(run: Path):
     (opened,), _ = open_folders([run])
     live = Live()

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,6 +17,7 @@ from customized_grpo.config import RunConfig
 from customized_grpo.data import Sample
 from customized_grpo.data.images import to_pictures
 from customized_grpo.errors import InputError, RunError
+from customized_grpo.files.adapter_places import ADAPTER_FILE
 from customized_grpo.policies.base import Condition
 from customized_grpo.rewards import Reward
 from customized_grpo.rewards.scoring import score
@@ -23,7 +25,7 @@ from customized_grpo.rewards.settings import OracleSettings, RewardSettings
 from customized_grpo.run.sampling_settings import SamplingSettings
 from customized_grpo.runtime.memory import raise_if_exhausted
 from customized_grpo.sections import Model
-from customized_grpo.studio.opened import Opened
+from customized_grpo.studio.opened import Opened, stamp
 
 Draw = Callable[[Condition, int, Callable[[Tensor], None]], Tensor]
 
@@ -64,7 +66,7 @@ class Studio:
     device: str
     _of: str | None = None  # the name of what is loaded
     _generator: Generator | None = None
-    _adapter: Path | None = None
+    _adapter: Any = None  # its folder, and the stamp of its weights
     _rewards: dict[str, Reward] = field(default_factory=dict)
     _notes: dict[str, str] = field(default_factory=dict)
 
@@ -76,8 +78,8 @@ class Studio:
         generator = self._load(opened, None if last is None else checkpoints[last])
         base = self._make(opened, sample, seed, generator.image if last is None else generator.untuned_image)
         trial = Trial(opened, sample, seed, base, frozenset(_trained(opened.config)))
-        if last is not None:
-            self.tune(trial, last)
+        if last is not None:  # it is loaded, so it does not matter whether the run has removed it meanwhile
+            trial.tuned[last] = self._make(opened, sample, seed, generator.image)
         trial.notes = tuple(dict.fromkeys(self._notes.values()))
         return trial
 
@@ -93,13 +95,14 @@ class Studio:
 
     def _load(self, opened: Opened, adapter: Path | None) -> Generator:
         generator = self._generator if self._of == opened.name else None
+        wanted = None if adapter is None else (adapter, stamp(adapter / ADAPTER_FILE))
         if generator is None:
             self._generator, self._of, self._adapter = None, None, None  # frees the memory of the one before
             self._rewards = {}
             generator = Generator.load(_choice(opened, adapter, self.device))
-        elif adapter is not None and adapter != self._adapter:
+        elif adapter is not None and wanted != self._adapter:
             generator.policy.load_adapter(adapter)
-        self._generator, self._of, self._adapter = generator, opened.name, adapter
+        self._generator, self._of, self._adapter = generator, opened.name, wanted
         return generator
 
     def _make(self, opened: Opened, sample: Sample, seed: int, draw: Draw) -> Made:

@@ -157,7 +157,7 @@ def _data(view: Mapping[str, Any]) -> str:
 def _progress(opened: Opened, part: Part) -> dict[str, Any]:
     """How far the run is; the time of its last entry shows whether it still goes on."""
     rows = part.arms[0].runs[0].updates
-    update, total = rows[-1]["update"] if rows else 0, opened.config.updates
+    update, total = rows[-1]["update"] if rows else 0, opened.updates
     log = None if opened.run is None else opened.run / "metrics.jsonl"
     written = time.localtime(log.stat().st_mtime) if log is not None and log.is_file() else None
     return {

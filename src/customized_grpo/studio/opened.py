@@ -40,6 +40,11 @@ class Opened:
         """Whether the model is the package's own, which takes a moment on a CPU."""
         return self.config.model.path in BUILT_IN_MODELS
 
+    @property
+    def updates(self) -> int:
+        """Updates that the run is to have in all, as its folder says now: a run can be made longer."""
+        return self.config.updates if self.run is None else load_config(str(self.run)).updates
+
     def checkpoints(self) -> dict[str, Path]:
         """Adapters by what they are called, in order of their updates."""
         if self.run is None:
@@ -47,8 +52,9 @@ class Opened:
         saved = {update_of(path): (f"update {update_of(path)}", path) for path in checkpoints_of(self.run)}
         for best in bests_of(self.run):
             saved.setdefault(update_of(best), (f"update {update_of(best)}, the best", best))
-        if (self.run / FINAL).is_dir() and self.config.updates not in saved:
-            saved[self.config.updates] = (f"update {self.config.updates}, the last", self.run / FINAL)
+        final = self.run / FINAL
+        if (final / CONFIG).is_file() and (update := load_config(str(final)).updates) not in saved:
+            saved[update] = (f"update {update}, the last", final)
         return dict(saved[update] for update in sorted(saved))
 
 
@@ -120,16 +126,17 @@ class Live:
         evaluations = [path for each in sorted(folder.glob("evaluation-*")) for path in (each / "summary.json",)]
         pictures = [run / "evaluations.jsonl", folder / "summary.json", *evaluations]
         return {
-            "rows": _stamp(run / "metrics.jsonl"),
+            "rows": [stamp(run / "metrics.jsonl"), stamp(run / CONFIG)],
             "pictures": [
-                *map(_stamp, pictures),
-                *(_stamp(path / "cases.json") for path in sorted((run / "images").glob("eval-*/"))),
+                *map(stamp, pictures),
+                *(stamp(path / "cases.json") for path in sorted((run / "images").glob("eval-*/"))),
             ],
             "checkpoints": list(opened.checkpoints()),
         }
 
 
-def _stamp(file: Path) -> tuple[str, int, int] | None:
+def stamp(file: Path) -> tuple[str, int, int] | None:
+    """Changes whenever the file is written; None while there is none."""
     try:
         found = file.stat()
     except OSError:
