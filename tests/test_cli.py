@@ -84,14 +84,6 @@ def test_the_help_fits_into_80_columns():
         assert "..." not in commands
 
 
-def test_an_option_with_one_value_is_given_once(run: Callable[..., Answer], tmp_path: Path):
-    """The last one would win, and the first be dropped without a word."""
-    answer = run("generate", "--adapter", tmp_path / "a", "--prompt", PROMPT, "--adapter", tmp_path / "b")
-    assert (answer.code, answer.error) == (2, "error: --adapter is given 2 times but has one value; keep one of them")
-    answer = run("report", tmp_path, "--output", "a.html", "--output=b.html")
-    assert (answer.code, answer.error) == (2, "error: --output is given 2 times but has one value; keep one of them")
-
-
 def test_the_installed_program_reports_mistakes_without_a_traceback(tmp_path: Path):
     """The only test that starts the installed program: exit code and stderr."""
     program = Path(sys.executable).with_name("customized-grpo")

@@ -23,6 +23,7 @@ from customized_grpo.commands.options import (
     Seed,
     Target,
     chosen_device,
+    with_options,
 )
 from customized_grpo.commands.tools import build_critters, check_rewards, env, export, plan, push, report
 from customized_grpo.errors import InputError, RunError, UsageError
@@ -106,9 +107,8 @@ def train(
     from customized_grpo.config import dump_config, load_config
 
     options = {"output": output, "seed": seed, "device": device, "on_degradation": on_degradation}
-    chosen = [(key, value) for key, value in options.items() if value is not None]
     moved = [("output", Path(recipe))] if resume and _is_run(recipe) else []  # the folder may have been moved
-    config = load_config(recipe, [*moved, *(overrides or []), *chosen])
+    config = load_config(recipe, [*moved, *with_options(overrides, options)])
     if dry_run:
         from customized_grpo.commands.dry_run import check_training
 
@@ -201,10 +201,9 @@ def evaluate(
         from customized_grpo.measure.evaluate import write_evaluation
         from customized_grpo.measure.request import default_output, make_request
 
-        chosen = [("device", chosen_device(device)), *([] if root is None else [("data.root", root)])]
         request = make_request(
             target,
-            [*chosen, *(overrides or [])],
+            [("device", chosen_device(None)), *with_options(overrides, {"device": device, "data.root": root})],
             adapter=adapter,
             base=base,
             cases=cases,
@@ -264,8 +263,7 @@ def probe(
     from customized_grpo.config import load_config
     from customized_grpo.measure.probe import run_probe
 
-    chosen = [] if device is None else [("device", device)]
-    config = load_config(recipe, [*(overrides or []), *chosen])
+    config = load_config(recipe, with_options(overrides, {"device": device}))
     run_probe(config, adapter, prompts=prompts, draws=draws, output=output)
 
 

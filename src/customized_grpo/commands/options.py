@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -60,6 +61,20 @@ Metric = Annotated[
 Seed = Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=LARGEST_SEED)]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...  [default: cuda if available, else cpu]")]
 RecipeDevice = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...  [default: the recipe's]")]
+
+
+def with_options(overrides: list[str] | None, options: Mapping[str, Any]) -> list[Any]:
+    """Overrides, and the settings that were given as options (None: not given), by their keys.
+
+    Raises UsageError if a setting is given as both.
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    for override in overrides or ():
+        key = override.partition("=")[0]
+        if key in given:
+            option = f"--{key.rpartition('.')[2].replace('_', '-')}"
+            raise UsageError(f"{key} is given twice, as {option} {given[key]} and as {override}; keep one of them")
+    return [*(overrides or []), *given.items()]
 
 
 def chosen_device(given: str | None) -> str:

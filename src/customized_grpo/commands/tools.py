@@ -19,6 +19,7 @@ from customized_grpo.commands.options import (
     RecipeDevice,
     Seed,
     chosen_device,
+    with_options,
 )
 from customized_grpo.runtime.stopping import ending
 
@@ -164,8 +165,8 @@ def check_rewards(
     logging.disable_progress_bar()  # one per reward while weights load; those of downloads stay
     if output is not None:
         check_folder(output)
-    chosen = [] if device is None else [("device", device)]
-    check = check_rewards(load_config(recipe, [*(overrides or []), *chosen]), metric or [], cases)
+    config = load_config(recipe, with_options(overrides, {"device": device}))
+    check = check_rewards(config, metric or [], cases)
     typer.echo(check.text())
     if output is not None:
         typer.echo(f"\n{write_check(check, output)}")
