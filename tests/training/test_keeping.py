@@ -18,6 +18,7 @@ from customized_grpo.policies.base import Policy
 from customized_grpo.policies.shadow import Shadow
 from customized_grpo.run.checkpoints import describe_best
 from customized_grpo.sharing.card import PICTURES
+from customized_grpo.training.record import Highest
 from customized_grpo.training.trainer import Trainer
 from runs import SMALL, rows_of
 
@@ -33,13 +34,13 @@ def weights_in(folder: Path) -> Tensor:
 def reports(trainer: Trainer, series: list[float]) -> None:
     """Let the evaluations find these values of joint_success, whatever the pictures show."""
     values = iter(series)
-    report = trainer.held_out.report
+    figures = trainer.held_out._figures
 
     def known(*args: Any, **named: Any) -> Any:
-        row, shown = report(*args, **named)
+        row, shown = figures(*args, **named)
         return row | {"joint_success": next(values)}, shown
 
-    object.__setattr__(trainer.held_out, "report", known)
+    object.__setattr__(trainer.held_out, "_figures", known)
 
 
 # --- the moving average ----------------------------------------------------------------------------------------------
@@ -191,6 +192,13 @@ def test_an_evaluation_that_could_not_be_scored_is_not_the_best(make_trainer: Ma
     reports(trainer, [math.nan, 0.1, math.nan])
     trainer.train()
     assert [folder.name for folder in (trainer.directory.path / "best").iterdir()] == ["step-00001"]
+
+
+def test_a_figure_of_few_cases_is_not_the_best():
+    best = Highest("joint_success", max_unscored=0.5)
+    rows = [(0.5, 8), (0.9, 3), (0.6, 4), (None, 0), (0.55, 8), (0.7, 64), (0.8, 31), (0.8, 32)]
+    beaten = [best.beaten_by({"joint_success": value, "scored": {"joint_success": count}}) for value, count in rows]
+    assert beaten == [True, False, True, False, False, True, False, True]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -75,10 +76,30 @@ def with_average(figures: Mapping[str, Any], averaged: Mapping[str, Any]) -> dic
     return {**figures, **named, **parts}
 
 
-def best_value(row: Mapping[str, Any], figure: str | None) -> float:
-    """The figure of an evaluation, for looking for the highest; -infinity if it could not be scored."""
-    value = None if figure is None else row.get(figure)
-    return -math.inf if value is None or math.isnan(value) else value
+@dataclass
+class Highest:
+    """The highest value of a figure in the evaluations so far.
+
+    An evaluation does not count if more than `max_unscored` of the cases that an earlier one scored have no score in
+    it: over few cases a figure may be high by chance.
+    """
+
+    figure: str | None  # None: nothing is looked for
+    max_unscored: float
+    value: float = -math.inf
+    scored: int = 0  # most cases of an evaluation
+
+    def beaten_by(self, row: Mapping[str, Any]) -> bool:
+        """Whether the row of an evaluation holds a higher value, which is the highest from then on."""
+        value = None if self.figure is None else row.get(self.figure)
+        if value is None or math.isnan(value):
+            return False
+        scored = row["scored"][self.figure]
+        self.scored = max(self.scored, scored)
+        if scored < (1 - self.max_unscored) * self.scored or value <= self.value:
+            return False
+        self.value = value
+        return True
 
 
 def held_out_summary(evaluations: Sequence[Mapping[str, Any]]) -> str:

@@ -20,7 +20,6 @@ What differs from the authors' release, and why:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
@@ -49,7 +48,7 @@ from customized_grpo.training.evaluation import HeldOut, evaluation_sigmas
 from customized_grpo.training.forward import ForwardSampler
 from customized_grpo.training.learner import Learner
 from customized_grpo.training.plan import Plan
-from customized_grpo.training.record import best_value, clock, progress_line, reward_figures, spread
+from customized_grpo.training.record import Highest, clock, progress_line, reward_figures, spread
 from customized_grpo.training.rollout import Rollout, Sampler
 from customized_grpo.training.saving import Saver
 from customized_grpo.training.shaper import Shaper
@@ -99,7 +98,7 @@ class Trainer:
         if config.objective.kind == "nft":
             self.shadows[OLD] = old = Shadow(self.policy, config.objective.old_decay)
             self.forward = ForwardSampler(sigmas, config.groups.rollout_batch, old, config.sampling.finish_steps)
-        self.best = -math.inf  # of the figure that `keep_best` names
+        self.best = Highest(config.keep_best, config.max_unscored)
         self.scorer = Scorer(self.rewards)
         measures = {str(metric): metric.measures for metric in config.evaluation.metrics}
         trained = {key: f"{key}_reward" for key in self.rewards}
@@ -150,7 +149,8 @@ class Trainer:
         self.batches.resume(batches)
         self.shaper.running = RunningFigures(**running)
         self.watch.replay(rows, held_out)
-        self.best = max((best_value(row, self.config.keep_best) for row in held_out), default=-math.inf)
+        for row in held_out:
+            self.best.beaten_by(row)
         return self._act_on([warning for row in rows for warning in row.get("warnings", ())])
 
     def _act_on(self, warnings: Sequence[Mapping[str, Any]]) -> TrainingError | None:
@@ -242,9 +242,7 @@ class Trainer:
 
     def _keep_best(self, row: Mapping[str, Any]) -> None:
         """Save the adapter that this evaluation measured, if it is the best so far."""
-        figure = self.config.keep_best
-        if figure is None or (value := best_value(row, figure)) <= self.best:
+        if not self.best.beaten_by(row) or (figure := self.best.figure) is None:
             return
-        self.best = value
         with self.shadows[EMA].in_place() if figure.endswith(OF_AVERAGE) else nullcontext():
-            self.directory.save_best(Best(self.update, figure, value), self.policy)
+            self.directory.save_best(Best(self.update, figure, self.best.value), self.policy)
