@@ -4,6 +4,8 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may download anything; huggingface_hub reads this when it is imported
 
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +29,9 @@ from customized_grpo.training.trainer import Trainer
 from program import Refusal
 
 torch.set_num_threads(1)
+# A shell that starts the tests in the background ignores SIGINT for them, and for every program that they start.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY = Path(__file__).with_name("tiny.yaml")
 
