@@ -277,6 +277,7 @@ SERVER = "rewards.identity.url=http://localhost:1/score"
         (f"rewards.identity.url=http://localhost/score#{KEY}",),
         (f"rewards.own={{name: 'a.py:b', role: quality, weight: 1, options: {{api_key: {KEY}}}}}", SERVER),
         (f"rewards.own={{name: 'a.py:b', role: quality, weight: 1, options: {{hub-token: {KEY}}}}}", SERVER),
+        (f"rewards.own={{name: 'a.py:b', role: quality, weight: 1, options: {{a: [{{api_key: {KEY}}}]}}}}", SERVER),
     ],
 )
 def test_a_key_in_the_settings_is_refused_and_not_repeated(overrides: tuple[str, ...], refused: Refusal):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -37,12 +37,23 @@ def _variable_name(name: str) -> str:
 
 
 def _without_keys(options: Mapping[str, Any]) -> Mapping[str, Any]:
-    for name, value in options.items():
+    for name, value in _named(options):
         if _SECRET.search(name) and isinstance(value, str) and not name.endswith("_env"):
             raise ValueError(
                 f"{name} would be saved in config.yaml; instead give the class {name}_env, the name of a variable"
             )
     return options
+
+
+def _named(value: Any) -> Iterator[tuple[str, Any]]:
+    """Names and values of mappings, at any depth."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield str(name), inner
+            yield from _named(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _named(inner)
 
 
 Url = Annotated[str, AfterValidator(_public_url)]
