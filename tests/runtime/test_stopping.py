@@ -5,11 +5,10 @@ import random
 import re
 import shlex
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -91,48 +90,43 @@ def test_a_run_killed_at_other_moments_resumes_too(moment: str, at: int, whole: 
 
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments_change_nothing(tmp_path: Path):
-    """The installed program, killed from outside; every fourth time as soon as a checkpoint is being saved."""
+    """Killed from outside; every fourth time as soon as a checkpoint is being saved."""
     many = [*TRAIN, "updates=60", "save_every=1", "evaluation.every=3"]
     whole, run, rng = tmp_path / "whole", tmp_path / "run", random.Random(0)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def start(*arguments: str) -> subprocess.Popen[bytes]:
-        log = (tmp_path / "log").open("ab")
-        command = [sys.executable, "-m", "customized_grpo", "train", *many, *arguments]
-        return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-
-    assert start(f"output={whole}").wait() == 0, (tmp_path / "log").read_text()
+    log = tmp_path / "log"
+    assert train([*many, f"output={whole}"], log) == 0, log.read_text()
     written = [(whole / name).stat().st_mtime for name in ("environment.json", "metrics.jsonl")]
     update = (written[1] - written[0]) / 60  # seconds, with saving
     kills: list[str] = []
     while len(kills) < 20:
         resume = ["--resume"] if (run / "config.yaml").is_file() else []
         began = (run / "environment.json").stat().st_mtime_ns if resume else 0
-        process = start(f"output={run}", *resume)
+        process = start_training([*many, f"output={run}", *resume], log)
 
         def training(began: int = began) -> bool:
             file = run / "environment.json"
             return file.is_file() and file.stat().st_mtime_ns != began
 
-        _wait(training, process.poll, tmp_path / "log")
+        _wait(training, process, log)
         if len(kills) % 4 == 3:
-            _wait(lambda: any((run / "checkpoints").glob("*.saving")), process.poll, tmp_path / "log")
+            _wait(lambda: any((run / "checkpoints").glob("*.saving")), process, log)
         else:
             time.sleep(rng.uniform(0, 2 * update))
         process.kill()
-        assert process.wait() == -signal.SIGKILL, f"it finished after {len(kills)} kills; give it more updates"
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, f"it finished after {len(kills)} kills; give it more updates"
         kills.append(",".join(sorted(path.name[5:] for path in (run / "checkpoints").glob("step-*"))))
     print("after each kill:", *kills)
-    assert start(f"output={run}", "--resume").wait() == 0, (tmp_path / "log").read_text()
+    assert train([*many, f"output={run}", "--resume"], log) == 0, log.read_text()
     assert_same(run, whole)
 
 
-def _wait(until: Callable[[], bool], exit_code: Callable[[], int | None], log: Path, seconds: float = 120) -> None:
+def _wait(until: Callable[[], bool], process: BaseProcess, log: Path, seconds: float = 120) -> None:
     """Check every millisecond; fail if the process has ended or the time is up."""
     end = time.monotonic() + seconds
     while not until():
         assert time.monotonic() < end, log.read_text()
-        assert exit_code() is None, log.read_text()
+        assert process.exitcode is None, log.read_text()
         time.sleep(0.001)
 
 
@@ -147,7 +141,7 @@ def test_sigterm_saves_the_update_and_prints_how_to_resume(whole: Path, tmp_path
     """Even before `save_every`. While the run is active, no other process may write to its folder."""
     run = tmp_path / "run"
     process = start_training([*RUN, f"output={run}"], tmp_path / "log")
-    _wait(lambda: lines(run / "evaluations.jsonl") == 1, lambda: process.exitcode, tmp_path / "log")
+    _wait(lambda: lines(run / "evaluations.jsonl") == 1, process, tmp_path / "log")
     config = load_config(str(run))
     with pytest.raises(RunDirectoryError, match=r"is in use: a run is writing there; stop that run, or choose"):
         check_access(config, resume=True)
@@ -169,7 +163,7 @@ def test_sigterm_saves_the_update_and_prints_how_to_resume(whole: Path, tmp_path
 def test_sigint_has_an_exit_code_of_its_own(tmp_path: Path):
     run = tmp_path / "run"
     process = start_training([*RUN, f"output={run}", "updates=500"], tmp_path / "log")
-    _wait(lambda: lines(run / "metrics.jsonl") == 1, lambda: process.exitcode, tmp_path / "log")
+    _wait(lambda: lines(run / "metrics.jsonl") == 1, process, tmp_path / "log")
     assert process.pid is not None
     os.kill(process.pid, signal.SIGINT)
     process.join()
