@@ -33,7 +33,7 @@ SLOW_BFLOAT16 = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
 PRECISION = ("model.dtype=float32", "model.quantise=null") if SLOW_BFLOAT16 else ()
 RECIPES = {"kontext": "kontext", "klein": "klein-24gb", "qwen": "qwen-edit", "uno": "uno-paper"}
 SMALL = (
-    *("device=cpu", "updates=1", "save_every=1", "keep_best=null", "model.height=256", "model.width=256"),
+    *("device=cpu", "updates=1", "save_every=1", "keep_best=null"),
     *("groups.prompts=1", "groups.size=2", "groups.rollout_batch=2", "groups.update_batch=2"),
     *("sampling.num_steps=3", "window.size=1", "objective.minibatches=1", CALIBRATED),
     *("rewards.identity.model=critters", "rewards.prompt.name=clip_t", "rewards.prompt.model=critters"),
@@ -48,11 +48,11 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return request.param, true_width.saved(request.param, folder / "model")
 
 
-def configured(family: str, path: Path) -> RunConfig:
-    """The family's recipe on its slice, as small as an update can be."""
-    own = [f"model.path={path}"]
+def configured(family: str, path: Path, side: int, *overrides: str) -> RunConfig:
+    """The family's recipe on its slice, with pictures and references of `side` pixels."""
+    own = [f"model.path={path}", f"model.height={side}", f"model.width={side}", *overrides]
     if family != "kontext":
-        own.append("model.reference_size=256")
+        own.append(f"model.reference_size={side}")
     if family in ("kontext", "klein", "qwen"):
         own.append("window.last=1")
     if family == "klein":
@@ -84,7 +84,7 @@ def test_a_whole_update_of_each_recipe(checkpoint: tuple[str, Path], tmp_path: P
     family, path = checkpoint
     monkeypatch.chdir(tmp_path)
     write_list(tmp_path)
-    config = configured(family, path)
+    config = configured(family, path, 128, "model.max_sequence_length=64")  # few tokens: it takes seconds
     run_training(config, resume=False)
     run = Path(config.output)
     (row,) = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
@@ -101,7 +101,7 @@ def test_a_whole_update_of_each_recipe(checkpoint: tuple[str, Path], tmp_path: P
 def test_the_memory_of_a_pass_is_the_planned_one(checkpoint: tuple[str, Path], tmp_path: Path):
     family, path = checkpoint
     write_list(tmp_path)
-    config = configured(family, path)
+    config = configured(family, path, 256)
     policy = load_policy(config.model, "cpu")
     assert isinstance(policy, DiffusersPolicy)
     add_adapter(policy, config)
