@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +112,14 @@ def fake_evaluation(
         (folder / part).mkdir(parents=True)
     rng = np.random.default_rng(0)
     noise = Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
+    drawn: dict[int, bytes] = {}
     rows = []
     for n in range(cases):
-        noise.rotate(n, fillcolor=(n % 256, 0, 0)).save(folder / "images" / f"{n:05d}-s{n}-0.png", compress_level=1)
+        turn = n % 60  # enough different ones
+        if turn not in drawn:
+            noise.rotate(turn, fillcolor=(turn, 0, 0)).save(file := BytesIO(), "PNG", compress_level=1)
+            drawn[turn] = file.getvalue()
+        (folder / "images" / f"{n:05d}-s{n}-0.png").write_bytes(drawn[turn])
         if n % 4 == 0:
             keep_reference(noise, folder / "references" / f"{n:05d}-s{n}.png")
         rows.append(
