@@ -103,7 +103,8 @@ def test_further_blocks_cost_as_much_as_the_last(family: str, tmp_path: Path, mo
     config = load_config("klein", [f"model.path={path}", "model.height=128", "model.width=128", *settings])
     few = measured(Settings.of(config))
     measured.cache_clear()
-    monkeypatch.setattr(measuring, "FEW", 100)
+    for name in ("SAMPLED", "TRAINED"):
+        monkeypatch.setattr(measuring, name, 100)
     whole = measured(Settings.of(config))
     measured.cache_clear()
     for name in ("sampling", "training", "evaluation", "decoding"):

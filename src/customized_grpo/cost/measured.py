@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -18,10 +18,12 @@ from customized_grpo.files.pretrained import ModelError
 from customized_grpo.policies import planned_family
 from customized_grpo.policies.conditions import EncodedSamples
 from customized_grpo.policies.diffusers_policy import DiffusersPolicy
-from customized_grpo.policies.quantise import NF4_BYTES, four_bit_layers
+from customized_grpo.policies.quantise import bytes_saved, quantise
 from customized_grpo.sections import Adapter, Model
 
-FEW = 2  # blocks of each kind that are run; the others cost as much as one more does
+# Blocks of each kind that are run; the others cost as much as one more does. Training takes two of them: the last one
+# may need less memory, because nothing reads one of its results.
+SAMPLED, TRAINED = 1, 2
 
 
 @dataclass(frozen=True)
@@ -82,21 +84,25 @@ def measured(settings: Settings) -> Measured:
 
     Raises ModelError if the model is not on this machine and not a published one whose architecture is known.
     """
-    four_bits = settings.model.quantise == "nf4"  # bitsandbytes cannot do without numbers: measured as bfloat16
-    policy = _sketch(settings.model.model_copy(update={"quantise": None}) if four_bits else settings.model)
+    kind, policy = settings.model.quantise, _sketch(settings.model.model_copy(update={"quantise": None}))
     parts: dict[str, nn.Module] = {name: getattr(policy.pipe, name) for name in policy.parts}
     parameters = {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()}
     weights = {name: size_of(tensors_of(part)) for name, part in parts.items()}
-    if four_bits:
+    counts = {name: len(getattr(policy.module, name)) for name in policy.layers.blocks}
+    every = {f"{name}.{number}": block for name in counts for number, block in enumerate(getattr(policy.module, name))}
+    blocks = {name: size_of(tensors_of(block)) for name, block in every.items()}
+    if kind is not None:
         for name, inside in policy.quantised_parts():
-            weights[name] -= _saved_by_four_bits(parts[name], inside)
-    blocks = [size_of(tensors_of(block)) for name in policy.layers.blocks for block in getattr(policy.module, name)]
+            weights[name] -= bytes_saved(parts[name], kind, inside)
+        blocks = {name: size - bytes_saved(nn.ModuleList([every[name]]), kind, ["0"]) for name, size in blocks.items()}
+    few = [f"{name}.{number}" for name, count in counts.items() for number in range(min(count, TRAINED + 1))]
+    if kind is not None and kind != "nf4":  # bitsandbytes cannot do without numbers: passes as in bfloat16
+        quantise(policy.module, kind, few, torch.device("meta"))
     with torch.device("meta"):
         lora = settings.adapter
         policy.add_adapter(lora.rank, lora.alpha, lora.targets, share_qkv=lora.share_qkv)
     adapter = sum(weight.numel() for weight in policy.trainable_parameters().values())
-    counts = {name: len(getattr(policy.module, name)) for name in policy.layers.blocks}
-    kept = {name: list(getattr(policy.module, name))[: FEW + 1] for name in counts}
+    kept = {name: list(getattr(policy.module, name))[: TRAINED + 1] for name in counts}
     for name, some in kept.items():
         setattr(policy.module, name, nn.ModuleList(some))
     size = (settings.model.height, settings.model.width)
@@ -106,27 +112,22 @@ def measured(settings: Settings) -> Measured:
         for weight in policy.trainable_parameters().values():
             weight.grad = torch.zeros_like(weight)  # there from the first micro-batch on
         simulated_conditions = {each: _mapped(condition, simulated) for each, condition in conditions.items()}
-        run = _Runs(policy, settings, simulated_conditions)
+        run = _Runs(policy, settings, simulated_conditions, kept)
         run.warm_up()
-        costs = _extrapolated(counts, lambda chosen: run.velocities(kept, chosen)) | run.decodings()
+        costs = _extrapolated(counts, SAMPLED, run.samplings) | _extrapolated(counts, TRAINED, run.trainings)
+        costs |= run.decodings()
         latents = size_of([policy.noise(simulated_conditions[size], [0])])
     return Measured(
         **costs,
         parameters=parameters,
         weights=weights,
         text_encoders=policy.encoder.text_encoders,
-        blocks=sum(blocks),
-        largest_block=max(blocks),
+        blocks=sum(blocks.values()),
+        largest_block=max(blocks.values()),
         adapter=adapter,
         latents=latents,
         condition=size_of(conditions[size].entries[0].tensors.values()),
     )
-
-
-def _saved_by_four_bits(module: nn.Module, inside: Sequence[str]) -> int:
-    """Bytes that a module loses if these submodules become nf4."""
-    layers = [layer.weight for _, layer in four_bit_layers(module, inside)]
-    return round(size_of(layers) - NF4_BYTES * sum(weight.numel() for weight in layers))
 
 
 def _sketch(model: Model) -> DiffusersPolicy:
@@ -142,9 +143,11 @@ def _sketch(model: Model) -> DiffusersPolicy:
     return policy
 
 
-def _extrapolated(counts: Mapping[str, int], run: Callable[[Mapping[str, int]], dict[str, Pass]]) -> dict[str, Pass]:
-    """The costs with all blocks, from those with few: each further block of a kind costs the same."""
-    few = {name: min(count, FEW) for name, count in counts.items()}
+def _extrapolated(
+    counts: Mapping[str, int], most: int, run: Callable[[Mapping[str, int]], dict[str, Pass]]
+) -> dict[str, Pass]:
+    """The costs with all blocks, from those with at most so many: each further block of a kind costs the same."""
+    few = {name: min(count, most) for name, count in counts.items()}
     costs = base = run(few)
     for name, count in counts.items():
         if count > few[name]:
@@ -170,38 +173,50 @@ class _Runs:
     """The passes of a recipe, with a simulated policy.
 
     conditions  of one sample, by the pictures' size
+    blocks      of the transformer, by the names of its lists
     """
 
     def __init__(
-        self, policy: DiffusersPolicy, settings: Settings, conditions: Mapping[tuple[int, int], EncodedSamples]
+        self,
+        policy: DiffusersPolicy,
+        settings: Settings,
+        conditions: Mapping[tuple[int, int], EncodedSamples],
+        blocks: Mapping[str, list[nn.Module]],
     ):
-        self.policy, self.settings, self.conditions = policy, settings, conditions
+        self.policy, self.settings, self.conditions, self.blocks = policy, settings, conditions, blocks
         self.own = policy.height, policy.width
 
     def warm_up(self) -> None:
         """The first pass of a process leaves some tensors behind in Python's reference cycles; later ones do not."""
-        with torch.no_grad():
-            self._call(lambda latents, condition: self.policy.velocity(latents, 0.5, condition), 1, self.own)
+        self._choose(dict.fromkeys(self.blocks, 1))
+        self._call(self._sample, 1, self.own)
 
-    def velocities(self, blocks: Mapping[str, list[nn.Module]], chosen: Mapping[str, int]) -> dict[str, Pass]:
-        """The costs of passes through so many of the blocks."""
-        for name, count in chosen.items():
-            setattr(self.policy.module, name, nn.ModuleList(blocks[name][:count]))
-        policy, batch = self.policy, self.settings.rollout_batch
-
-        @torch.no_grad()
-        def sample(latents: Tensor, condition: EncodedSamples) -> None:
-            policy.velocity(latents, 0.5, condition)
-
-        def train(latents: Tensor, condition: EncodedSamples) -> None:
-            policy.velocity(latents, 0.5, condition).sum().backward()
-
-        sampling, other = self._call(sample, batch, self.own), self.settings.evaluation_size
+    def samplings(self, chosen: Mapping[str, int]) -> dict[str, Pass]:
+        """The costs of passes forward through so many of the blocks."""
+        self._choose(chosen)
+        batch, other = self.settings.rollout_batch, self.settings.evaluation_size
+        sampling = self._call(self._sample, batch, self.own)
         return {
             "sampling": sampling,
-            "training": self._call(train, self.settings.update_batch, self.own),
-            "evaluation": sampling if other == self.own else self._call(sample, batch, other),
+            "evaluation": sampling if other == self.own else self._call(self._sample, batch, other),
         }
+
+    def trainings(self, chosen: Mapping[str, int]) -> dict[str, Pass]:
+        """The cost of a pass forward and backward through so many of the blocks."""
+        self._choose(chosen)
+
+        def train(latents: Tensor, condition: EncodedSamples) -> None:
+            self.policy.velocity(latents, 0.5, condition).sum().backward()
+
+        return {"training": self._call(train, self.settings.update_batch, self.own)}
+
+    @torch.no_grad()
+    def _sample(self, latents: Tensor, condition: EncodedSamples) -> None:
+        self.policy.velocity(latents, 0.5, condition)
+
+    def _choose(self, chosen: Mapping[str, int]) -> None:
+        for name, count in chosen.items():
+            setattr(self.policy.module, name, nn.ModuleList(self.blocks[name][:count]))
 
     def decodings(self) -> dict[str, Pass]:
         batch = self.settings.rollout_batch

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -29,8 +31,8 @@ def quantise(module: nn.Module, kind: Kind, inside: Sequence[str], device: torch
         _to_nf4(module, inside, device)
         return
     config, apply = _torchao(kind)
-    names = tuple(f"{name}." for name in inside)
-    apply(module, config, lambda layer, name: isinstance(layer, nn.Linear) and name.startswith(names), device=device)
+    names = {name for name, _ in _layers(module, kind, inside)}
+    apply(module, config, lambda _, name: name in names, device=device)
 
 
 def is_large(module: nn.Module) -> bool:
@@ -38,17 +40,38 @@ def is_large(module: nn.Module) -> bool:
     return sum(weight.numel() for weight in module.parameters()) >= LARGE
 
 
-def four_bit_layers(module: nn.Module, inside: Sequence[str]) -> Iterator[tuple[str, nn.Linear]]:
-    """The layers that `nf4` quantises, by name."""
+def bytes_saved(module: nn.Module, kind: Kind, inside: Sequence[str]) -> int:
+    """The bytes that `quantise` would take off a module, which may be on the meta device."""
+    shapes = Counter(
+        (layer.in_features, layer.out_features, layer.weight.dtype) for _, layer in _layers(module, kind, inside)
+    )
+    return sum(count * _saved_by_layer(kind, *shape) for shape, count in shapes.items())
+
+
+@cache
+def _saved_by_layer(kind: Kind, inputs: int, outputs: int, dtype: torch.dtype) -> int:
+    before = inputs * outputs * dtype.itemsize
+    if kind == "nf4":
+        return round(before - NF4_BYTES * inputs * outputs)
+    layer = nn.Linear(inputs, outputs, bias=False, device="meta", dtype=dtype)
+    quantise(nn.ModuleDict({"a": nn.ModuleList([layer])}), kind, ["a"], torch.device("meta"))
+    weight: Any = layer.weight
+    names, _ = weight.__tensor_flatten__()  # it consists of several tensors now
+    return before - sum(getattr(weight, name).nbytes for name in names)
+
+
+def _layers(module: nn.Module, kind: Kind, inside: Sequence[str]) -> Iterator[tuple[str, nn.Linear]]:
+    """The layers that are quantised, by name."""
     names = tuple(f"{name}." for name in inside)
     for name, layer in module.named_modules():
-        if isinstance(layer, nn.Linear) and name.startswith(names) and name.rpartition(".")[2] != READ_BY_T5:
+        read_by_t5 = kind == "nf4" and name.rpartition(".")[2] == READ_BY_T5
+        if isinstance(layer, nn.Linear) and name.startswith(names) and not read_by_t5:
             yield name, layer
 
 
 def _to_nf4(module: nn.Module, inside: Sequence[str], device: torch.device) -> None:
     four_bits: Any = _bitsandbytes()
-    for name, layer in list(four_bit_layers(module, inside)):
+    for name, layer in list(_layers(module, "nf4", inside)):
         biased, dtype = layer.bias is not None, layer.weight.dtype
         new = four_bits.Linear4bit(
             layer.in_features, layer.out_features, bias=biased, compute_dtype=dtype, quant_type="nf4", device="meta"
