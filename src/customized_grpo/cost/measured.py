@@ -18,6 +18,7 @@ from customized_grpo.files.pretrained import ModelError
 from customized_grpo.policies import planned_family
 from customized_grpo.policies.conditions import EncodedSamples
 from customized_grpo.policies.diffusers_policy import DiffusersPolicy
+from customized_grpo.policies.libraries import Kind
 from customized_grpo.policies.quantise import bytes_saved, quantise
 from customized_grpo.sections import Adapter, Model
 
@@ -87,14 +88,8 @@ def measured(settings: Settings) -> Measured:
     kind, policy = settings.model.quantise, _sketch(settings.model.model_copy(update={"quantise": None}))
     parts: dict[str, nn.Module] = {name: getattr(policy.pipe, name) for name in policy.parts}
     parameters = {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()}
-    weights = {name: size_of(tensors_of(part)) for name, part in parts.items()}
+    weights, blocks = _bytes(policy, parts, kind)
     counts = {name: len(getattr(policy.module, name)) for name in policy.layers.blocks}
-    every = {f"{name}.{number}": block for name in counts for number, block in enumerate(getattr(policy.module, name))}
-    blocks = {name: size_of(tensors_of(block)) for name, block in every.items()}
-    if kind is not None:
-        for name, inside in policy.quantised_parts():
-            weights[name] -= bytes_saved(parts[name], kind, inside)
-        blocks = {name: size - bytes_saved(nn.ModuleList([every[name]]), kind, ["0"]) for name, size in blocks.items()}
     few = [f"{name}.{number}" for name, count in counts.items() for number in range(min(count, TRAINED + 1))]
     if kind is not None and kind != "nf4":  # bitsandbytes cannot do without numbers: passes as in bfloat16
         quantise(policy.module, kind, few, torch.device("meta"))
@@ -122,12 +117,27 @@ def measured(settings: Settings) -> Measured:
         parameters=parameters,
         weights=weights,
         text_encoders=policy.encoder.text_encoders,
-        blocks=sum(blocks.values()),
-        largest_block=max(blocks.values()),
+        blocks=sum(blocks),
+        largest_block=max(blocks),
         adapter=adapter,
         latents=latents,
         condition=size_of(conditions[size].entries[0].tensors.values()),
     )
+
+
+def _bytes(
+    policy: DiffusersPolicy, parts: Mapping[str, nn.Module], kind: Kind | None
+) -> tuple[dict[str, int], list[int]]:
+    """The bytes of the model's parts, by name, and of the transformer's blocks, once they are quantised."""
+    blocks = [block for name in policy.layers.blocks for block in getattr(policy.module, name)]
+    weights = {name: size_of(tensors_of(part)) for name, part in parts.items()}
+    sizes = [size_of(tensors_of(block)) for block in blocks]
+    if kind is not None:
+        for name, inside in policy.quantised_parts():
+            weights[name] -= bytes_saved(parts[name], kind, inside)
+        saved = [bytes_saved(nn.ModuleList([block]), kind, ["0"]) for block in blocks]
+        sizes = [size - less for size, less in zip(sizes, saved, strict=True)]
+    return weights, sizes
 
 
 def _sketch(model: Model) -> DiffusersPolicy:
