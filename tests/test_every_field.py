@@ -136,8 +136,8 @@ def encoder_batches(config: RunConfig) -> Any:
         hook = lambda module, inputs, named, out: seen.append(len(named["pixel_values"]))  # noqa: ARG005, E731
         vision = getattr(reward, "model", None) or reward.features.model  # pyright: ignore
         vision = getattr(vision, "vision_model", vision)
-        vision.register_forward_hook(hook, with_kwargs=True)
-        reward(torch.rand(3, 3, 32, 32), load_samples(config)[0][:3])
+        with vision.register_forward_hook(hook, with_kwargs=True):  # rewards share a model for as long as it lives
+            reward(torch.rand(3, 3, 32, 32), load_samples(config)[0][:3])
     return seen
 
 
