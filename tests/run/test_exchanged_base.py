@@ -37,7 +37,7 @@ def test_an_exchanged_base_adapter_is_refused_wherever_it_matters(
     adapter = Path(config.output) / "adapter"
     choice = ModelChoice(model=None, adapter=adapter, device="cpu")
     longer = load_config(config.output, ["updates=2"])
-    request = make_request(config.output, [])
+    request = make_request(config.output, ["data.held_out_samples=4"])
 
     def all_four() -> list[Callable[[], object]]:
         return [
