@@ -25,6 +25,7 @@ from remote_rewards import (
 from customized_grpo.config import ConfigError
 from customized_grpo.data import Sample
 from customized_grpo.errors import UsageError
+from customized_grpo.rewards import build
 from customized_grpo.rewards.mistakes import parse_metric
 from customized_grpo.rewards.vlm_judge import RUBRICS
 
@@ -130,6 +131,17 @@ def test_headers_of_the_environment_are_no_key(serve: Serve, monkeypatch: pytest
     JUDGE.make(server)(GREY[:1], SAMPLES[:1])
     JUDGE.make(server, api_key_env="MY_KEY")(GREY[:1], SAMPLES[:1])
     assert [headers["authorization"] for _, headers, _ in server.requests] == ["Bearer none", "Bearer sk-named"]
+
+
+def test_only_openai_is_told_whose_account_it_is(serve: Serve, monkeypatch: pytest.MonkeyPatch):
+    for variable in ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(variable, "acme")
+    server = serve(grade(3))
+    JUDGE.make(server)(GREY[:1], SAMPLES[:1])
+    assert "acme" not in json.dumps(server.requests[0])
+    judge: Any = build("vlm_judge base_url=https://api.openai.com/v1 model=some judges=identity")
+    headers = judge._client.default_headers
+    assert headers["OpenAI-Organization"] == headers["OpenAI-Project"] == "acme"
 
 
 @pytest.mark.parametrize("timeout", [4.0, 5.0, 6.0])

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import torch
 from openai import APIConnectionError, APIStatusError, OpenAI, omit
@@ -31,6 +32,8 @@ from customized_grpo.rewards.remote import (
 )
 
 BEST = 4
+OPENAI_HOST = "api.openai.com"
+ACCOUNT_HEADERS = ("OpenAI-Organization", "OpenAI-Project")
 NO_KEY = "none"  # the client requires a key, and would otherwise take one that the environment holds for OpenAI
 
 RUBRICS = {
@@ -123,12 +126,15 @@ class Judge(RemoteReward):
         super().__init__(connection)
         self._model, self._judges, self._max_side = model, judges, max_side
         self._structured, self._temperature = structured, temperature
+        # From the environment the client would take a key, and the account's names, which only OpenAI may see.
+        headers = {"Authorization": f"Bearer {connection.key or NO_KEY}"}
+        account = {} if urlsplit(connection.url).hostname == OPENAI_HOST else dict.fromkeys(ACCOUNT_HEADERS, omit)
         self._client = OpenAI(
             base_url=connection.url,
             api_key=connection.key or NO_KEY,
             timeout=connection.timeout,  # of httpx2's usual 5 seconds the client would make 600
             max_retries=0,  # `RemoteReward` retries: it also covers answers without a grade
-            default_headers={"Authorization": f"Bearer {connection.key or NO_KEY}"},  # none from OPENAI_CUSTOM_HEADERS
+            default_headers={**headers, **account},  # pyright: ignore[reportArgumentType]
             http_client=self._http,
         )
 
