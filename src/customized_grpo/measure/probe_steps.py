@@ -132,7 +132,7 @@ class Probe:
             )
             density = log_prob(point.next_latents[image], mean, std)
             gradients = torch.autograd.grad(density.sum(), parameters, materialize_grads=True)
-            norms.append(torch.stack([gradient.double().norm().cpu() for gradient in gradients]).norm())
+            norms.append(torch.stack([gradient.cpu().double().norm() for gradient in gradients]).norm())
         return torch.stack(norms)
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ from customized_grpo.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
+SUPPORTED = ("cpu", "cuda", "mps")  # "meta" holds no numbers; others are untested
 _NO_CUDA = "device {}: torch {} finds no CUDA device; use device=cpu"
 
 
@@ -30,7 +31,7 @@ def named_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise UsageError(f"no device is named {name!r}; use cpu, cuda or cuda:1") from None
-    if device.type not in ("cpu", "cuda", "mps"):  # "meta" holds no numbers; others are untested
+    if device.type not in SUPPORTED:
         raise UsageError(f"device {name} is not supported; use cpu, cuda or cuda:1")
     return device
 

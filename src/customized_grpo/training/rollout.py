@@ -226,7 +226,7 @@ class Sampler:
             change = (replayed - point.log_prob[existing]).detach().abs()
             if point.noisy is not None:
                 change = change.where(point.noisy[existing], 0.0)
-            changes.append(change.max().double().cpu())
+            changes.append(change.max().cpu().double())  # not every device has float64
         return torch.stack(changes)
 
     def distribution(
