@@ -9,11 +9,11 @@ import pytest
 from safetensors.torch import load_file
 
 import tiny_models
-from conftest import TINY
 from customized_grpo.files.adapter_places import ADAPTER_FILE
 from forked import train
 from runs import CALIBRATED, SMALL, rows_of
 
+TINY = Path(__file__).parents[1] / "tiny.yaml"
 LEARNING_RATE = 1e-3  # of tiny.yaml: the most that AdamW changes a weight in an update
 PAPER = ("objective.kl=.1", "adapter.ema.decay=.5", "evaluation.every=1", "evaluation.metrics=[copy_paste]")
 NFT = ("objective.kind=nft", "shaping.rule=joint", "shaping.normalise=pooled", CALIBRATED)
