@@ -151,7 +151,9 @@ class _Creating(TorchFunctionMode):
 
 def _teach_safetensors() -> None:
     """It looks for tensors that share memory, by addresses that a tensor of the card does not have."""
+
+    def of_held(original: Any) -> Any:
+        return lambda tensor: original(getattr(tensor, "held", tensor))
+
     for name in ("storage_ptr", "storage_size", "_end_ptr"):
-        original = getattr(safetensors.torch, name)
-        patched = lambda tensor, original=original: original(getattr(tensor, "held", tensor))  # noqa: E731
-        setattr(safetensors.torch, name, patched)
+        setattr(safetensors.torch, name, of_held(getattr(safetensors.torch, name)))
