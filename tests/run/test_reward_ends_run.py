@@ -1,4 +1,4 @@
-"""A reward that fails hours into a run: the updates before it are saved, and the run goes on from there."""
+"""A reward or an evaluation that fails hours into a run: what was trained is saved, and the run goes on from there."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from customized_grpo.data import Sample
-from customized_grpo.files.adapter_places import checkpoints_of
+from customized_grpo.files.adapter_places import bests_of, checkpoints_of
 from customized_grpo.policies.base import Policy
 from customized_grpo.rewards import Reward
 from customized_grpo.run.checkpoints import INTERIM, find_damage
@@ -67,6 +67,38 @@ def test_the_updates_before_it_are_saved_and_the_run_goes_on(
     assert torch.equal(adapter_of(resumed.policy), adapter_of(whole.policy))
     assert rows_of(run) == rows_of(whole.directory.path)
     assert [path.name for path in checkpoints_of(run)] == [path.name for path in checkpoints_of(whole.directory.path)]
+
+
+@pytest.mark.parametrize("error", [KeyError("cat"), torch.OutOfMemoryError("no memory")])
+def test_an_evaluation_that_fails_is_made_when_the_run_goes_on(
+    error: Exception,
+    make_trainer: MakeTrainer,
+    adapter_of: Callable[[Policy], Tensor],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+):
+    evaluated = (*RUN, "evaluation.every=2", "evaluation.metrics=[clip_i]", "keep_best=clip_i")
+    whole = make_trainer(*evaluated)
+    whole.train()
+    failed = make_trainer(*evaluated, f"output={tmp_path / 'failed'}")
+    run = failed.directory.path
+    failed.held_out.metrics["clip_i"] = FailsFrom(failed.held_out.metrics["clip_i"], 2, error)  # type: ignore[index]
+    with pytest.raises(type(error)):
+        failed.train()
+    assert [path.name for path in checkpoints_of(run)] == ["step-00002"]
+    assert [row["update"] for row in rows_of(run)] == [1, 2]
+    assert [row["update"] for row in rows_of(run, "evaluations.jsonl")] == [0]
+    assert (
+        f"note: stopped after update 2; resume with: customized-grpo train {run} --resume" in capsys.readouterr().err
+    )
+
+    resumed = make_trainer(*evaluated, f"output={tmp_path / 'failed'}", resume=True)
+    resumed.train()
+    assert torch.equal(adapter_of(resumed.policy), adapter_of(whole.policy))
+    for log in ("metrics.jsonl", "evaluations.jsonl"):
+        assert rows_of(run, log) == rows_of(whole.directory.path, log)
+    best, expected = (bests_of(folder)[-1].name for folder in (run, whole.directory.path))
+    assert best == expected == "step-00002"
 
 
 @pytest.mark.parametrize("update", [1, 4])

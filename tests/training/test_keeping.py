@@ -173,11 +173,21 @@ def test_the_best_average_is_kept(make_trainer: MakeTrainer):
     assert torch.equal(weights_in(run / "best/step-00002"), weights_in(run / "adapter-ema"))
 
 
-def test_a_run_that_died_goes_on_with_the_best_of_its_checkpoint(make_trainer: MakeTrainer):
+def test_a_run_that_died_goes_on_with_the_best_of_its_checkpoint(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+):
     """Update 3 was better and its adapter saved, but the run died before the next checkpoint."""
     dying = make_trainer(*BEST, "updates=6")
     reports(dying, [0.1, 0.2, 0.3, 0.9])
-    with pytest.raises(StopIteration):  # no evaluation of update 4
+    optimise = dying.learner.optimise
+
+    def dies(update: int, *parts: Any) -> Any:
+        if update == 4:
+            raise RuntimeError("the power fails")
+        return optimise(update, *parts)
+
+    monkeypatch.setattr(dying.learner, "optimise", dies)
+    with pytest.raises(RuntimeError, match="the power fails"):
         dying.train()
     best = dying.directory.path / "best"
     assert sorted(folder.name for folder in best.iterdir()) == ["step-00002", "step-00003"]

@@ -1,10 +1,11 @@
-"""Saves and restores what training changes; also saves before an error of a reward ends a run."""
+"""Saves and restores what training changes; also saves before an error of a reward or an evaluation ends a run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -38,18 +39,25 @@ class Saver:
         self.saved = position.update
 
     @contextmanager
-    def before_error(self, position: Position, *, main: bool) -> Iterator[None]:
+    def before_error(
+        self, position: Position, *, main: bool, row: Callable[[], Mapping[str, Any]] | None = None
+    ) -> Iterator[None]:
         """If the block, which must not train anything, raises: save what was trained before, then let the error pass.
 
-        A reward may fail after hours, because of its server or of one odd picture. Not if memory runs out: then the
-        update is repeated. Raises SavingError.
+        A reward may fail after hours, because of its server or of one odd picture.
+
+        row  makes the row of the last update, which is not logged yet: the block is the evaluation after it. Without
+             one the block is part of an update, which is repeated if memory runs out; then nothing is saved.
+
+        Raises SavingError.
         """
         try:
             yield
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:
-            if position.update > self.saved:
+        except Exception as error:
+            repeated = row is None and isinstance(error, torch.OutOfMemoryError)
+            if position.update > self.saved and not repeated:
+                if row is not None:
+                    self.directory.log(row())
                 self.save(position)
                 if main:
                     print_line(f"note: {self.directory.pause(position.update)}")

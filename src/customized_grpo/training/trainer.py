@@ -20,7 +20,7 @@ What differs from the authors' release, and why:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -115,7 +115,7 @@ class Trainer:
             self.processes.check_position(self.update, learner.steps)
             if degraded:
                 raise degraded
-            if every and self.update == 0:
+            if every and self.update % every == 0 and not self.watch.has_evaluated(self.update):
                 self._evaluate()
             stopping = self.processes.any(stop.requested)
             with tqdm(initial=self.update, total=config.updates, disable=not self.processes.main) as bar:
@@ -124,7 +124,7 @@ class Trainer:
                     bar.update()
                     bar.set_postfix_str(progress_line(row, self.rewards))
                     if every and self.update % every == 0:
-                        self._evaluate()
+                        self._evaluate(partial(self.watch.annotate, row))
                     row = self.watch.annotate(row)
                     directory.log(row)
                     degraded = self._act_on(row.get("warnings", ()))
@@ -232,9 +232,10 @@ class Trainer:
 
     # --- evaluation --------------------------------------------------------------------------------------------------
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, last: Callable[[], dict[str, Any]] | None = None) -> None:
         grid, average = self.config.evaluation.grid, self.shadows.get(EMA)
-        figures, shown = self.held_out.report(self.policy, self.evaluation_sigmas, grid=grid, average=average)
+        with self.saver.before_error(self._position, main=self.processes.main, row=last):
+            figures, shown = self.held_out.report(self.policy, self.evaluation_sigmas, grid=grid, average=average)
         row = {"update": self.update, **figures}
         self.directory.log_evaluation(row, shown)
         self.watch.observe_evaluation(row)

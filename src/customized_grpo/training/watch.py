@@ -90,6 +90,10 @@ class Watch:
         self.evaluations.append(dict(row))
         self.evaluation_is_new = True
 
+    def has_evaluated(self, update: int) -> bool:
+        """Whether the newest evaluation came after this update."""
+        return bool(self.evaluations) and self.evaluations[-1]["update"] == update
+
     def observe(self, row: Mapping[str, Any]) -> list[RunWarning]:
         """Take a row of metrics.jsonl, after the evaluation of the same update; returns the new warnings."""
         findings = list(self._saturated(row))
