@@ -69,7 +69,7 @@ def _run(arguments: list[str], log: str, moment: str | None, at: int) -> None:
 
     torch.set_num_threads(1)  # as in pytest's process
     signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored if the tests run in the background
-    if "device=card" in arguments:
+    if {"device=card", "card"} & {*arguments}:
         import simulated_card
 
         simulated_card.insert()

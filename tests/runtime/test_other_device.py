@@ -1,4 +1,4 @@
-"""Training on a device other than the CPU, simulated because most machines that run tests have none."""
+"""Training and the probe on a device other than the CPU, simulated because most machines that run tests have none."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import tiny_models
 from customized_grpo.files.adapter_places import ADAPTER_FILE
-from forked import train
+from forked import start_program, train
 from runs import CALIBRATED, SMALL, rows_of
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
@@ -50,6 +50,15 @@ def test_a_card_trains_what_the_cpu_trains(settings: tuple[str, ...], on: Callab
             for name in {*COMPARED} & row.keys():
                 assert row[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-6)
     assert compared == ({*COMPARED} if settings is PAPER else {*COMPARED[:3]})
+
+
+def test_the_probe_takes_gradients_on_a_card(tmp_path: Path):
+    log, output = tmp_path / "log", tmp_path / "probed"
+    few = ("--prompts", 2, "--draws", 2, "--output", output)
+    process = start_program(["probe", TINY, *SMALL, "device=card", *few], log)
+    process.join()
+    assert process.exitcode == 0, log.read_text()
+    assert any(output.iterdir())
 
 
 @pytest.mark.slow
