@@ -82,7 +82,9 @@ def test_an_evaluation_that_fails_is_made_when_the_run_goes_on(
     whole.train()
     failed = make_trainer(*evaluated, f"output={tmp_path / 'failed'}")
     run = failed.directory.path
-    failed.held_out.metrics["clip_i"] = FailsFrom(failed.held_out.metrics["clip_i"], 2, error)  # type: ignore[index]
+    metrics = failed.held_out.metrics
+    assert isinstance(metrics, dict)
+    metrics["clip_i"] = FailsFrom(metrics["clip_i"], 2, error)
     with pytest.raises(type(error)):
         failed.train()
     assert [path.name for path in checkpoints_of(run)] == ["step-00002"]
