@@ -13,6 +13,9 @@ ifneq ($(TORCH_INDEX),$(INSTALLED_INDEX))
 OTHER_TORCH := yes
 endif
 
+# Python compiles a module at its first import; pip would compile all of them, which takes a minute and a half.
+PIP_INSTALL := $(PY) -m pip install --no-compile --constraint constraints.txt
+
 # Up to four workers with one thread each: the tests train many tiny models, none of which can use a second core.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal --durations=10
 
@@ -37,11 +40,11 @@ test: lint ## check style and types, then run the tests that take seconds
 	$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: lint browser ## the same with the slow tests; installs what they need, Chromium included
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[dev,browser,datasets,notebook,studio,docs]"
+	$(PIP_INSTALL) --quiet --editable ".[dev,browser,datasets,notebook,studio,docs]"
 	$(PYTEST) $(ARGS)
 
 docs: $(STAMP) ## build the documentation as a site in build/docs; a link that leads nowhere is an error
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(PIP_INSTALL) --quiet --editable ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)
 
 bench: $(STAMP) ## time training on two free cores, in minutes; a table, and figures and a picture in build/bench
@@ -53,7 +56,7 @@ browser: $(STAMP)
 		command -v $$name >/dev/null && exit 0; done; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
 	then apt-get update -qq && apt-get install -y -qq chromium >/dev/null; \
-	else $(PY) -m pip install --quiet --constraint constraints.txt playwright && $(PY) -m playwright install chromium; fi
+	else $(PIP_INSTALL) --quiet playwright && $(PY) -m playwright install chromium; fi
 
 clean: ## remove .venv and caches, but not runs/ and build/
 	rm -rf .venv .pytest_cache .ruff_cache src/*.egg-info
@@ -63,8 +66,8 @@ clean: ## remove .venv and caches, but not runs/ and build/
 # From its own index it is installed without dependencies; those come from pip's index, under the same constraints.
 $(STAMP): constraints.txt pyproject.toml $(if $(OTHER_TORCH),force) | $(PY)
 	$(if $(OTHER_TORCH),$(PY) -m pip uninstall --yes --quiet torch)
-	$(PY) -m pip install --constraint constraints.txt $(if $(TORCH_INDEX),--no-deps --index-url "$(TORCH_INDEX)") torch
-	$(PY) -m pip install --constraint constraints.txt --editable ".[dev]"
+	$(PIP_INSTALL) $(if $(TORCH_INDEX),--no-deps --index-url "$(TORCH_INDEX)") torch
+	$(PIP_INSTALL) --editable ".[dev]"
 	@echo "$(TORCH_INDEX)" > $(STAMP)
 
 $(PY):
