@@ -34,7 +34,7 @@ def test_the_first_evaluation_at_the_level_counts_even_if_it_falls_again():
 @pytest.mark.parametrize(
     ("values", "middle"), [([10, 30, None], 30), ([10, None, None], None), ([10, 20], 15), ([None], None)]
 )
-def test_a_run_that_never_gets_there_is_endless(values: list[float | None], middle: float | None):
+def test_a_run_that_never_gets_there_is_later_than_all_others(values: list[float | None], middle: float | None):
     assert censored_median(values) == middle
 
 

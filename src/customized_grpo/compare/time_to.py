@@ -59,7 +59,7 @@ def _minutes(seconds: Sequence[float] | None, update: int | None) -> float | Non
 
 
 def censored_median(values: Sequence[float | None]) -> float | None:
-    """The median of times that count as endless where they are None; None if the median itself is endless."""
+    """The median of times, of which None (never) is later than all others; None if the median itself is never."""
     middle = median(math.inf if value is None else value for value in values)
     return None if math.isinf(middle) else middle
 
@@ -80,8 +80,8 @@ def time_table(reached: Sequence[Reached]) -> str:
         )
         lines.append(f"| {' | '.join(cells)} |")
     note = (
-        "The first evaluation on held-out cases at which the figure is that high. A run that never gets there counts "
-        "as endless in the median; - means that the median itself is, or that seconds are not known. Minutes are the "
-        "updates' own, on the machine that ran them."
+        "The first evaluation on held-out cases at which the figure is that high. In the median, a run that never "
+        "gets there counts as later than all that do; - means that half of the runs or more never get there, or that "
+        "seconds are not known. Minutes are the updates' own, on the machine that ran them."
     )
     return "\n".join([*lines, "", note])
