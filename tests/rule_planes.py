@@ -50,13 +50,13 @@ def advantages(plane: str, rewards: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def plane(name: str) -> Tensor:
-    """[CELLS, CELLS]: the advantage of one more picture in the group, by prompt (rows) and identity (columns)."""
-    axis = torch.linspace(LOW, HIGH, CELLS)
+def plane(name: str, cells: int = CELLS) -> Tensor:
+    """[cells, cells]: the advantage of one more picture in the group, by prompt (rows) and identity (columns)."""
+    axis = torch.linspace(LOW, HIGH, cells)
     prompt, identity = torch.meshgrid(axis, axis, indexing="ij")
     further = torch.stack([identity.flatten(), prompt.flatten()])[..., None]
-    groups = torch.cat([members()[:, None].expand(-1, CELLS**2, -1), further], dim=-1)
-    return advantages(name, groups)[:, -1].view(CELLS, CELLS)
+    groups = torch.cat([members()[:, None].expand(-1, cells**2, -1), further], dim=-1)
+    return advantages(name, groups)[:, -1].view(cells, cells)
 
 
 def gaps(name: str) -> tuple[float, float]:

@@ -35,5 +35,5 @@ def test_the_planes_are_drawn():
 
 def test_a_plane_is_highest_where_both_rewards_are():
     for rule in SHAPING_RULES:
-        values = plane(rule)
+        values = plane(rule, cells=21)
         assert values[-1, -1] == pytest.approx(values.max().item(), abs=1e-3)

@@ -18,7 +18,7 @@ from customized_grpo.measure.evaluate import write_evaluation
 from customized_grpo.measure.probe import run_probe
 from customized_grpo.measure.request import make_request
 from customized_grpo.report import ReportError, write_report
-from customized_grpo.report.album import BUDGET, PIXEL_ART, thumbnail
+from customized_grpo.report.album import BUDGET, PIXEL_ART, Album, thumbnail
 from customized_grpo.report.page import as_json_script
 from customized_grpo.training.trainer import Trainer
 
@@ -358,6 +358,19 @@ def test_pixel_art_is_kept_to_the_bit_and_photographs_are_fitted():
     assert small.width < 200
     assert len(small.uri) < 5_000 * 4 / 3 + 100
     assert small.uri.startswith("data:image/webp;base64,")
+
+
+def test_equal_pictures_are_encoded_once(tmp_path: Path):
+    """Equal in pixels and size, in files of other names and kinds."""
+    rng = np.random.default_rng(0)
+    wide = Image.fromarray(rng.integers(0, 256, (80, 120, 3), dtype=np.uint8))
+    tall = Image.frombytes("RGB", (80, 120), wide.tobytes())
+    files = [tmp_path / name for name in ("a.png", "b.bmp", "c.png")]
+    for file, picture in zip(files, (wide, wide, tall), strict=True):
+        picture.save(file)
+    album = Album(files)
+    assert album[files[0]] is album[files[0]] is album[files[1]]
+    assert [(album[file].width, album[file].height) for file in files] == [(120, 80), (120, 80), (80, 120)]
 
 
 # --- mistakes --------------------------------------------------------------------------------------------------------

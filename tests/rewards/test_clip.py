@@ -17,6 +17,7 @@ from customized_grpo.critters import world
 from customized_grpo.critters.samples import TEST_CRITTERS, draw_samples
 from customized_grpo.critters.weights import FOLDER
 from customized_grpo.data import Sample
+from customized_grpo.files.notices import LongPrompts
 from customized_grpo.files.pretrained import ModelError
 from customized_grpo.rewards.by_name import parse_reward
 from customized_grpo.rewards.clip import ClipFeatures, ClipIdentity, ClipPrompt
@@ -110,6 +111,10 @@ def test_a_prompt_that_is_too_long_is_cut_with_one_warning(reward: ClipPrompt, i
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         reward(images[:1].expand(3, 3, 32, 32), group)
+    another = ClipPrompt(MODEL, device=CPU)
+    assert another.features is reward.features
+    with pytest.warns(UserWarning, match="a prompt of 21 tokens"):  # a later run names its long prompts too
+        another(images[:1], group[1:2])
 
 
 @pytest.mark.parametrize("batch", [1, 4, 6])
@@ -119,7 +124,7 @@ def test_the_size_of_forward_passes_does_not_matter(batch: int, images: Tensor, 
     for part, part_sizes in sizes.items():
         hook = getattr(features.model, part).register_forward_hook
         hook(lambda *call, part_sizes=part_sizes: part_sizes.append(call[2].pooler_output.shape[0]))
-    cosines = features.cosines(images, samples, batch)
+    cosines = features.cosines(images, samples, LongPrompts(), batch)
     torch.testing.assert_close(cosines, ClipPrompt(MODEL, device=CPU)(images, samples), atol=1e-5, rtol=0)
     assert [max(part_sizes) for part_sizes in sizes.values()] == [batch, batch]
 

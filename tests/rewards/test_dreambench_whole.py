@@ -1,4 +1,4 @@
-"""The recipe `dreambench` end to end: 30 real subjects in 5 scenes each, every metric on a tiny checkpoint."""
+"""The recipe `dreambench` end to end: 30 real subjects in 2 scenes each, every metric on a tiny checkpoint."""
 
 import json
 from pathlib import Path
@@ -50,10 +50,10 @@ def settings(made: dict[str, Path]) -> list[str]:
 @pytest.mark.filterwarnings("ignore:a prompt of", "ignore:.*longer than the model reads")
 @pytest.mark.skipif(not DREAMBENCH.is_dir(), reason="DreamBench's photographs are not next to the checkout")
 def test_the_protocol_runs_on_all_subjects(tmp_path: Path):
-    request = make_request("dreambench", settings(encoders(tmp_path / "encoders")), images=1, cases=150)
+    request = make_request("dreambench", settings(encoders(tmp_path / "encoders")), images=1, cases=60)
     table = write_evaluation(request, tmp_path / "base", None)
     summary = json.loads((tmp_path / "base" / "summary.json").read_text())
-    assert (summary["images"], summary["subjects"]) == (150, 30)
+    assert (summary["images"], summary["subjects"]) == (60, 30)
     assert list(summary["metrics"]) == [
         *("dino preprocess=benchmark", "clip_t", "clip_i", "hpsv3", "dino", "dino against=other_view", "copy_paste"),
     ]
@@ -61,4 +61,4 @@ def test_the_protocol_runs_on_all_subjects(tmp_path: Path):
     assert list(summary["real_photographs"]) == ["dino preprocess=benchmark", "clip_i", "dino"]
     row = next(line for line in table.splitlines() if line.startswith("| base |"))
     assert "| - |" not in row  # every customary column is filled
-    assert len(list((tmp_path / "base" / "images").iterdir())) == 150
+    assert len(list((tmp_path / "base" / "images").iterdir())) == 60

@@ -219,8 +219,8 @@ def test_images_of_a_batch_equal_images_sampled_by_hand(
         picture, passed = alone(policy, samples, image, noisy)
         torch.testing.assert_close(rollout.images[image], picture, atol=5e-5, rtol=0)
         for point in rollout.trajectory:
-            torch.testing.assert_close(point.latents[image], passed[point.step][0], atol=1e-5, rtol=0)
-            torch.testing.assert_close(point.next_latents[image], passed[point.step + 1][0], atol=1e-5, rtol=0)
+            torch.testing.assert_close(point.latents[image], passed[point.step][0], atol=5e-5, rtol=0)
+            torch.testing.assert_close(point.next_latents[image], passed[point.step + 1][0], atol=5e-5, rtol=0)
 
 
 def test_with_noise_everywhere_pictures_do_not_depend_on_what_is_trained(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -31,17 +32,25 @@ class Thumbnail:
 
 
 class Album:
-    """Thumbnails by file, each encoded once; `files` are all files that the page will show."""
+    """Thumbnails by file; `files` are all files that the page will show.
+
+    Equal pictures are encoded once: evaluations that are compared have the same references.
+    """
 
     def __init__(self, files: Iterable[Path]):
         self.share = min(LARGEST, BUDGET // max(len(set(files)), 1))
-        self.known: dict[Path, Thumbnail] = {}
+        self._of_file: dict[Path, Thumbnail] = {}
+        self._of_pixels: dict[tuple[tuple[int, int], bytes], Thumbnail] = {}
 
     def __getitem__(self, file: Path) -> Thumbnail:
         """Raises PictureError if the file is not a picture."""
-        if file not in self.known:
-            self.known[file] = thumbnail(load_image(file), self.share)
-        return self.known[file]
+        if file not in self._of_file:
+            picture = load_image(file)
+            pixels = (picture.size, hashlib.sha256(picture.tobytes()).digest())
+            if pixels not in self._of_pixels:
+                self._of_pixels[pixels] = thumbnail(picture, self.share)
+            self._of_file[file] = self._of_pixels[pixels]
+        return self._of_file[file]
 
 
 def thumbnail(picture: Image.Image, share: int, fitted: Sequence[tuple[int, int]] = FITTED) -> Thumbnail:

@@ -42,36 +42,40 @@ class ClipFeatures(PictureEncoder):
             )
         # A tokenizer may not know its model's length: 77 tokens in all published CLIP models, including both ends.
         self.length = min(self.tokenizer.model_max_length, text.max_position_embeddings)
-        self._long_prompts = LongPrompts()
 
     def embed(self, pixels: Tensor) -> Tensor:
         return self.model.get_image_features(pixel_values=pixels).pooler_output
 
     @torch.no_grad()
-    def texts(self, prompts: Sequence[str], batch: int = 64) -> Tensor:
-        """Unit embeddings [P, C] of P > 0 texts, float32 on the CPU. Warns once about each text that is cut."""
+    def texts(self, prompts: Sequence[str], long_prompts: LongPrompts, batch: int = 64) -> Tensor:
+        """Unit embeddings [P, C] of P > 0 texts, float32 on the CPU. Tells `long_prompts` of each text that is cut."""
         parts = []
         for start in range(0, len(prompts), batch):
             part = list(prompts[start : start + batch])
-            self._warn_if_long(part)
+            self._warn_if_long(part, long_prompts)
             tokens = self.tokenizer(
                 part, padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
             )
             parts.append(F.normalize(self.model.get_text_features(**tokens.to(self.device)).pooler_output, dim=-1))
         return torch.cat(parts).cpu()
 
-    def cosines(self, images: Tensor, samples: Sequence[Sample], batch: int = 64) -> Tensor:
-        """Cosine [N] in [-1, 1] of each image [N, 3, H, W] with its sample's prompt."""
+    def cosines(
+        self, images: Tensor, samples: Sequence[Sample], long_prompts: LongPrompts, batch: int = 64
+    ) -> Tensor:
+        """Cosine [N] in [-1, 1] of each image [N, 3, H, W] with its sample's prompt.
+
+        long_prompts: the reward's own, because rewards of later runs in this process may share these features.
+        """
         prompts = list(dict.fromkeys(sample.prompt for sample in samples))
         row_of = {prompt: row for row, prompt in enumerate(prompts)}
-        texts = self.texts(prompts, batch)
+        texts = self.texts(prompts, long_prompts, batch)
         return (self.image_features(images, batch=batch) * texts[[row_of[s.prompt] for s in samples]]).sum(-1)
 
-    def _warn_if_long(self, prompts: list[str]) -> None:
+    def _warn_if_long(self, prompts: list[str], long_prompts: LongPrompts) -> None:
         lengths = [len(ids) for ids in self.tokenizer(prompts, verbose=False)["input_ids"]]
         for prompt, length in zip(prompts, lengths, strict=True):
             if length > self.length:
-                self._long_prompts.warn(
+                long_prompts.warn(
                     prompt,
                     f"a prompt of {length} tokens is cut to the {self.length} that CLIP's text encoder reads; "
                     "the rest is not scored",
@@ -90,6 +94,7 @@ class ClipPrompt:
 
     def __init__(self, model: str | Path, *, device: torch.device, batch: int = 64):
         self.features, self.batch = shared(ClipFeatures, model, device), batch
+        self._long_prompts = LongPrompts()
 
     def __call__(self, images: Tensor, samples: Sequence[Sample]) -> Tensor:
-        return self.features.cosines(images, samples, self.batch)
+        return self.features.cosines(images, samples, self._long_prompts, self.batch)

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.utils.hub import cached_file
 
 from customized_grpo.data import Sample
+from customized_grpo.files.notices import LongPrompts
 from customized_grpo.files.pretrained import find, loading
 from customized_grpo.rewards.clip import ClipFeatures
 from customized_grpo.rewards.encoder import shared
@@ -32,10 +33,11 @@ class PickScore:
     ):
         self.features = shared(ClipFeatures, model, device, str(processor or _processor_of(model)))
         self.batch = batch
+        self._long_prompts = LongPrompts()
         self.scale = self.features.model.logit_scale.exp().item()
 
     def __call__(self, images: Tensor, samples: Sequence[Sample]) -> Tensor:
-        return self.scale * self.features.cosines(images, samples, self.batch)
+        return self.scale * self.features.cosines(images, samples, self._long_prompts, self.batch)
 
 
 def _processor_of(model: str | Path) -> str | Path:
