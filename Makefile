@@ -13,8 +13,10 @@ ifneq ($(TORCH_INDEX),$(INSTALLED_INDEX))
 OTHER_TORCH := yes
 endif
 
-# Python compiles a module at its first import; pip would compile all of them, which takes a minute and a half.
+# pip would compile the modules one after the other; here all cores do. Left uncompiled, they are compiled again at every
+# start where PYTHONDONTWRITEBYTECODE is set, as in many containers. A file for a later Python (torch has one) is no error.
 PIP_INSTALL := $(PY) -m pip install --no-compile --constraint constraints.txt
+COMPILE := $(PY) -m compileall -qq -j 0 .venv/lib src || :
 
 # Up to four workers with one thread each: the tests train many tiny models, none of which can use a second core.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal --durations=10
@@ -41,6 +43,7 @@ test: lint ## check style and types, then run the tests that take seconds
 
 test-all: lint browser ## the same with the slow tests; installs what they need, Chromium included
 	$(PIP_INSTALL) --quiet --editable ".[dev,browser,datasets,notebook,studio,docs]"
+	$(COMPILE)
 	$(PYTEST) $(ARGS)
 
 docs: $(STAMP) ## build the documentation as a site in build/docs; a link that leads nowhere is an error
@@ -68,6 +71,7 @@ $(STAMP): constraints.txt pyproject.toml $(if $(OTHER_TORCH),force) | $(PY)
 	$(if $(OTHER_TORCH),$(PY) -m pip uninstall --yes --quiet torch)
 	$(PIP_INSTALL) $(if $(TORCH_INDEX),--no-deps --index-url "$(TORCH_INDEX)") torch
 	$(PIP_INSTALL) --editable ".[dev]"
+	$(COMPILE)
 	@echo "$(TORCH_INDEX)" > $(STAMP)
 
 $(PY):
