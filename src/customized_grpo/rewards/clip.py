@@ -59,9 +59,7 @@ class ClipFeatures(PictureEncoder):
             parts.append(F.normalize(self.model.get_text_features(**tokens.to(self.device)).pooler_output, dim=-1))
         return torch.cat(parts).cpu()
 
-    def cosines(
-        self, images: Tensor, samples: Sequence[Sample], long_prompts: LongPrompts, batch: int = 64
-    ) -> Tensor:
+    def cosines(self, images: Tensor, samples: Sequence[Sample], long_prompts: LongPrompts, batch: int = 64) -> Tensor:
         """Cosine [N] in [-1, 1] of each image [N, 3, H, W] with its sample's prompt.
 
         long_prompts: the reward's own, because rewards of later runs in this process may share these features.
