@@ -28,7 +28,7 @@ from runs import CALIBRATED
 
 # Qwen's last block computes a text stream that nothing reads.
 UNUSED = {"add_q_proj", "to_add_out", "txt_mlp"}
-# On other processors bfloat16 is emulated: it needs more memory and takes up to a hundred times as long as float32.
+# Without one of these bfloat16 is emulated, which needs more memory and up to a hundred times the time of float32.
 HAS_BFLOAT16 = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 PRECISION = () if HAS_BFLOAT16 else ("model.dtype=float32", "model.quantise=null")
 RECIPES = {"kontext": "kontext", "klein": "klein-24gb", "qwen": "qwen-edit", "uno": "uno-paper"}
