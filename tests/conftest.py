@@ -23,6 +23,7 @@ from customized_grpo.critters.weights import resolve
 from customized_grpo.data import Sample
 from customized_grpo.policies.base import Targets
 from customized_grpo.policies.flux_kontext import FluxKontextPolicy
+from customized_grpo.rewards import Reward, build
 from customized_grpo.sections import Model
 from customized_grpo.training.assemble import assemble
 from customized_grpo.training.trainer import Trainer
@@ -34,12 +35,18 @@ if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY = Path(__file__).with_name("tiny.yaml")
-LONGEST = ("test_first_hour.py", "test_tutorial_page.py")
+LONGEST = ("test_first_hour.py", "test_tutorial_page.py", "test_compiled.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest tests first: one that begins last keeps the other processes of pytest-xdist waiting."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def built_in_rewards() -> list[Reward]:
+    """Kept until the end, so that the runs of all tests share their encoders and do not load them again each time."""
+    return [build("dino model=critters"), build("clip_t model=critters")]
 
 
 @pytest.fixture(scope="session")

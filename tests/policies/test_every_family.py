@@ -255,6 +255,8 @@ def test_an_adapter_goes_through_plain_diffusers(family: Family, targets: str, m
 
 # --- training --------------------------------------------------------------------------------------------------------
 
+ONE_OF_EACH_CLASS = pytest.mark.parametrize("family", ["kontext", "klein", "qwen", "uno"], indirect=True)
+
 
 @pytest.fixture
 def train(family: Family, make_config: MakeConfig, tmp_path: Path) -> Callable[..., Any]:
@@ -278,6 +280,7 @@ def test_the_ratio_is_one_and_the_adapter_learns(train: Callable[..., Any]):
     assert not torch.equal(weights(trainer), before)
 
 
+@ONE_OF_EACH_CLASS
 def test_a_resumed_run_equals_an_uninterrupted_one(train: Callable[..., Any]):
     straight = train("straight", "updates=2")
     straight.train()
@@ -287,6 +290,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(train: Callable[..., Any]):
     assert torch.equal(weights(resumed), weights(straight))
 
 
+@ONE_OF_EACH_CLASS
 def test_two_processes_equal_one(train: Callable[..., Any], tmp_path: Path):
     singly = ("groups.rollout_batch=1", "groups.update_batch=1", "rewards.identity.batch=1", "rewards.prompt.batch=1")
 
