@@ -25,6 +25,7 @@ START, END = "<!-- rooms: python tests/structure.py --write -->\n", "<!-- end of
 # Lowest first: a room may import those above it in this table, never those below.
 ROOMS = {
     "errors": "the two roots of all errors that the user sees as one line",
+    "wording": "words that many messages share",
     "inputs": "limits of numbers and `~` in paths, for settings and options",
     "fields": "the types of settings",
     "algorithm": "the paper as pure functions on tensors; `rules/` has one file per shaping rule",

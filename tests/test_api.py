@@ -161,7 +161,7 @@ def test_a_reward_scores_pictures_of_any_size(samples: list[Sample]):
     torch.testing.assert_close(rewards.score(reward, [pictures[0], double], samples[0])[:1], scores[:1])
     assert rewards.score(reward, [], samples[0]).shape == (0,)
     pixels[1, 0, 3, 3] = torch.nan
-    with pytest.warns(UserWarning, match="1 images hold NaN or infinities, and are not scored"):
+    with pytest.warns(UserWarning, match="1 image not scored: NaN or infinities in the pixels"):
         assert rewards.score(reward, pixels, samples[:3]).isnan().tolist() == [False, True, False]
 
 
@@ -169,12 +169,12 @@ def test_what_cannot_be_scored_is_refused(samples: list[Sample], tmp_path: Path)
     def score(images: torch.Tensor, samples: Any) -> torch.Tensor:  # noqa: ARG001
         return images.mean((1, 2, 3))
 
-    with pytest.raises(InputError, match="1 pictures and 2 samples"):
+    with pytest.raises(InputError, match="1 picture and 2 samples"):
         rewards.score(score, [Image.new("RGB", (8, 8))], samples[:2])
     with pytest.raises(InputError, match="check the path"):
         rewards.score(score, [tmp_path / "none.png"], samples[0])
     for wrong, problem in (
-        (torch.zeros(1, 1), r"returned shape \(1, 1\) for 1 images"),
+        (torch.zeros(1, 1), r"returned shape \(1, 1\) for 1 image"),
         (torch.full((1,), torch.inf), "returned an infinity"),
         (0.5, "returned float; return a tensor"),
     ):

@@ -45,7 +45,7 @@ def test_an_arm_may_have_fewer_seeds(tmp_path: Path):
     comparison = Comparison.read(write(tmp_path, seeds=[0, 1], arms=arms))
     assert [seed for arm, seed in comparison.jobs if arm == "extra"] == [0]
     assert comparison.lines("extra") == {"shaping.gamma": 0.2}
-    assert "extra                1 seeds, 18 images each   shaping.gamma=0.2" in describe(comparison)
+    assert "extra                1 seed, 18 images each   shaping.gamma=0.2" in describe(comparison)
 
 
 def test_the_primary_question_is_answered_first(tmp_path: Path):

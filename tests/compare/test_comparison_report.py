@@ -198,7 +198,7 @@ def test_the_table_says_if_runs_were_made_with_different_code(results: Results, 
     assert "different code" not in tabulate(comparison, results)[1]
     results["naive"][1]["code"] = "abc+changes"
     last = tabulate(comparison, results)[1].splitlines()[-1]
-    assert last == "The runs were made with different code: unknown (9 runs), abc+changes (1 runs)."
+    assert last == "The runs were made with different code: unknown (9 runs), abc+changes (1 run)."
 
 
 def test_a_report_of_one_seed_has_no_intervals(tmp_path: Path):

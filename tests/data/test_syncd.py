@@ -83,7 +83,7 @@ def test_every_problem_of_every_file_is_listed_at_once(root: Path, problems: Cal
     assert found == [
         'metadata.json, entry 1: must be an object with filenames and prompts, not "text"',
         "metadata.json, entry 2: has no prompts (fields: filenames)",
-        "metadata.json, entry 3: has 3 filenames and 1 prompts; a set needs two or more, one prompt each",
+        "metadata.json, entry 3: has 3 filenames and 1 prompt; a set needs two or more, one prompt each",
         'metadata.json, entry 4: filenames must be a list of paths, not "0_0_0.jpg"',
         *(
             f'metadata.json, entries 5, 6: id "rigid/0_0_{number}" is used more than once; give each sample its own'

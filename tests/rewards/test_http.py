@@ -101,8 +101,8 @@ def test_the_bounds_themselves_are_scores(serve: Serve):
         (status(200, [0.5]), 'the reply has no list under "scores": [0.5]'),
         (status(200, {"scores": 0.5}), 'the reply has no list under "scores": {"scores": 0.5}'),
         (status(200, b"<html>"), "the reply is not JSON: "),
-        (give(), "0 scores for 1 images"),
-        (give(0.5, 0.5), "2 scores for 1 images"),
+        (give(), "0 scores for 1 image"),
+        (give(0.5, 0.5), "2 scores for 1 image"),
     ],
 )
 def test_a_reply_without_a_score_per_image_is_tried_again(serve: Serve, reply: Reply, message: str):

@@ -123,7 +123,7 @@ def test_a_run_goes_on_with_its_own_samples_when_the_list_grows(finished: Path, 
     """A fifth subject would change which subjects are held out."""
     draw(folder / "e.png", 5)
     edit(folder, lambda entries, _: entries.append({**entries[0], "image_paths": ["e.png"], "subject": appended}))
-    with pytest.warns(UserWarning, match="the data holds 1 samples more than the run began with; it goes on without"):
+    with pytest.warns(UserWarning, match="the data holds 1 sample more than the run began with; it goes on without"):
         resumed = start("updates=3", resume=True)
     resumed.train()
     with contextlib.chdir(shutil.copytree(finished, folder / "same")):

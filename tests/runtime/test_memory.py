@@ -191,7 +191,7 @@ def test_an_evaluation_that_does_not_fit_is_done_in_halves(
     assert max(sizes) > 2
     assert row["identity_reward"] == pytest.approx(expected["identity_reward"], abs=1e-5)
     limit_memory(trainer, 0, monkeypatch)
-    with pytest.raises(MemoryExhaustedError, match=r"^out of memory while evaluating .*1 images at a time"):
+    with pytest.raises(MemoryExhaustedError, match=r"^out of memory while evaluating .*1 image at a time"):
         report(trainer)
 
 

@@ -12,6 +12,7 @@ from customized_grpo.calibration.file import Level, MeasuredReward, is_capped
 from customized_grpo.calibration.intervals import estimate
 from customized_grpo.calibration.scored_pictures import Judged
 from customized_grpo.rewards.settings import RewardSettings
+from customized_grpo.wording import counted
 
 UPPER = 0.9  # decile of a group of the base that counts as good; 1 - UPPER: as bad
 DIGITS = 6  # significant ones in the file; the run calculates with what it writes
@@ -110,8 +111,9 @@ def describe(key: str, levels: Levels) -> str:
 
 
 def _shown(found: Level) -> str:
+    assert found.pictures is not None  # only what this program measured is shown
     low, high = found.interval or (found.mean, found.mean)
-    return f"{found.mean:.3g} [{low:.3g}, {high:.3g}] ({found.what}, {found.pictures} pictures)"
+    return f"{found.mean:.3g} [{low:.3g}, {high:.3g}] ({found.what}, {counted(found.pictures, 'picture')})"
 
 
 def measured_rewards(levels: Mapping[str, Levels], rewards: Mapping[str, RewardSettings]) -> dict[str, MeasuredReward]:

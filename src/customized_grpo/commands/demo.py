@@ -28,6 +28,7 @@ from customized_grpo.run.cases import keep_cases
 from customized_grpo.training.assemble import assemble, load_metrics
 from customized_grpo.training.evaluation import HeldOut, Scored
 from customized_grpo.training.trainer import Trainer
+from customized_grpo.wording import counted
 
 METRICS = tuple(parse_metric(name) for name in ("oracle_identity", "oracle_prompt", "joint_success", "copy_paste"))
 SHOWN = 12  # cases in cases.png: the first ones, not the best ones
@@ -70,7 +71,9 @@ def run_demo(folder: Path, *, recipe: str, seed: int, updates: int, cases: int, 
     settings = {"output": folder / "run", "seed": seed, "device": device, "updates": updates}
     config = load_config(recipe, [*settings.items(), ("sampling.finish_steps", FINISH_STEPS)])
     trainer = assemble(config)
-    print(f"Training the built-in model by the recipe {recipe}, {updates} updates, seed {seed}.", flush=True)
+    print(
+        f"Training the built-in model by the recipe {recipe}, {counted(updates, 'update')}, seed {seed}.", flush=True
+    )
     training = time.perf_counter()
     trainer.train()
     training = time.perf_counter() - training

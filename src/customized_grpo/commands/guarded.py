@@ -9,6 +9,7 @@ from typing import ParamSpec
 
 from customized_grpo.files.paths import as_argument
 from customized_grpo.runtime.stopping import ending
+from customized_grpo.wording import counted
 
 P = ParamSpec("P")
 ANEW = "nothing is kept; the same command begins anew"
@@ -53,7 +54,7 @@ def kept_pictures(count: int, folder: Path) -> str:
 
 
 def _counted(images: int) -> str:
-    return "1 image is" if images == 1 else f"{images} images are"
+    return f"{counted(images, 'image')} {'is' if images == 1 else 'are'}"
 
 
 def kept_stages(work: Path) -> str:

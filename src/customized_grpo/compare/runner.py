@@ -28,6 +28,7 @@ from customized_grpo.policies import find_family
 from customized_grpo.runtime.device import usable_device
 from customized_grpo.runtime.stopping import StopRequest
 from customized_grpo.training.check import check_run
+from customized_grpo.wording import counted
 
 LOG = "log.txt"
 
@@ -211,13 +212,12 @@ def _with_place(table: str, comparison: Comparison) -> str:
 
 def describe(comparison: Comparison) -> str:
     """The planned runs, for --dry-run."""
-    lines = [
-        f"{len(comparison.jobs)} runs into {comparison.output}, seeds {', '.join(map(str, comparison.seeds))}",
-        "",
-    ]
+    runs, seeds = counted(len(comparison.jobs), "run"), ", ".join(map(str, comparison.seeds))
+    lines = [f"{runs} into {comparison.output}, seeds {seeds}", ""]
     for arm in (BASE, *comparison.arms):
         config = comparison.config(arm, comparison.seeds_of(arm)[0])
         changes = ", ".join(f"{key}={value}" for key, value in comparison.lines(arm).items())
         images = 0 if arm == BASE else config.updates * config.groups.prompts * config.groups.size
-        lines.append(f"{arm:<20} {len(comparison.seeds_of(arm))} seeds, {images} images each   {changes}")
+        seeds = counted(len(comparison.seeds_of(arm)), "seed")
+        lines.append(f"{arm:<20} {seeds}, {counted(images, 'image')} each   {changes}")
     return "\n".join(lines)

@@ -22,6 +22,7 @@ from customized_grpo.compare.front import Beyond, beyond_fronts
 from customized_grpo.compare.plots import write_plots
 from customized_grpo.compare.time_to import time_table, times_to
 from customized_grpo.files.durable import write_text
+from customized_grpo.wording import counted
 
 WARNING_KEYS = ("update", "kind", "message")  # of a run's warnings in comparison.json; result.json has every field
 
@@ -270,5 +271,5 @@ def _note_on_commits(results: Results) -> list[str]:
     commits = Counter(str(run.get("code") or "unknown") for by_seed in results.values() for run in by_seed.values())
     if len(commits) < 2:
         return []
-    counted = ", ".join(f"{code} ({count} runs)" for code, count in commits.items())
-    return [f"The runs were made with different code: {counted}."]
+    made_by = ", ".join(f"{code} ({counted(count, 'run')})" for code, count in commits.items())
+    return [f"The runs were made with different code: {made_by}."]

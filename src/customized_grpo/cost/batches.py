@@ -16,6 +16,7 @@ from customized_grpo.cost.estimate import Estimate, estimate
 from customized_grpo.cost.measured import Measured, Settings, measured
 from customized_grpo.runtime.device import missing_here, named_device
 from customized_grpo.runtime.distributed import Processes
+from customized_grpo.wording import counted
 
 OF_PROCESSOR = 24  # images per pass without CUDA: larger ones are not faster, docs/performance.md
 OF_CARD = 64  # images per pass on a card with room for more: more only needs memory, and risks running out of it
@@ -32,7 +33,7 @@ class Choice:
     reason: str
 
     def __str__(self) -> str:
-        return f"groups.batch=auto: {self.batch} image{'s' * (self.batch > 1)} per pass, {self.reason}"
+        return f"groups.batch=auto: {counted(self.batch, 'image')} per pass, {self.reason}"
 
 
 def with_batch(config: RunConfig, batch: int) -> RunConfig:

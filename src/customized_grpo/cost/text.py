@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from customized_grpo.cost.cards import CARDS, MEMORIES, fits
 from customized_grpo.cost.estimate import Estimate
+from customized_grpo.wording import counted
 
 SHORT = 0.01  # seconds of an update and hours of a run: cards that take less are not listed
 
@@ -40,7 +41,7 @@ def _work(estimate: Estimate, utilisation: float) -> Iterator[str]:
     large = estimate.flops >= 1e14
     (of_one, one), (of_all, all_) = (("T", 1e12), ("P", 1e15)) if large else (("G", 1e9), ("T", 1e12))
     yield ""
-    yield f"One update: {groups.prompts} group{'s' * (groups.prompts > 1)} of {groups.size} images{each}"
+    yield f"One update: {counted(groups.prompts, 'group')} of {counted(groups.size, 'image')}{each}"
     yield f"  {'':<38}{'number':>10}{of_one + 'FLOP each':>13}{of_all + 'FLOP':>9}"
     for part in estimate.work:
         flops = part.flops / part.count / one
@@ -73,7 +74,9 @@ def _memory(estimate: Estimate) -> Iterator[str]:
         yield _row(f"{phase}:", (resident + sum(parts.values())) / unit)
         for part, size in parts.items():
             yield _row(f"  + {part}", size / unit)
-    batches = f"{groups.rollout_batch} images in rollout and evaluation, {groups.update_batch} in the update"
+    batches = (
+        f"{counted(groups.rollout_batch, 'image')} in rollout and evaluation, {groups.update_batch} in the update"
+    )
     yield f"  activations of {batches}"
     yield "  not counted: what rewards need while they score, and the VAE while it encodes a"
     yield "  reference; CUDA itself, for which 7 % stay free"

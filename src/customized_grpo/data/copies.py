@@ -10,6 +10,7 @@ from pathlib import Path
 from customized_grpo.data.images import Checked, Source, content_of
 from customized_grpo.data.sample import Sample
 from customized_grpo.files.paths import display
+from customized_grpo.wording import counted
 
 _NAMED = 3  # pairs in a warning
 
@@ -88,7 +89,7 @@ def warn_of_shared(train: Iterable[Sample], held_out: Iterable[Sample]) -> None:
     }
     if shared:
         picture, (one, other) = next(iter(shared.items()))
-        count = "1 picture is" if len(shared) == 1 else f"{len(shared)} pictures are"
+        count = f"{counted(len(shared), 'picture')} {'is' if len(shared) == 1 else 'are'}"
         warnings.warn(
             f"{count} used both in training and held out, under two subjects: {display(picture)} under {one!r} and "
             f"{other!r}; if they are one, give these samples the same subject",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from customized_grpo.errors import InputError
 from customized_grpo.files.paths import display
+from customized_grpo.wording import counted
 
 _SHOWN = 20  # problems in the message of a DataError; `problems` has all
 
@@ -19,8 +20,8 @@ class DataError(InputError, ValueError):
         lines = [f"  {problem}" for problem in problems[:_SHOWN]]
         if len(problems) > _SHOWN:
             lines.append(f"  and {len(problems) - _SHOWN} more")
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__("\n".join([f"{display(path)} cannot be used, {count}:", *lines, remedy]))
+        head = f"{display(path)} cannot be used, {counted(len(problems), 'problem')}:"
+        super().__init__("\n".join([head, *lines, remedy]))
         self.problems = tuple(problems)
 
 

@@ -18,6 +18,7 @@ from customized_grpo.data.reading import list_folder
 from customized_grpo.data.sample import Sample
 from customized_grpo.files.paths import as_stored, inside, is_folder
 from customized_grpo.files.text import flaw_of
+from customized_grpo.wording import counted
 
 _METADATA = ("*metadata.json", "*metadata_with_scores.json")
 _FIELDS = ("filenames", "prompts")
@@ -81,9 +82,8 @@ def _set(entry: Entry, folder: Path, root: Path) -> Iterator[tuple[Place, Sample
     if not (names and prompts):
         return
     if len(names) != len(prompts) or len(names) < 2:
-        entry.report(
-            f"has {len(names)} filenames and {len(prompts)} prompts; a set needs two or more, one prompt each"
-        )
+        given = f"{counted(len(names), 'filename')} and {counted(len(prompts), 'prompt')}"
+        entry.report(f"has {given}; a set needs two or more, one prompt each")
         return
     for prompt in prompts:
         if flaw := flaw_of(prompt):

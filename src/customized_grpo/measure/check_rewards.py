@@ -33,6 +33,7 @@ from customized_grpo.files.durable import make_folder, write_text
 from customized_grpo.measure.calibration_table import CalibrationTable
 from customized_grpo.rewards.mistakes import parse_metric
 from customized_grpo.rewards.settings import RewardSettings
+from customized_grpo.wording import counted
 
 # Thresholds. The whole 95 % interval of a share must lie beyond its threshold, so that chance does not cross it.
 COPY_WINS = 2 / 3  # of pairs (copy, honest picture) in which the copy scores higher; 1/2 if both are worth the same
@@ -262,7 +263,7 @@ class Check:
     def text(self) -> str:
         """Legend, a table per reward, correlations, calibration, findings and notes."""
         count, subjects = len(self.cases.samples), len({*self.cases.subjects})
-        data = f"{count} cases of {self.source}, {subjects} subject{'' if subjects == 1 else 's'}"
+        data = f"{counted(count, 'case')} of {self.source}, {counted(subjects, 'subject')}"
         lines = [f"{data}. Scored as if they had been generated:"]
         lines += [f"  {_name(row):<14} {words}" for row, words in self.cases.legend().items()]
         for judged in self.judged:

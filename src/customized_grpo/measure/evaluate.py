@@ -43,6 +43,7 @@ from customized_grpo.run.cases import keep_reference
 from customized_grpo.runtime.device import usable_device
 from customized_grpo.sharing.scores import SETTINGS, SUMMARY
 from customized_grpo.training.evaluation import Case, generate_cases
+from customized_grpo.wording import counted
 
 ROWS = "rows.jsonl"
 PICTURES, REFERENCES = "images", "references"
@@ -320,9 +321,9 @@ def summarise(
 def table(summary: Mapping[str, Any]) -> str:
     """The overall scores for the terminal."""
     width = max(len(name) for name in summary["metrics"]) + 2
-    subjects = f"{summary['subjects']} subject{'' if summary['subjects'] == 1 else 's'}"
+    images, subjects = counted(summary["images"], "image"), counted(summary["subjects"], "subject")
     over = "subjects" if summary["subjects"] > 1 else "images"
-    lines = [f"{summary['images']} images of {subjects}; 95 % intervals over {over}"]
+    lines = [f"{images} of {subjects}; 95 % intervals over {over}"]
     if "dominance" in summary:
         lines.append("last column: change since the base, image by image")
     lines.append("")

@@ -25,6 +25,7 @@ from customized_grpo.run.sampling_settings import SamplingSettings
 from customized_grpo.training.assemble import add_adapter, load_metrics, load_rewards
 from customized_grpo.training.rollout import Sampler
 from customized_grpo.training.samples import load_samples
+from customized_grpo.wording import counted
 
 REPORT, PICTURE, SCHEDULE = "probe.json", "probe.png", "weighting.yaml"
 
@@ -46,7 +47,8 @@ def run_probe(config: RunConfig, adapter: Path | None, *, prompts: int, draws: i
     sampler = Sampler(sigmas, config.noise.dynamics, config.noise.level, config.groups.rollout_batch)
     profile = Probe(policy, sampler, samples, metrics, draws, config.seed).measure()
     findings = Findings.of(config, samples, sigmas, profile)
-    title = f"{prompts} prompts, {draws} draws each, {config.noise.dynamics} noise of level {config.noise.level:g}"
+    noise = f"{config.noise.dynamics} noise of level {config.noise.level:g}"
+    title = f"{counted(prompts, 'prompt')}, {counted(draws, 'draw')} each, {noise}"
     print(f"\nNoise at one step only: {title}\n\n{findings.text()}", end="")
     if config.objective.kind == "nft":
         print("\nGradient factor and norm are those of log-probabilities, which objective.kind=nft does without.")

@@ -13,6 +13,7 @@ from customized_grpo.compare.results import read_result
 from customized_grpo.report.cases import BASE, film_of, read_estimate, wall_of_film
 from customized_grpo.report.content import Arm, History, MetricRow, Part, Table
 from customized_grpo.report.formats import ComparisonShape, read_json
+from customized_grpo.wording import counted
 
 MANY = 4  # arms; if there are more, they are shown a selection at a time
 
@@ -31,7 +32,7 @@ def comparison_part(folder: Path) -> Part:
     return Part(
         "Comparison",
         folder.resolve().name,
-        [f"recipe {settings['recipe']}", f"{len(arms)} arm{'' if len(arms) == 1 else 's'}", f"seeds {_ranges(seeds)}"],
+        [f"recipe {settings['recipe']}", counted(len(arms), "arm"), f"seeds {_ranges(seeds)}"],
         _tables(content),
         content["differences"],
         arms,

@@ -39,6 +39,7 @@ from customized_grpo.report.probes import PROBE, probe_part
 from customized_grpo.sharing.public import public
 from customized_grpo.sharing.scores import TUNED as EVALUATION_TUNED
 from customized_grpo.training.rules import UNWEIGHTED
+from customized_grpo.wording import counted
 
 # --- the kind of a folder --------------------------------------------------------------------------------------------
 
@@ -274,18 +275,17 @@ def _evaluation_table(named: Sequence[tuple[str, _Evaluation]]) -> Table:
         trained = any(figure and figure["trained_on"] for figure in figures)
         lines.append(MetricRow(metric, trained, [read_estimate(figure) for figure in figures], change))
     images, subjects = summaries[0]["images"], summaries[0]["subjects"]
-    several = subjects > 1
-    notes = [
-        f"{images} images of {subjects} subject{'s' if several else ''}. Intervals: 95 %, over "
-        f"{'subjects' if several else 'its images'}."
-    ]
+    over = "subjects" if subjects > 1 else "its images"
+    notes = [f"{counted(images, 'image')} of {counted(subjects, 'subject')}. Intervals: 95 %, over {over}."]
     notes += _note_on_sampling(named)
     notes += [f"{metric} is not the same measurement in all: {of_each}." for metric, of_each in otherwise.items()]
     if len(rows) == 2:
         notes.append("Change: mean paired difference over the cases that both could score.")
     for name, summary in zip(names, summaries, strict=True):
         unscored = {metric: figure["unscored"] for metric, figure in summary["metrics"].items() if figure["unscored"]}
-        notes += [f"{name}: {count} images could not be scored by {metric}." for metric, count in unscored.items()]
+        notes += [
+            f"{name}: {counted(count, 'image')} could not be scored by {metric}." for metric, count in unscored.items()
+        ]
         if dominance := summary.get("dominance"):
             better, worse = (f"{dominance[side]['mean']:.0%}" for side in ("better", "worse"))
             notes.append(

@@ -18,6 +18,7 @@ from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.by_name import names
 from customized_grpo.rewards.mistakes import parse_metric
 from customized_grpo.rewards.settings import Measures, Name, RewardSettings
+from customized_grpo.wording import counted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,7 +66,8 @@ def score(
     name = getattr(reward, "__name__", type(reward).__name__)
     of_each = list(samples) if isinstance(samples, Sequence) else [samples] * len(pictures)
     if len(of_each) != len(pictures):
-        raise UsageError(f"{len(pictures)} pictures and {len(of_each)} samples; give one sample, or one per picture")
+        given = f"{counted(len(pictures), 'picture')} and {counted(len(of_each), 'sample')}"
+        raise UsageError(f"{given}; give one sample, or one per picture")
     if isinstance(pictures, torch.Tensor):
         return scoring.score(name, reward, pictures, of_each)
     images = [torch.tensor(np.asarray(load_image(picture)) / 255).float().permute(2, 0, 1) for picture in pictures]

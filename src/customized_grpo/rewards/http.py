@@ -35,6 +35,7 @@ from customized_grpo.rewards.remote import (
     error_status,
     no_reply,
 )
+from customized_grpo.wording import counted
 
 VERSION = 1  # of the interface; a server can refuse versions that it does not know
 LARGEST = float(torch.finfo(torch.float32).max)
@@ -129,5 +130,5 @@ def _scores(body: bytes, images: int) -> list[Any]:
         message = f'the reply has no list under "scores": {body.decode(errors="replace")}'
         raise AskError("bad_reply", message, retry=True)
     if len(scores) != images:
-        raise AskError("bad_reply", f"{len(scores)} scores for {images} images", retry=True)
+        raise AskError("bad_reply", f"{counted(len(scores), 'score')} for {counted(images, 'image')}", retry=True)
     return scores

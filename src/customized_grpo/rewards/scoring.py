@@ -16,6 +16,7 @@ from customized_grpo.data import Sample
 from customized_grpo.errors import RunError
 from customized_grpo.rewards.base import Cause, Reward
 from customized_grpo.runtime.distributed import Processes
+from customized_grpo.wording import counted
 
 
 class RewardError(RunError, RuntimeError):
@@ -154,7 +155,8 @@ def score(name: str, reward: Reward, images: Tensor, samples: Sequence[Sample]) 
     if not isinstance(scores, Tensor):
         raise RewardError(f"reward {name!r} returned {type(scores).__name__}; return a tensor [{len(images)}]")
     if scores.shape != (len(images),):
-        raise RewardError(f"reward {name!r} returned shape {tuple(scores.shape)} for {len(images)} images; return [N]")
+        given = counted(len(images), "image")
+        raise RewardError(f"reward {name!r} returned shape {tuple(scores.shape)} for {given}; return [N]")
     if not scores.is_floating_point():
         scores = scores.to(torch.float32)
     if scores.isinf().any():
@@ -162,6 +164,8 @@ def score(name: str, reward: Reward, images: Tensor, samples: Sequence[Sample]) 
     scores = scores.detach().cpu().clone()  # a reward may write its next scores into the same tensor
     broken = ~images.isfinite().flatten(1).all(dim=1).cpu()
     if broken.any():  # as PNG they would be black
-        warnings.warn(f"{int(broken.sum())} images hold NaN or infinities, and are not scored", stacklevel=2)
+        warnings.warn(
+            f"{counted(int(broken.sum()), 'image')} not scored: NaN or infinities in the pixels", stacklevel=2
+        )
         scores[broken] = torch.nan
     return scores

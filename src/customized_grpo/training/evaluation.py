@@ -25,6 +25,7 @@ from customized_grpo.runtime.distributed import Processes
 from customized_grpo.runtime.memory import MemoryExhaustedError
 from customized_grpo.training.record import spread, with_average
 from customized_grpo.training.rollout import derive_seed, generate
+from customized_grpo.wording import counted
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,8 @@ class HeldOut:
         except torch.OutOfMemoryError as error:
             if len(cases) == 1 or self.processes.count > 1:
                 raise MemoryExhaustedError(
-                    f"out of memory while evaluating {len(cases)} images at a time ({first_line(error)}); continue "
-                    "with --resume, groups.batch=null and a smaller groups.rollout_batch, or with a smaller "
+                    f"out of memory while evaluating {counted(len(cases), 'image')} at a time ({first_line(error)}); "
+                    "continue with --resume, groups.batch=null and a smaller groups.rollout_batch, or with a smaller "
                     "evaluation.height and width"
                 ) from None
         middle = len(cases) // 2  # outside of `except`, which would keep the failed attempt's tensors alive

@@ -18,6 +18,7 @@ from customized_grpo.rewards.settings import INSTEAD, IdentitySettings
 from customized_grpo.run.own_samples import OWN_SAMPLES, RESTORE, OwnSamples, read_data
 from customized_grpo.sections import Data
 from customized_grpo.training.rules import needs_static_weights
+from customized_grpo.wording import counted
 
 
 def load_samples(config: RunConfig) -> tuple[list[Sample], list[Sample]]:
@@ -70,8 +71,8 @@ def own_samples(
             names = [*known.train, *known.held_out]
             known.check(digests([*train, *held_out]), names, f"{RESTORE}, or start another run with output=...")
             if data.train_samples is None and (new := len(found) - len(names)):
-                message = f"the data holds {new} samples more than the run began with; it goes on without them"
-                warnings.warn(message, stacklevel=2)
+                more = f"the data holds {counted(new, 'sample')} more than the run began with"
+                warnings.warn(f"{more}; it goes on without what is new", stacklevel=2)
     return train, held_out[: data.held_out_samples], known
 
 
