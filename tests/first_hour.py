@@ -12,12 +12,18 @@ from typing import Any
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "first_hour.ipynb"
 
 
-def executed() -> Any:
-    """The notebook after a run in a new kernel. An error in a cell is raised. Streams to stderr are left out."""
+def executed(updates: int | None = None) -> Any:
+    """The notebook after a run in a new kernel. An error in a cell is raised. Streams to stderr are left out.
+
+    updates  in place of those that the notebook trains
+    """
     import nbformat  # pyright: ignore[reportMissingImports]
     from nbclient import NotebookClient  # pyright: ignore[reportMissingImports]
 
     notebook = nbformat.read(NOTEBOOK, as_version=4)
+    if updates is not None:
+        (training,) = [cell for cell in notebook.cells if "UPDATES = 20" in cell.source]
+        training.source = training.source.replace("UPDATES = 20", f"UPDATES = {updates}")
     NotebookClient(notebook, timeout=1200, kernel_name="python3").execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # when it ran

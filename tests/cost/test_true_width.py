@@ -84,7 +84,7 @@ def test_a_whole_update_of_each_recipe(checkpoint: tuple[str, Path], tmp_path: P
     family, path = checkpoint
     monkeypatch.chdir(tmp_path)
     write_list(tmp_path)
-    config = configured(family, path, 128, "model.max_sequence_length=64")  # few tokens: it takes seconds
+    config = configured(family, path, 64, "model.max_sequence_length=32")  # few tokens: it takes seconds
     run_training(config, resume=False)
     run = Path(config.output)
     (row,) = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())

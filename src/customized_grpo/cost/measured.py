@@ -22,8 +22,8 @@ from customized_grpo.policies.libraries import Kind
 from customized_grpo.policies.quantise import bytes_saved, quantise
 from customized_grpo.sections import Adapter, Model
 
-# Blocks of each kind that are run; the others cost as much as one more does. Training takes two of them: the last one
-# may need less memory, because nothing reads one of its results.
+# Blocks that are run of the kind that comes last; of other kinds it is one. Each further block costs what one more does.
+# Training takes two: the very last one may need less memory, because nothing reads one of its results.
 SAMPLED, TRAINED = 1, 2
 
 
@@ -154,10 +154,15 @@ def _sketch(model: Model) -> DiffusersPolicy:
 
 
 def _extrapolated(
-    counts: Mapping[str, int], most: int, run: Callable[[Mapping[str, int]], dict[str, Pass]]
+    counts: Mapping[str, int], last: int, run: Callable[[Mapping[str, int]], dict[str, Pass]]
 ) -> dict[str, Pass]:
-    """The costs with all blocks, from those with at most so many: each further block of a kind costs the same."""
-    few = {name: min(count, most) for name, count in counts.items()}
+    """The costs with all blocks, from those with few: each further block of a kind costs the same.
+
+    counts  of all blocks, by kind, in the order in which they run
+    last    how many to run of the last kind
+    """
+    *_, final = counts
+    few = {name: min(count, last if name == final else 1) for name, count in counts.items()}
     costs = base = run(few)
     for name, count in counts.items():
         if count > few[name]:
