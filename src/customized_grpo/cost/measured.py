@@ -22,7 +22,7 @@ from customized_grpo.policies.libraries import Kind
 from customized_grpo.policies.quantise import bytes_saved, quantise
 from customized_grpo.sections import Adapter, Model
 
-# Blocks that are run of the kind that comes last; of other kinds it is one. Each further block costs what one more does.
+# Blocks that are run of the last kind; of the others it is one. Each further block costs what one more does.
 # Training takes two: the very last one may need less memory, because nothing reads one of its results.
 SAMPLED, TRAINED = 1, 2
 
